@@ -1,0 +1,213 @@
+"""Scores, and questions about your own pictures.
+
+    python evaluate.py --image picture.png --ask "what color is the circle?"
+    python evaluate.py --image picture.png                                    # without a question: a caption
+
+The scores compare with the generator's truth, so they are exact; train.py calls them after each stage.
+"""
+import argparse
+import random
+import sys
+from collections import defaultdict
+from pathlib import Path
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from PIL import Image, UnidentifiedImageError
+
+from adapter import load_adapter
+from data.bpe import BOS
+from data.corpus import raster, sentences
+from data.world import (ANSWERS, CAPTION_REQUESTS, COLORS, COMP_PAIRS, QUESTION_TYPES, SHAPES, ask, ask_any, caption, draw,
+                        make_scene, score_caption)
+from model import VLM, load_llm, same_length
+from vision import load_vit
+
+
+# ---- scores ------------------------------------------------------------------------------------------------------------
+
+def subject(qa):
+    """The (color, shape) pair that a question is about, its answer filled in; None in it where there is no pair."""
+    type, color, shape = qa.about
+    return (qa.answer if type == "color" else color, qa.answer if type == "shape" else shape)
+
+
+def benchmark(split, pictures, max_objects):
+    """The questions of a split: (scenes, [(picture, QA)], [(picture, exists-QA)]). Always the same for a split.
+
+    Two questions for each picture, types in turn where the scene allows; on 'comp', only questions about unseen pairs.
+    """
+    rng = random.Random(f"benchmark/{split}")
+    scenes = [make_scene(split, 0, i, max_objects) for i in range(pictures)]
+    questions, pope = [], []
+    for i, scene in enumerate(scenes):
+        for k in range(2):
+            qa = ask(scene, QUESTION_TYPES[(2 * i + k) % len(QUESTION_TYPES)], rng) or ask_any(scene, rng)
+            while split == "comp" and subject(qa) not in COMP_PAIRS:
+                qa = ask_any(scene, rng)
+            questions.append((i, qa))
+        pope.append((i, ask(scene, "exists", rng)))
+    return scenes, questions, pope
+
+
+def score_answers(questions, answers):
+    """Exact match, in all and by question type: (accuracy, {type: accuracy})"""
+    hits = defaultdict(list)
+    for qa, answer in zip(questions, answers):
+        hits[qa.type].append(answer == qa.answer)
+    return (float(np.mean(sum(hits.values(), []))), {type: float(np.mean(hits[type])) for type in QUESTION_TYPES if type in hits})
+
+
+def score_captions(captions, scenes):
+    """(F1 over objects, share of captions that are right and complete); an object counts when all its attributes are right."""
+    right, said, true = np.array([score_caption(c, s) for c, s in zip(captions, scenes)]).T
+    return float(2 * right.sum() / max(1, said.sum() + true.sum())), float(np.mean((right == said) & (right == true)))
+
+
+def score_llm(llm, encoding, dialect, seed, n, max_objects):
+    """Reading comprehension on n unseen scenes in words: can this LLM answer from sentences, and from rasters?"""
+    llm.eval()
+    scores, device = {}, llm.embedding.weight.device
+    for name in ("text_qa", "raster_qa"):
+        rng, prompts, questions = random.Random(f"{name}/{seed}"), [], []
+        for i in range(n):
+            scene = make_scene("text:test", seed, i, max_objects)
+            qa = ask(scene, QUESTION_TYPES[i % len(QUESTION_TYPES)], rng) or ask_any(scene, rng)
+            body = raster(scene, rng) if name == "raster_qa" else sentences(scene, dialect, rng)
+            questions.append(qa)
+            prompts.append(encoding.encode(f"{BOS}scene:\n{body}", allowed_special={BOS})
+                           + encoding.encode(f"question: {qa.question}"))
+        answers = [""] * n
+        for rows, ids in same_length(prompts):
+            for i, tokens in zip(rows, llm.generate(llm.embed(ids.to(device)), encoding.encode_single_token(b"\n"), 8)):
+                answers[i] = encoding.decode(tokens).strip()
+        scores[name], scores[name + "_by_type"] = score_answers(questions, answers)
+    return scores
+
+
+def score_vlm(vlm, features, max_objects, splits=("test", "comp")):
+    """The scores S of a VLM; features: {split: (pictures, N, D)}. All answers are generated, none are chosen from a list."""
+    vlm.eval()
+    scores = {}
+    for split in splits:
+        scenes, questions, pope = benchmark(split, len(features[split]), max_objects)
+        ask_all = lambda items: vlm.answer(features[split][[i for i, _ in items]], [qa.question for _, qa in items])
+        vqa, by_type = score_answers([qa for _, qa in questions], ask_all(questions))
+        captions = vlm.answer(features[split], [CAPTION_REQUESTS[0]] * len(scenes))
+        f1, exact = score_captions(captions, scenes)
+        if split == "comp":
+            scores |= {"comp_vqa": vqa, "comp_caption_f1": f1}
+        else:
+            said = ask_all(pope)
+            scores |= {"vqa": vqa, "vqa_by_type": by_type, "caption_f1": f1, "caption_exact": exact,
+                       "pope_acc": score_answers([qa for _, qa in pope], said)[0],
+                       "pope_yes_rate": float(np.mean([a == "yes" for a in said]))}
+    return scores
+
+
+def score_chance(pictures, max_objects):
+    """The same scores for answers drawn at random from those possible, and for the captions of random other scenes."""
+    scores, rng = {}, random.Random("chance")
+    for split in ("test", "comp"):
+        scenes, questions, pope = benchmark(split, pictures[split], max_objects)
+        guess = lambda items: [rng.choice(ANSWERS[qa.type]) for _, qa in items]
+        vqa, by_type = score_answers([qa for _, qa in questions], guess(questions))
+        others = [caption(make_scene(split, 1, i, max_objects)) for i in range(len(scenes))]
+        f1, exact = score_captions(others, scenes)
+        if split == "comp":
+            scores |= {"comp_vqa": vqa, "comp_caption_f1": f1}
+        else:
+            said = guess(pope)
+            scores |= {"vqa": vqa, "vqa_by_type": by_type, "caption_f1": f1, "caption_exact": exact,
+                       "pope_acc": score_answers([qa for _, qa in pope], said)[0],
+                       "pope_yes_rate": float(np.mean([a == "yes" for a in said]))}
+    return scores
+
+
+def linear_probe(x, y, x_test, y_test, classes):
+    """Accuracy of a linear classifier (ridge regression to one-hot targets): what can be read off features directly."""
+    mean, one = x.mean(0), lambda z: torch.cat([z, z.new_ones(len(z), 1)], dim=1)
+    x, x_test = one(x - mean).double(), one(x_test - mean).double()
+    gram = x.T @ x
+    gram.diagonal().add_(1e-3 * gram.diagonal().mean())
+    weights = torch.linalg.solve(gram, x.T @ F.one_hot(y, classes).double())
+    return ((x_test @ weights).argmax(1) == y_test).double().mean().item()
+
+
+def score_features(features, max_objects, train_pictures=3000):
+    """Linear probes for an object's colour and shape on the mean of the frozen patch features of its place."""
+    def objects(split, pictures):
+        x, colors, shapes = [], [], []
+        for i in range(pictures):
+            for obj in make_scene(split, 0, i, max_objects):
+                grid = features[split][i].float()
+                side = int(len(grid) ** 0.5)
+                row, col, k = *divmod(obj.place, 3), side // 3
+                x.append(grid.view(side, side, -1)[row * k:(row + 1) * k, col * k:(col + 1) * k].flatten(0, 1).mean(0))
+                colors.append(COLORS.index(obj.color))
+                shapes.append(SHAPES.index(obj.shape))
+        return torch.stack(x), torch.tensor(colors), torch.tensor(shapes)
+    x, colors, shapes = objects("train", min(train_pictures, len(features["train"])))
+    x_test, colors_test, shapes_test = objects("test", len(features["test"]))
+    return {"probe_color": linear_probe(x, colors, x_test, colors_test, len(COLORS)),
+            "probe_shape": linear_probe(x, shapes, x_test, shapes_test, len(SHAPES))}
+
+
+# ---- your own pictures -------------------------------------------------------------------------------------------------
+
+def fail(message):
+    """A mistake of the user's: one clear line, exit code 2."""
+    print(f"error: {message}", file=sys.stderr)
+    sys.exit(2)
+
+
+def read_picture(path, size):
+    """Any PNG or JPEG as (1, size, size, 3) uint8: transparency on white, padded to a square with its border's colour."""
+    try:
+        picture = Image.open(path)
+        picture.load()
+    except FileNotFoundError:
+        fail(f"there is no picture {str(path)!r}")
+    except (UnidentifiedImageError, OSError, SyntaxError, ValueError) as error:
+        fail(f"cannot read {str(path)!r} as a picture ({error}); PNG and JPEG files work")
+    if picture.mode.startswith("I"):  # 16-bit greyscale
+        picture = Image.fromarray((np.asarray(picture, dtype=np.float64) / 257).clip(0, 255).astype(np.uint8))
+    if "A" in picture.getbands() or "transparency" in picture.info:
+        picture = picture.convert("RGBA")
+        picture = Image.alpha_composite(Image.new("RGBA", picture.size, "white"), picture)
+    picture = picture.convert("RGB")
+    pixels = np.asarray(picture)
+    border = np.concatenate([pixels[0], pixels[-1], pixels[:, 0], pixels[:, -1]])
+    side = max(picture.size)
+    square = Image.new("RGB", (side, side), tuple(int(v) for v in np.median(border, axis=0)))
+    square.paste(picture, ((side - picture.width) // 2, (side - picture.height) // 2))
+    return torch.from_numpy(np.array(square.resize((size, size), Image.Resampling.BOX if side > size else Image.Resampling.BICUBIC)))[None]
+
+
+def load_vlm(out, name):
+    """(ViT, VLM) from an --out folder; name: an adapter's folder there, such as 'langbridge_instruct'."""
+    for folder in (out / "vit", out / name):
+        if not (folder / "config.json").exists():
+            fail(f"{str(folder)!r} has no finished stage; 'python train.py --out {out}' makes it")
+    vit, adapter = load_vit(out / "vit"), load_adapter(out / name)
+    llm, encoding = load_llm(out / name if (out / name / "llm.pt").exists() else out / "llm_source")
+    return vit.eval(), VLM(adapter.set_basis(llm, encoding), llm, encoding).eval()
+
+
+def main():
+    parser = argparse.ArgumentParser(description=__doc__.split("\n")[0], allow_abbrev=False)
+    parser.add_argument("--out", type=Path, default=Path("out"), help="the folder that train.py wrote (default: out)")
+    parser.add_argument("--image", type=Path, required=True, help="a picture: PNG or JPEG, any size")
+    parser.add_argument("--ask", help="a question about it; without one, it is described")
+    parser.add_argument("--model", default="langbridge_instruct", help="which adapter folder of --out answers (default: langbridge_instruct)")
+    args = parser.parse_args()
+    if args.ask is not None and not args.ask.strip():
+        fail("the question is empty; try --ask \"what color is the circle?\", or leave --ask away for a caption")
+    vit, vlm = load_vlm(args.out, args.model)
+    features = vit(read_picture(args.image, vit.config.size))
+    print(vlm.answer(features, [args.ask.strip().lower() if args.ask else CAPTION_REQUESTS[0]])[0])
+
+
+if __name__ == "__main__":
+    main()

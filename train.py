@@ -1,0 +1,611 @@
+"""From nothing to a picture that answers: every stage, from random weights, in one command.
+
+    python train.py                    everything into out/, in the preset that fits the machine
+    python train.py --preset smoke     the same in under a minute, to see that it runs
+    python train.py --help             every setting
+
+    stage          what is trained                     on what
+    llm_source     a GPT                               text only
+    llm_target     a larger GPT, another vocabulary    text only (transfer.py moves adapters to it)
+    vit            a ViT and a small text tower        pairs of picture and caption
+    *_align        an adapter, LLM and ViT frozen      captions of pictures              LLaVA's stage 1
+    *_instruct     the adapter and the LLM             conversations about pictures      LLaVA's stage 2
+
+with * = langbridge and mlp, both on the source LLM, and blind_instruct: the same tuning without a picture. Each stage is a
+folder under --out. Run the same command again after an interruption: finished stages are kept, an unfinished one goes
+on from its last checkpoint and, on a CPU, ends bit for bit as if nothing had happened.
+"""
+import argparse
+import csv
+import difflib
+import inspect
+import json
+import math
+import os
+import random
+import re
+import subprocess
+import sys
+import time
+from dataclasses import asdict, dataclass, fields
+from pathlib import Path
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from PIL import Image, ImageDraw
+from tqdm import tqdm
+
+from adapter import COEFFICIENTS, LangBridge, MLPAdapter, load_adapter, save_adapter
+from data.bpe import PATTERNS, shared_tokens, train_bpe
+from data.corpus import conversation, document, encode, train_tokenizer, turn
+from data.world import CAPTION_REQUESTS, QUESTION_TYPES, WORDINGS, caption, draw, make_scene, twin
+from evaluate import benchmark, fail, load_vlm, score_chance, score_features, score_llm, score_vlm
+from model import GPT, VLM, GPTConfig, load_llm, save_llm
+from vision import CLIP, ViTConfig, load_vit, save_vit
+
+
+@dataclass
+class Settings:
+    out: str = "out"  # folder for everything this command makes; run it again to continue there
+    preset: str = "auto"  # smoke (under a minute), laptop, gpu, or auto: gpu if there is one, otherwise laptop
+    device: str = "auto"  # cpu, cuda, mps, or auto
+    precision: str = "auto"  # fp32, bf16 (autocast), or auto: bf16 on cuda, fp32 elsewhere
+    stages: str = "all"  # only these stages, separated by commas
+    threads: int = 0  # CPU threads in all; 0: as many as there are cores
+    save_every: int = 60  # seconds between checkpoints
+    seed: int = 0  # of weights, order of data, documents
+    # the world
+    max_objects: int = 3  # most objects in a scene
+    pictures: int = 12000  # training pictures for align and instruct
+    test_pictures: int = 600  # pictures of the test split; each has two questions, one yes/no question and a caption
+    # llm: the two language models
+    llm_source_V: int = 512  # vocabulary of the source LLM
+    llm_source_C: int = 128  # width
+    llm_source_layers: int = 2  # depth
+    llm_source_steps: int = 1900  # pretraining steps
+    llm_target_V: int = 640  # vocabulary of the target LLM
+    llm_target_C: int = 160  # width
+    llm_target_layers: int = 3  # depth
+    llm_target_steps: int = 1500  # pretraining steps
+    llm_H: int = 4  # attention heads of both
+    llm_batch: int = 10  # documents a step; many small steps teach more than few large ones
+    llm_turns: int = 8  # questions and captions that follow a scene, at most
+    llm_rasters: float = 0.6  # share of scenes given as a raster of words instead of sentences
+    llm_text_weight: float = 0.1  # weight in the loss of tokens that are no answer
+    llm_matrix_lr: float = 0.03  # learning rate of the hidden matrices (Muon)
+    llm_lr: float = 0.006  # learning rate of everything else (AdamW)
+    # vit: the vision encoder
+    vit_size: int = 48  # picture side in pixels
+    vit_patch: int = 8  # patch side in pixels
+    vit_D: int = 128  # width
+    vit_layers: int = 4  # depth
+    vit_steps: int = 600  # pretraining steps
+    vit_batch: int = 64  # pairs a step; half of them differ from the other half in one word
+    vit_matrix_lr: float = 0.01  # learning rate of the hidden matrices (Muon)
+    vit_lr: float = 0.001  # learning rate of everything else (AdamW)
+    # align: stage 1, the adapter on captions
+    align_K: int = 0  # words that a LangBridge may use; 0: all that both tokenizers have and the captions use
+    align_hidden: int = 256  # hidden width of a LangBridge
+    align_coefficients: str = "softmax"  # how a LangBridge weighs words: softmax, relu or linear
+    align_steps: int = 1000  # steps
+    align_batch: int = 32  # pictures a step
+    align_lr: float = 0.002  # learning rate (AdamW)
+    # instruct: stage 2, adapter and LLM on conversations
+    instruct_steps: int = 600  # steps
+    instruct_batch: int = 16  # pictures a step
+    instruct_turns: int = 4  # turns of a conversation, at most
+    instruct_lr: float = 0.001  # learning rate of adapter, embeddings and small parts of the LLM (AdamW)
+    instruct_matrix_lr: float = 0.003  # learning rate of the LLM's hidden matrices (Muon)
+
+
+PRESETS = {
+    "laptop": {},
+    "smoke": dict(pictures=64, test_pictures=20, llm_source_C=32, llm_source_layers=1, llm_source_steps=30, llm_target_C=48, llm_target_layers=2,
+                  llm_target_steps=30, llm_batch=4, llm_turns=4, vit_D=32, vit_layers=1, vit_steps=20, vit_batch=16,
+                  align_hidden=32, align_steps=20, align_batch=8, instruct_steps=20, instruct_batch=8),
+    "gpu": dict(max_objects=5, pictures=40000, test_pictures=1000, llm_source_C=256, llm_source_layers=4, llm_source_steps=6000,
+                llm_target_C=384, llm_target_layers=6, llm_target_steps=6000, llm_H=8, llm_batch=32, llm_turns=12, vit_size=96, vit_D=256,
+                vit_layers=6, vit_steps=4000, vit_batch=256, align_hidden=1024, align_steps=3000, align_batch=64, instruct_steps=2000,
+                instruct_batch=64),
+}
+
+
+# ---- settings ----------------------------------------------------------------------------------------------------------
+
+def field_help():
+    """{field: the comment beside it in the dataclass}: written once, shown by --help."""
+    return dict(re.findall(r"^    (\w+): .*?  # (.*)$", inspect.getsource(Settings), re.M))
+
+
+def parse_settings(argv):
+    """The command line as Settings: defaults, then the preset's values, then the flags. Unknown flags name the nearest."""
+    parser = argparse.ArgumentParser(description=__doc__.split("\n\n")[0], allow_abbrev=False)
+    help = field_help()
+    for f in fields(Settings):
+        parser.add_argument(f"--{f.name}", type=type(f.default), default=None, metavar=type(f.default).__name__.upper(),
+                            help=f"{help[f.name].replace('%', '%%')} (default: {f.default})")
+    parser.error = lambda message: fail(f"{message}; see python train.py --help")
+    given, unknown = parser.parse_known_args(argv)
+    if unknown:
+        near = difflib.get_close_matches(unknown[0].lstrip("-").split("=")[0], help, 1)
+        fail(f"unknown setting {unknown[0]!r}" + (f"; did you mean --{near[0]}?" if near else "; see python train.py --help"))
+    given = {name: value for name, value in vars(given).items() if value is not None}
+    device = given.get("device", "auto")
+    if device == "auto":
+        device = "cuda" if torch.cuda.is_available() else "cpu"
+    preset = given.get("preset", "auto")
+    if preset == "auto":
+        preset = "gpu" if device == "cuda" else "laptop"
+    if preset not in PRESETS:
+        fail(f"--preset {preset}: expected one of {', '.join(PRESETS)}, auto")
+    precision = given.get("precision", "auto")
+    if precision == "auto":
+        precision = "bf16" if device == "cuda" else "fp32"
+    s = Settings(**{**PRESETS[preset], **given, "preset": preset, "device": device, "precision": precision})
+    check(s)
+    return s
+
+
+def check(s):
+    """Refuse settings that cannot work, before anything is made."""
+    try:
+        torch.zeros(1, device=s.device)
+    except (RuntimeError, AssertionError):
+        fail(f"--device {s.device}: this machine or this torch has no such device; try --device cpu")
+    if s.align_coefficients not in COEFFICIENTS:
+        fail(f"--align_coefficients {s.align_coefficients}: expected one of {', '.join(COEFFICIENTS)}")
+    for name in s.stages.split(",") if s.stages != "all" else []:
+        if name not in STAGES:
+            fail(f"--stages {name}: expected some of {', '.join(STAGES)}, or all")
+    if s.precision not in ("fp32", "bf16"):
+        fail(f"--precision {s.precision}: expected fp32, bf16 or auto")
+    if s.vit_size != 6 * s.vit_patch:
+        fail(f"--vit_size {s.vit_size} --vit_patch {s.vit_patch}: a picture has 6 x 6 patches, as the rasters that the LLMs read "
+             f"have 6 x 6 words; use --vit_patch {s.vit_size // 6} --vit_size {s.vit_size // 6 * 6}")
+    if not 1 <= s.max_objects <= 6:
+        fail(f"--max_objects {s.max_objects}: expected 1 to 6")
+    for name in ("llm_source_C", "llm_target_C"):
+        if getattr(s, name) % (2 * s.llm_H):
+            fail(f"--{name} {getattr(s, name)}: must be a multiple of twice the {s.llm_H} heads")
+    for name in ("llm_source_V", "llm_target_V"):
+        if getattr(s, name) < 300:
+            fail(f"--{name} {getattr(s, name)}: expected at least 300, for 256 of them are the bytes")
+
+
+def recipe(s, stage):
+    """The settings that decide what a stage's result is: its own and those of the stages before it."""
+    order = ["llm", "vit", "align", "instruct"]
+    kind = next(k for k in order if k in stage)
+    before = ("llm",) if kind == "llm" else ("vit",) if kind == "vit" else tuple(order[:order.index(kind) + 1])
+    other = {"llm_source": "llm_target", "llm_target": "llm_source"}.get(stage, " ")
+    return {k: v for k, v in asdict(s).items() if k in ("seed", "max_objects") or k.startswith(before) and not k.startswith(other)
+            or k in ("pictures", "test_pictures") and kind != "llm"}
+
+
+# ---- optimisation ------------------------------------------------------------------------------------------------------
+
+class Muon(torch.optim.Optimizer):
+    """Momentum whose update is made orthogonal: for hidden matrices, the level of AdamW in a third of the steps here.
+
+    U S V^T = gradient's momentum;  W <- W - lr * sqrt(max(1, rows / columns)) * U V^T        (Jordan et al. 2024)
+
+    U V^T comes from five Newton-Schulz iterations. torch.optim.Muon does the same one matrix at a time and in bfloat16,
+    which a CPU without bfloat16 units has to emulate, some sixty times slower; here equal shapes go as one batch, in float32.
+    """
+
+    def __init__(self, params, lr, momentum=0.95):
+        super().__init__(params, dict(lr=lr, momentum=momentum))
+
+    @torch.no_grad()
+    def step(self):
+        for group in self.param_groups:
+            by_shape = {}
+            for p in group["params"]:
+                if p.grad is not None:
+                    by_shape.setdefault(p.shape, []).append(p)
+            for (rows, columns), params in by_shape.items():
+                updates = []
+                for p in params:
+                    momentum = self.state[p].setdefault("momentum", torch.zeros_like(p))
+                    momentum.lerp_(p.grad, 1 - group["momentum"])
+                    updates.append(p.grad.lerp(momentum, group["momentum"]))  # Nesterov
+                x = torch.stack(updates)  # (number of matrices, rows, columns)
+                x = x.mT if rows > columns else x
+                x = x / (x.norm(dim=(1, 2), keepdim=True) + 1e-7)
+                for _ in range(5):
+                    a = x @ x.mT
+                    x = 3.4445 * x + (-4.7750 * a + 2.0315 * a @ a) @ x
+                x = x.mT if rows > columns else x
+                for p, update in zip(params, x):
+                    p.sub_(update, alpha=group["lr"] * max(1, rows / columns) ** 0.5)
+
+
+def optimizers(matrix_lr, lr, *modules):
+    """Muon for the matrices inside the blocks, AdamW for embeddings, heads, adapters, vectors and scalars."""
+    named = [(n, p) for m in modules for n, p in m.named_parameters() if p.requires_grad]
+    hidden = lambda n, p: "blocks" in n and p.ndim == 2 and "conv" not in n
+    matrices, others = [p for n, p in named if hidden(n, p)], [p for n, p in named if not hidden(n, p)]
+    result = [Muon(matrices, matrix_lr)] if matrices else []
+    return result + [torch.optim.AdamW(others, lr, betas=(0.9, 0.95), weight_decay=0.0)]
+
+
+def schedule(step, steps, warmup=50, decay=0.5):
+    """The learning rate's factor: up, level, and down to zero over the last half, which is worth several points."""
+    return min((step + 1) / min(warmup, steps), 1.0, (1 - step / steps) / decay)
+
+
+def count(module):
+    return sum(p.numel() for p in module.parameters()) if module is not None else 0
+
+
+def write(path, save):
+    """Write a file aside and rename it, so that a kill leaves the old file or the new one, never half of one."""
+    aside = path.with_name(path.name + ".new")
+    save(aside)
+    os.replace(aside, path)
+
+
+def fit(s, folder, title, modules, opts, steps, loss_at):
+    """The training loop of every stage: `loss_at(step)` -> loss, a function of the step alone, so that it can go on anywhere.
+
+    Checkpoints the modules, the optimisers and the step to folder/state.pt every --save_every seconds, and resumes from
+    there. Writes folder/log.csv. Returns the seconds spent, those before an interruption included.
+    """
+    folder.mkdir(parents=True, exist_ok=True)
+    parent, rates = os.getppid(), [opt.param_groups[0]["lr"] for opt in opts]
+    start, spent, smooth, log = 0, 0.0, None, []
+    if (folder / "state.pt").exists():
+        state = torch.load(folder / "state.pt", map_location=s.device, weights_only=True)
+        if state["recipe"] != recipe(s, folder.name):
+            refuse(folder, state["recipe"], recipe(s, folder.name))
+        for part, saved in zip([*modules, *opts], state["parts"], strict=True):
+            part.load_state_dict(saved)
+        torch.set_rng_state(state["rng"].cpu())
+        start, spent, smooth, log = state["step"], state["seconds"], state["smooth"], state["log"]
+        print(f"{title}: going on from step {start}")
+    for m in modules:
+        m.train()
+    begun = saved = time.perf_counter()
+    bar = tqdm(range(start, steps), title, initial=start, total=steps, mininterval=1, dynamic_ncols=True, leave=False,
+               position=int(os.environ.get("LANE", 0)), disable=not sys.stderr.isatty() and None)
+    for step in bar:
+        for opt, rate in zip(opts, rates):
+            opt.param_groups[0]["lr"] = rate * schedule(step, steps)
+        with torch.autocast(torch.device(s.device).type, torch.bfloat16, enabled=s.precision == "bf16"):
+            loss = loss_at(step)
+        value = loss.item()
+        if not math.isfinite(value):
+            fail(f"{title}: the loss is {value} at step {step}; lower the learning rate (its settings are in {folder}/log.csv)")
+        loss.backward()
+        for opt in opts:
+            opt.step()
+            opt.zero_grad()
+        smooth = value if smooth is None else 0.98 * smooth + 0.02 * value
+        if step % 10 == 0 or step == steps - 1:
+            log.append([step, round(value, 5), round(smooth, 5), opts[-1].param_groups[0]["lr"]])
+            bar.set_postfix_str(f"loss {smooth:.3f}")
+        if time.perf_counter() - saved > s.save_every and step + 1 < steps:
+            saved = time.perf_counter()
+            state = {"parts": [part.state_dict() for part in [*modules, *opts]], "step": step + 1, "smooth": smooth, "log": log,
+                     "seconds": spent + saved - begun, "rng": torch.get_rng_state(), "recipe": recipe(s, folder.name)}
+            write(folder / "state.pt", lambda path: torch.save(state, path))
+        if os.getppid() != parent:
+            sys.exit("train.py was stopped; run the same command again to go on")  # do not live on in the background
+    write(folder / "log.csv", lambda path: path.write_text(
+        "step,loss,smoothed,lr\n" + "".join(f"{a},{b},{c},{d:.6g}\n" for a, b, c, d in log), encoding="utf-8"))
+    for m in modules:
+        m.eval()
+    return spent + time.perf_counter() - begun
+
+
+# ---- stages ------------------------------------------------------------------------------------------------------------
+
+def refuse(folder, old, new):
+    differ = [f"{k} was {old.get(k)}, now {new.get(k)}" for k in sorted({*old, *new}) if old.get(k) != new.get(k)]
+    fail(f"{str(folder)!r} holds a stage made with other settings ({'; '.join(differ[:4])}); use another --out, or delete it")
+
+
+def finished(s, stage):
+    """The config of a finished stage, or None; refuses one that was made by another recipe."""
+    path = Path(s.out) / stage / "config.json"
+    if not path.exists():
+        return None
+    config = json.loads(path.read_text(encoding="utf-8"))
+    if config["recipe"] != json.loads(json.dumps(recipe(s, stage))):
+        refuse(path.parent, config["recipe"], recipe(s, stage))
+    return config
+
+
+def finish(s, stage, **facts):
+    """Declare a stage finished: config.json comes last, and the training state is no longer needed."""
+    folder = Path(s.out) / stage
+    config = {"stage": stage, "recipe": recipe(s, stage), "torch": torch.__version__, "device": s.device, **facts}
+    write(folder / "config.json", lambda path: path.write_text(json.dumps(config, indent=1), encoding="utf-8"))
+    (folder / "state.pt").unlink(missing_ok=True)
+
+
+def pad(rows, dtype, width=None):
+    """Lists of different lengths as one tensor (B, T), zeros at the end."""
+    out = torch.zeros(len(rows), width or max(map(len, rows)), dtype=dtype)
+    for i, row in enumerate(rows):
+        out[i, :len(row)] = torch.tensor(row, dtype=dtype)
+    return out
+
+
+def weighted_loss(logits, ids, weights):
+    """Mean cross-entropy of logits (B, T, V) for ids (B, T), each token counting by its weight (B, T)."""
+    loss = F.cross_entropy(logits.float().transpose(1, 2), ids, reduction="none")  # (B, T)
+    return (loss * weights).sum() / weights.sum()
+
+
+def pretrain_llm(s, stage):
+    """A GPT from nothing, on text alone: next tokens of documents, answers weighing more than the rest."""
+    dialect = stage.removeprefix("llm_")
+    mine = {k.removeprefix(f"{stage}_"): v for k, v in asdict(s).items() if k.startswith(stage)}
+    torch.manual_seed(s.seed)
+    encoding = train_tokenizer(dialect, mine["V"], s.seed, max_objects=s.max_objects)
+    llm = GPT(GPTConfig(encoding.n_vocab, mine["C"], s.llm_H, mine["layers"])).to(s.device)
+    text = lambda i: document(dialect, s.seed, i, s.llm_rasters, s.llm_turns, max_objects=s.max_objects)
+    print(f"{stage}: a GPT of {count(llm):,} parameters, all trained, on {mine['steps']} x {s.llm_batch} documents; vocabulary "
+          f"{encoding.n_vocab}; the first loss should be ln V = {math.log(encoding.n_vocab):.2f}. The first document ([answers] count most):\n"
+          + "".join(f"[{t}]" if w else t for t, w in text(0)))
+
+    def loss_at(step):
+        documents = [encode(encoding, text(step * s.llm_batch + i)) for i in range(s.llm_batch)]
+        ids = pad([ids for ids, _ in documents], torch.long).to(s.device)  # (B, T)
+        weights = pad([[max(w, s.llm_text_weight) for w in weights] for _, weights in documents], torch.float).to(s.device)
+        return weighted_loss(llm(llm.embed(ids[:, :-1])), ids[:, 1:], weights[:, 1:])
+
+    folder = Path(s.out) / stage
+    seconds = fit(s, folder, stage, [llm], optimizers(s.llm_matrix_lr, s.llm_lr, llm), mine["steps"], loss_at)
+    save_llm(llm, encoding, folder)
+    scores = score_llm(llm, encoding, dialect, s.seed, 5 * s.test_pictures // 3, s.max_objects)
+    finish(s, stage, seconds=seconds, params=count(llm), vocab=encoding.n_vocab, **scores)
+
+
+def pictures(s, split, n):
+    return torch.from_numpy(np.stack([draw(make_scene(split, 0, i, s.max_objects), s.vit_size) for i in range(n)]))
+
+
+@torch.no_grad()
+def encode_pictures(s, vit, split, n):
+    """Frozen features of the first n pictures of a split, computed once and for all: (n, N, D) in half precision."""
+    return torch.cat([vit(pictures_).half().cpu() for pictures_ in
+                      (torch.from_numpy(np.stack([draw(make_scene(split, 0, j, s.max_objects), s.vit_size)
+                                                  for j in range(i, min(i + 100, n))])).to(s.device) for i in range(0, n, 100))])
+
+
+def pretrain_vit(s, stage="vit"):
+    """A ViT from nothing, contrastively: which of the batch's captions belongs to which picture?
+
+    Half of each batch are twins of the other half, with one word changed: told apart from its twin, a picture must be
+    seen in every detail, not only in those that happen to differ among random scenes.
+    """
+    torch.manual_seed(s.seed)
+    first = [make_scene("train", s.seed, i, s.max_objects) for i in range(500)]
+    encoding = train_bpe([caption(scene) for scene in first], 400, PATTERNS["source"], name="captions")
+    clip = CLIP(ViTConfig(s.vit_size, s.vit_patch, s.vit_D, s.llm_H, s.vit_layers), encoding.n_vocab).to(s.device)
+    print(f"vit: a ViT of {count(clip.vit):,} parameters and its text tower of {count(clip.text):,}, all trained, on {s.vit_steps} x "
+          f"{s.vit_batch} pictures with captions; the first loss should be about ln {s.vit_batch} = {math.log(s.vit_batch):.2f}")
+
+    def batch(scenes, step):
+        images = torch.from_numpy(np.stack([draw(scene, s.vit_size, seed=step) for scene in scenes]))
+        ids = [encoding.encode(caption(scene)) for scene in scenes]
+        mask = pad([[1] * len(row) for row in ids], torch.bool)
+        return images.to(s.device), pad(ids, torch.long).to(s.device), mask.to(s.device)
+
+    def loss_at(step):
+        half = s.vit_batch // 2
+        scenes = [make_scene("train", s.seed + 1, step * half + i, s.max_objects) for i in range(half)]
+        rng = random.Random(f"twins/{s.seed}/{step}")
+        return clip.loss(*batch(scenes + [twin(scene, rng) for scene in scenes], step))
+
+    folder = Path(s.out) / stage
+    seconds = fit(s, folder, stage, [clip], optimizers(s.vit_matrix_lr, s.vit_lr, clip), s.vit_steps, loss_at)
+    vit, began = clip.vit, time.perf_counter()
+    save_vit(vit, folder)
+    with torch.no_grad():
+        top1 = [(clip(*batch([make_scene("test", 0, 100 * k + i, s.max_objects) for i in range(100)], 0)).argmax(1).cpu()
+                 == torch.arange(100)).float().mean().item() for k in range(5)]
+    features = {split: encode_pictures(s, vit, split, n) for split, n in
+                (("train", s.pictures), ("val", s.test_pictures // 2), ("test", s.test_pictures), ("comp", s.test_pictures // 2))}
+    write(folder / "features.pt", lambda path: torch.save(features, path))
+    finish(s, stage, seconds=seconds, seconds_features=time.perf_counter() - began, params=count(vit),
+           retrieval_top1=float(np.mean(top1)), **score_features(features, s.max_objects))
+
+
+def shared_vocabulary(s, source, target):
+    """The words of a LangBridge: tokens that both tokenizers have, ranked by how often the training captions use them."""
+    both = set(shared_tokens(source, target))
+    texts = "".join("".join(t for t, _ in conversation(make_scene("train", 0, i, s.max_objects), random.Random(i), 4)) for i in range(1000))
+    ids, times = np.unique(source.encode(texts), return_counts=True)
+    ranked = [source.decode_single_token_bytes(int(i)) for i in ids[np.argsort(-times, kind="stable")]]
+    words = [b" ."] + [t for t in ranked if t in both and t != b" ."]
+    return words[:s.align_K or None]
+
+
+def tune(s, stage, adapter, llm, encoding, modules, opts, steps, batch, samples):
+    """The loop of both stages: VLM logits for text about pictures. `samples(rng, scene)` gives its pieces."""
+    vlm = VLM(adapter, llm, encoding)
+    features = torch.load(Path(s.out) / "vit" / "features.pt", mmap=True, weights_only=True)
+    trained = sum(p.numel() for m in modules for p in m.parameters() if p.requires_grad)
+    example = samples(random.Random(0), make_scene("train", 0, 0, s.max_objects))
+    print(f"{stage}: {trained:,} of {count(adapter) + count(llm):,} parameters trained (adapter {count(adapter):,}, LLM {count(llm):,}), "
+          f"on {steps} x {batch} of {len(features['train'])} pictures; the first sample ([answers] are learned):\n[picture] "
+          + "".join(f"[{t}]" if w else t for t, w in example), flush=True)
+
+    def loss_at(step):
+        rng = random.Random(f"{stage.split('_')[-1]}/{s.seed}/{step}")  # adapters meet the same samples in the same order
+        rows = [rng.randrange(len(features["train"])) for _ in range(batch)]
+        texts = [encode(encoding, samples(rng, make_scene("train", 0, row, s.max_objects))) for row in rows]
+        assert all(sum(weights) > 0 for _, weights in texts), "a sample without an answer teaches nothing"
+        ids, weights = pad([i for i, _ in texts], torch.long).to(s.device), pad([w for _, w in texts], torch.float).to(s.device)
+        return weighted_loss(vlm(features["train"][rows].float().to(s.device), ids), ids, weights)
+
+    seconds = fit(s, Path(s.out) / stage, stage, modules, opts, steps, loss_at)
+    scores = score_vlm(vlm, {k: v.float().to(s.device) for k, v in features.items() if k in ("test", "comp")}, s.max_objects)
+    return seconds, scores
+
+
+def align(s, stage, llm="llm_source"):
+    """Stage 1: the adapter alone learns, from captions, to say pictures in the frozen LLM's language."""
+    kind = stage.split("_")[0]
+    llm, encoding = load_llm(Path(s.out) / llm)
+    llm.to(s.device).requires_grad_(False)
+    torch.manual_seed(s.seed)
+    if kind == "langbridge":
+        words = shared_vocabulary(s, encoding, load_llm(Path(s.out) / "llm_target")[1])
+        adapter = LangBridge(s.vit_D, words, s.align_hidden, s.align_coefficients).to(s.device)
+    else:
+        adapter = MLPAdapter(s.vit_D, llm.config.C).to(s.device)
+    adapter.set_basis(llm, encoding)
+    captions = lambda rng, scene: turn(rng.choice(CAPTION_REQUESTS), caption(scene, rng.randrange(len(WORDINGS))))
+    seconds, scores = tune(s, stage, adapter, llm, encoding, [adapter], optimizers(0, s.align_lr, adapter),
+                           s.align_steps, s.align_batch, captions)
+    save_adapter(adapter, Path(s.out) / stage)
+    finish(s, stage, seconds=seconds, params=count(adapter), scores=scores,
+           shared_vocab=len(adapter.tokens) if kind == "langbridge" else None)
+
+
+def instruct(s, stage, llm="llm_source"):
+    """Stage 2: adapter and LLM learn together from conversations; loss on the answers only. 'blind' has no adapter."""
+    kind, folder = stage.split("_")[0], Path(s.out) / stage
+    llm, encoding = load_llm(Path(s.out) / llm)
+    llm.to(s.device)
+    torch.manual_seed(s.seed)
+    adapter = None
+    if kind != "blind":
+        adapter = load_adapter(Path(s.out) / f"{kind}_align").to(s.device).set_basis(llm, encoding)
+    modules = [m for m in (adapter, llm) if m is not None]
+    seconds, scores = tune(s, stage, adapter, llm, encoding, modules, optimizers(s.instruct_matrix_lr, s.instruct_lr, *modules),
+                           s.instruct_steps, s.instruct_batch, lambda rng, scene: conversation(scene, rng, s.instruct_turns))
+    save_llm(llm, encoding, folder)
+    if adapter is not None:
+        save_adapter(adapter, folder)
+    finish(s, stage, seconds=seconds, params=count(llm) + count(adapter), scores=scores)
+
+
+STAGES = {"llm_source": pretrain_llm, "llm_target": pretrain_llm, "vit": pretrain_vit, "langbridge_align": align, "mlp_align": align,
+          "langbridge_instruct": instruct, "mlp_instruct": instruct, "blind_instruct": instruct}
+
+
+# ---- the whole run -----------------------------------------------------------------------------------------------------
+
+def run_stages(s, stages):
+    for stage in stages:
+        config = finished(s, stage)
+        if config:
+            print(f"{stage}: already there")
+        else:
+            STAGES[stage](s, stage)
+            config = finished(s, stage)
+        scores = config.get("scores") or {k: v for k, v in config.items() if isinstance(v, float) and "second" not in k}
+        print(f"{stage}: " + ", ".join(f"{k} {v:.3f}" for k, v in scores.items() if isinstance(v, float))
+              + f"  ({config['seconds']:.0f} s)", flush=True)
+
+
+def run_lanes(s, argv, *lanes):
+    """Lanes of stages side by side, one process each, on a CPU with several cores; one after the other elsewhere.
+
+    At this size a step gains little from a second thread, so two stages on one thread each are done sooner than one
+    after the other on two threads.
+    """
+    if s.device != "cpu" or s.threads < 2:
+        return run_stages(s, [stage for lane in lanes for stage in lane])
+    todo = [lane for lane in lanes if not all(finished(s, stage) for stage in lane)]
+    children = [subprocess.Popen([sys.executable, __file__, *argv, "--stages", ",".join(lane), "--threads", str(s.threads // len(todo))],
+                                 env={**os.environ, "LANE": str(i)}) for i, lane in enumerate(todo)]
+    try:
+        while any(child.poll() is None for child in children):
+            if any(child.poll() for child in children):
+                break  # one has failed and has said why
+            time.sleep(0.1)
+    finally:
+        for child in children:
+            if child.poll() is None:
+                child.terminate()
+                child.wait()
+    for child in children:
+        if child.returncode:
+            sys.exit(child.returncode if child.returncode > 0 else 1)
+
+
+def results(s, began):
+    """results.json from the stages' configs."""
+    c = {stage: finished(s, stage) for stage in STAGES}
+    llm = lambda name: {k: c[name][k] for k in ("params", "vocab", "text_qa", "raster_qa", "text_qa_by_type", "raster_qa_by_type")}
+    return {
+        "seed": s.seed, "preset": s.preset, "device": s.device, "torch": torch.__version__,
+        "seconds": {"data": c["vit"]["seconds_features"], "llm_source": c["llm_source"]["seconds"], "llm_target": c["llm_target"]["seconds"],
+                    "vit": c["vit"]["seconds"], "align": c["mlp_align"]["seconds"] + c["langbridge_align"]["seconds"],
+                    "instruct": sum(c[f"{k}_instruct"]["seconds"] for k in ("mlp", "langbridge", "blind")),
+                    "total": time.perf_counter() - began},
+        "llm": {"source": llm("llm_source"), "target": llm("llm_target")},
+        "shared_vocab": c["langbridge_align"]["shared_vocab"],
+        "vit": {k: c["vit"][k] for k in ("params", "retrieval_top1", "probe_color", "probe_shape")},
+        "vlm": {kind: {"align": c[f"{kind}_align"]["scores"], "instruct": c[f"{kind}_instruct"]["scores"]} for kind in ("mlp", "langbridge")}
+        | {"blind": c["blind_instruct"]["scores"], "chance": score_chance({"test": s.test_pictures, "comp": s.test_pictures // 2}, s.max_objects)},
+    }
+
+
+def print_table(r):
+    columns = ["vqa", "caption_f1", "caption_exact", "pope_acc", "comp_vqa", "comp_caption_f1"]
+    print("\n" + " " * 24 + "".join(f"{c:>16}" for c in columns))
+    for name, scores in [("MLP, align", r["vlm"]["mlp"]["align"]), ("LangBridge, align", r["vlm"]["langbridge"]["align"]),
+                         ("MLP, instruct", r["vlm"]["mlp"]["instruct"]), ("LangBridge, instruct", r["vlm"]["langbridge"]["instruct"]),
+                         ("blind, instruct", r["vlm"]["blind"]), ("chance", r["vlm"]["chance"])]:
+        print(f"{name:24}" + "".join(f"{scores[c]:16.3f}" for c in columns))
+
+
+def contact_sheet(s, path, name="langbridge_instruct", count=6):
+    """Pictures of the test split with a question, the answer given and the true one, wrong answers first, as one PNG."""
+    vit, vlm = load_vlm(Path(s.out), name)
+    scenes, questions, _ = benchmark("test", s.test_pictures, s.max_objects)
+    images = pictures(s, "test", s.test_pictures)
+    features = torch.cat([vit(images[i:i + 100]) for i in range(0, len(images), 100)])
+    answers = vlm.answer(features[[i for i, _ in questions]], [qa.question for _, qa in questions])
+    rows = sorted(zip(questions, answers), key=lambda row: row[0][1].answer == row[1])[:count]
+    sheet = Image.new("RGB", (250 * 3, 290 * math.ceil(count / 3)), "white")
+    pen = ImageDraw.Draw(sheet)
+    for k, ((i, qa), answer) in enumerate(rows):
+        x, y = 250 * (k % 3), 290 * (k // 3)
+        sheet.paste(Image.fromarray(images[i].numpy()).resize((200, 200), Image.Resampling.NEAREST), (x + 25, y + 10))
+        for line, text, color in ((0, qa.question, "black"), (1, f"answer: {answer}", "darkgreen" if answer == qa.answer else "darkred"),
+                                  (2, f"truth: {qa.answer}", "black")):
+            pen.text((x + 25, y + 216 + 20 * line), text, fill=color, font_size=14)
+    write(path, lambda aside: sheet.save(aside, format="PNG"))
+    print(f"\nSix test pictures, wrong answers first ({sum(qa.answer != a for (_, qa), a in zip(questions, answers))} of {len(questions)} "
+          f"are wrong), in {path}:")
+    for (i, qa), answer in rows:
+        print(f"  {'right' if answer == qa.answer else 'WRONG'}  {qa.question}  {answer}  (truth: {qa.answer})")
+
+
+def main(argv):
+    began = time.perf_counter()
+    s = parse_settings(argv)
+    s.threads = s.threads or os.cpu_count()
+    torch.set_num_threads(s.threads)
+    out = Path(s.out)
+    out.mkdir(parents=True, exist_ok=True)
+    if s.stages != "all":
+        return run_stages(s, s.stages.split(","))
+    print(f"nanoLangBridge: preset {s.preset}, device {s.device}, {s.precision}, {s.threads} threads, torch {torch.__version__}, into {out}/")
+    run_lanes(s, argv, ["llm_source", "vit"], ["llm_target"])
+    run_lanes(s, argv, ["langbridge_align", "langbridge_instruct"], ["mlp_align", "mlp_instruct", "blind_instruct"])
+    r = results(s, began)
+    write(out / "results.json", lambda path: path.write_text(json.dumps(r, indent=1), encoding="utf-8"))
+    print_table(r)
+    contact_sheet(s, out / "samples.png")
+    print(f"\n{r['seconds']['total'] / 60:.1f} minutes. Scores: {out}/results.json. Try next:\n"
+          f"  python evaluate.py --out {out} --image picture.png --ask \"what color is the circle?\"\n"
+          f"  python evaluate.py --out {out} --image picture.png")
+
+
+if __name__ == "__main__":
+    try:
+        main(sys.argv[1:])
+    except KeyboardInterrupt:
+        sys.exit("interrupted; run the same command again to go on")
+    except OSError as error:
+        fail(f"{error}; free some space or check the folder, then run the same command again: it goes on from its last checkpoint")

@@ -1,0 +1,122 @@
+"""The vision encoder: a ViT, and the contrastive pretraining that gives it something to say.
+
+A randomly initialised ViT knows nothing about pictures. As CLIP does (Radford et al. 2021, arXiv 2103.00020), we train it
+next to a small text tower on pairs of picture and caption; afterwards the text tower is thrown away and the ViT frozen.
+Neither has ever met the LLMs.
+"""
+import json
+from dataclasses import asdict, dataclass
+
+import torch
+import torch.nn as nn
+import torch.nn.functional as F
+
+
+@dataclass
+class ViTConfig:
+    size: int = 48  # picture side in pixels
+    patch: int = 8  # patch side in pixels
+    D: int = 128  # width
+    H: int = 4  # attention heads
+    layers: int = 4
+
+    @property
+    def grid(self):  # patches a side
+        return self.size // self.patch
+
+
+class EncoderBlock(nn.Module):
+    """A pre-norm transformer block in which every token sees every other; `mask` (B, T) hides padding."""
+
+    def __init__(self, D, H):
+        super().__init__()
+        self.H = H
+        self.norm1, self.norm2 = nn.LayerNorm(D), nn.LayerNorm(D)
+        self.qkv, self.out = nn.Linear(D, 3 * D), nn.Linear(D, D)
+        self.up, self.down = nn.Linear(D, 4 * D), nn.Linear(4 * D, D)
+
+    def forward(self, x, mask=None):
+        B, N, D = x.shape
+        q, k, v = self.qkv(self.norm1(x)).view(B, N, 3, self.H, D // self.H).permute(2, 0, 3, 1, 4)  # 3 x (B, H, N, D/H)
+        y = F.scaled_dot_product_attention(q, k, v, attn_mask=None if mask is None else mask[:, None, None, :])
+        x = x + self.out(y.transpose(1, 2).reshape(B, N, D))
+        return x + self.down(F.gelu(self.up(self.norm2(x))))
+
+
+class ViT(nn.Module):
+    """Pictures to patch features: cut into patches, embed each, add its place, let them talk (Dosovitskiy et al. 2021).
+
+    pictures: (B, size, size, 3) uint8 -> features (B, N, D), N = grid * grid in raster order
+    """
+
+    def __init__(self, config):
+        super().__init__()
+        self.config = config
+        self.embed = nn.Linear(3 * config.patch ** 2, config.D)
+        self.position = nn.Parameter(0.02 * torch.randn(config.grid ** 2, config.D))
+        self.blocks = nn.ModuleList(EncoderBlock(config.D, config.H) for _ in range(config.layers))
+        self.norm = nn.LayerNorm(config.D)
+
+    def forward(self, pictures):
+        B, p, g = len(pictures), self.config.patch, self.config.grid
+        x = pictures.to(self.embed.weight.dtype) / 127.5 - 1
+        x = x.view(B, g, p, g, p, 3).transpose(2, 3).reshape(B, g * g, p * p * 3)  # (B, N, 3 p^2)
+        x = self.embed(x) + self.position  # (B, N, D)
+        for block in self.blocks:
+            x = block(x)
+        return self.norm(x)
+
+
+class TextTower(nn.Module):
+    """Captions to one vector each; it exists only to teach the ViT.  ids (B, T), mask (B, T) -> (B, D)"""
+
+    def __init__(self, V, D, H, layers, context=96):
+        super().__init__()
+        self.embed, self.position = nn.Embedding(V, D), nn.Parameter(0.02 * torch.randn(context, D))
+        self.blocks = nn.ModuleList(EncoderBlock(D, H) for _ in range(layers))
+        self.norm, self.project = nn.LayerNorm(D), nn.Linear(D, D, bias=False)
+
+    def forward(self, ids, mask):
+        x = self.embed(ids) + self.position[:ids.size(1)]  # (B, T, D)
+        for block in self.blocks:
+            x = block(x, mask)
+        x = (self.norm(x) * mask[..., None]).sum(1) / mask.sum(1, keepdim=True)  # (B, D)
+        return self.project(x)
+
+
+class CLIP(nn.Module):
+    """The two towers and their loss."""
+
+    def __init__(self, config, V, text_layers=2):
+        super().__init__()
+        self.vit = ViT(config)
+        self.project = nn.Linear(config.D, config.D, bias=False)
+        self.text = TextTower(V, config.D, config.H, text_layers)
+        self.log_scale = nn.Parameter(torch.tensor(10.0).log())
+
+    def forward(self, pictures, ids, mask):
+        """Similarities (B, B) of each picture with each caption, times a learned scale."""
+        v = F.normalize(self.project(self.vit(pictures).mean(1)), dim=-1)  # (B, D)
+        t = F.normalize(self.text(ids, mask), dim=-1)  # (B, D)
+        return self.log_scale.exp().clamp(max=100) * v @ t.T
+
+    def loss(self, pictures, ids, mask):
+        """InfoNCE (van den Oord et al. 2018): each picture must find its caption among the batch's, and vice versa.
+
+        -1/2B sum_i [log softmax_j(s_ij) + log softmax_j(s_ji)] at j = i
+        """
+        s = self(pictures, ids, mask)
+        target = torch.arange(len(s), device=s.device)
+        return (F.cross_entropy(s, target) + F.cross_entropy(s.T, target)) / 2
+
+
+def save_vit(vit, folder):
+    """Write vit.pt and vit.json into the folder."""
+    torch.save(vit.state_dict(), folder / "vit.pt")
+    (folder / "vit.json").write_text(json.dumps(asdict(vit.config), indent=1), encoding="utf-8")
+
+
+def load_vit(folder):
+    vit = ViT(ViTConfig(**json.loads((folder / "vit.json").read_text(encoding="utf-8"))))
+    vit.load_state_dict(torch.load(folder / "vit.pt", map_location="cpu", weights_only=True))
+    return vit
