@@ -6,6 +6,7 @@
 The scores compare with the generator's truth, so they are exact; train.py calls them after each stage.
 """
 import argparse
+import json
 import random
 import sys
 from collections import defaultdict
@@ -19,7 +20,7 @@ from PIL import Image, UnidentifiedImageError
 from adapter import load_adapter
 from data.bpe import BOS
 from data.corpus import raster, sentences
-from data.world import (ANSWERS, CAPTION_REQUESTS, COLORS, COMP_PAIRS, QUESTION_TYPES, SHAPES, ask, ask_any, caption, draw,
+from data.world import (ANSWERS, CAPTION_REQUESTS, COLORS, COMP_PAIRS, NUMBERS, QUESTION_TYPES, SHAPES, ask, ask_any, caption,
                         make_scene, score_caption)
 from model import VLM, load_llm, same_length
 from vision import load_vit
@@ -86,43 +87,41 @@ def score_llm(llm, encoding, dialect, seed, n, max_objects):
     return scores
 
 
-def score_vlm(vlm, features, max_objects, splits=("test", "comp")):
-    """The scores S of a VLM; features: {split: (pictures, N, D)}. All answers are generated, none are chosen from a list."""
-    vlm.eval()
+def score(answer, describe, pictures, max_objects):
+    """The scores S: `answer(split, [(picture, QA)])` and `describe(split, scenes)` give texts, the generator knows the truth.
+
+    pictures: {split: how many}. 'test' gives vqa (exact match), caption_f1 and caption_exact, and pope (balanced yes/no
+    questions with hard negatives, as in POPE, arXiv 2305.10355); 'comp' gives the comp_ scores.
+    """
     scores = {}
-    for split in splits:
-        scenes, questions, pope = benchmark(split, len(features[split]), max_objects)
-        ask_all = lambda items: vlm.answer(features[split][[i for i, _ in items]], [qa.question for _, qa in items])
-        vqa, by_type = score_answers([qa for _, qa in questions], ask_all(questions))
-        captions = vlm.answer(features[split], [CAPTION_REQUESTS[0]] * len(scenes))
-        f1, exact = score_captions(captions, scenes)
+    for split, n in pictures.items():
+        scenes, questions, pope = benchmark(split, n, max_objects)
+        vqa, by_type = score_answers([qa for _, qa in questions], answer(split, questions))
+        f1, exact = score_captions(describe(split, scenes), scenes)
         if split == "comp":
             scores |= {"comp_vqa": vqa, "comp_caption_f1": f1}
-        else:
-            said = ask_all(pope)
-            scores |= {"vqa": vqa, "vqa_by_type": by_type, "caption_f1": f1, "caption_exact": exact,
-                       "pope_acc": score_answers([qa for _, qa in pope], said)[0],
-                       "pope_yes_rate": float(np.mean([a == "yes" for a in said]))}
+            continue
+        said = answer(split, pope)
+        scores |= {"vqa": vqa, "vqa_by_type": by_type, "caption_f1": f1, "caption_exact": exact,
+                   "pope_acc": score_answers([qa for _, qa in pope], said)[0],
+                   "pope_yes_rate": float(np.mean([a == "yes" for a in said]))}
     return scores
+
+
+def score_vlm(vlm, features, max_objects):
+    """S of a VLM; features: {split: (pictures, N, D)}. All answers are generated, none are chosen from a list."""
+    vlm.eval()
+    return score(lambda split, items: vlm.answer(features[split][[i for i, _ in items]], [qa.question for _, qa in items]),
+                 lambda split, scenes: vlm.answer(features[split], [CAPTION_REQUESTS[0]] * len(scenes)),
+                 {split: len(x) for split, x in features.items()}, max_objects)
 
 
 def score_chance(pictures, max_objects):
-    """The same scores for answers drawn at random from those possible, and for the captions of random other scenes."""
-    scores, rng = {}, random.Random("chance")
-    for split in ("test", "comp"):
-        scenes, questions, pope = benchmark(split, pictures[split], max_objects)
-        guess = lambda items: [rng.choice(ANSWERS[qa.type]) for _, qa in items]
-        vqa, by_type = score_answers([qa for _, qa in questions], guess(questions))
-        others = [caption(make_scene(split, 1, i, max_objects)) for i in range(len(scenes))]
-        f1, exact = score_captions(others, scenes)
-        if split == "comp":
-            scores |= {"comp_vqa": vqa, "comp_caption_f1": f1}
-        else:
-            said = guess(pope)
-            scores |= {"vqa": vqa, "vqa_by_type": by_type, "caption_f1": f1, "caption_exact": exact,
-                       "pope_acc": score_answers([qa for _, qa in pope], said)[0],
-                       "pope_yes_rate": float(np.mean([a == "yes" for a in said]))}
-    return scores
+    """S of answers drawn at random from those possible, and of captions of other scenes, drawn at random."""
+    rng, possible = random.Random("chance"), ANSWERS | {"count": NUMBERS[:max_objects + 1]}
+    return score(lambda split, items: [rng.choice(possible[qa.type]) for _, qa in items],
+                 lambda split, scenes: [caption(make_scene(split, 1, i, max_objects)) for i in range(len(scenes))],
+                 pictures, max_objects)
 
 
 def linear_probe(x, y, x_test, y_test, classes):
@@ -136,7 +135,7 @@ def linear_probe(x, y, x_test, y_test, classes):
 
 
 def score_features(features, max_objects, train_pictures=3000):
-    """Linear probes for an object's colour and shape on the mean of the frozen patch features of its place."""
+    """Linear probes for an object's colour and shape on the frozen patch features of its place (2 x 2 patches side by side)."""
     def objects(split, pictures):
         x, colors, shapes = [], [], []
         for i in range(pictures):
@@ -144,7 +143,7 @@ def score_features(features, max_objects, train_pictures=3000):
                 grid = features[split][i].float()
                 side = int(len(grid) ** 0.5)
                 row, col, k = *divmod(obj.place, 3), side // 3
-                x.append(grid.view(side, side, -1)[row * k:(row + 1) * k, col * k:(col + 1) * k].flatten(0, 1).mean(0))
+                x.append(grid.view(side, side, -1)[row * k:(row + 1) * k, col * k:(col + 1) * k].flatten())
                 colors.append(COLORS.index(obj.color))
                 shapes.append(SHAPES.index(obj.shape))
         return torch.stack(x), torch.tensor(colors), torch.tensor(shapes)
@@ -152,6 +151,37 @@ def score_features(features, max_objects, train_pictures=3000):
     x_test, colors_test, shapes_test = objects("test", len(features["test"]))
     return {"probe_color": linear_probe(x, colors, x_test, colors_test, len(COLORS)),
             "probe_shape": linear_probe(x, shapes, x_test, shapes_test, len(SHAPES))}
+
+
+def results_table(runs):
+    """Several results.json as one Markdown table: the mean over seeds, and the lowest and highest where there are several."""
+    def cell(path):
+        values = []
+        for r in runs:
+            for key in path.split("/"):
+                r = r[key]
+            values.append(r)
+        if isinstance(values[0], dict):  # by question type: the worst one
+            values = [min(v.values()) for v in values]
+        digits = 0 if "seconds" in path else 3
+        spread = f" ({min(values):.{digits}f} to {max(values):.{digits}f})" if len(set(values)) > 1 else ""
+        return f"{np.mean(values):.{digits}f}{spread}"
+    scores = ["vqa", "caption_f1", "pope_acc", "comp_vqa", "comp_caption_f1"]
+    lines = [f"Seeds {', '.join(str(r['seed']) for r in runs)}, preset {runs[0]['preset']}, {runs[0]['device']}: mean (lowest to highest).", "",
+             "| on the test split | " + " | ".join(scores) + " |", "| --- |" + " --- |" * len(scores)]
+    for name, path in [("MLP, after align", "mlp/align"), ("LangBridge, after align", "langbridge/align"),
+                       ("MLP, after instruct", "mlp/instruct"), ("LangBridge, after instruct", "langbridge/instruct"),
+                       ("blind: no picture, same tuning", "blind"), ("chance", "chance")]:
+        lines.append(f"| {name} | " + " | ".join(cell(f"vlm/{path}/{score}") for score in scores) + " |")
+    lines += ["", "| the parts | score |", "| --- | --- |"]
+    for name, path in [("source LLM reads sentences", "llm/source/text_qa"), ("its worst question type", "llm/source/text_qa_by_type"),
+                       ("source LLM reads rasters", "llm/source/raster_qa"), ("its worst question type", "llm/source/raster_qa_by_type"),
+                       ("target LLM reads sentences", "llm/target/text_qa"), ("its worst question type", "llm/target/text_qa_by_type"),
+                       ("target LLM reads rasters", "llm/target/raster_qa"), ("its worst question type", "llm/target/raster_qa_by_type"),
+                       ("ViT: retrieval among 100 pairs", "vit/retrieval_top1"), ("ViT: linear probe, colour", "vit/probe_color"),
+                       ("ViT: linear probe, shape", "vit/probe_shape"), ("seconds in all", "seconds/total")]:
+        lines.append(f"| {name} | {cell(path)} |")
+    return "\n".join(lines)
 
 
 # ---- your own pictures -------------------------------------------------------------------------------------------------
@@ -198,10 +228,16 @@ def load_vlm(out, name):
 def main():
     parser = argparse.ArgumentParser(description=__doc__.split("\n")[0], allow_abbrev=False)
     parser.add_argument("--out", type=Path, default=Path("out"), help="the folder that train.py wrote (default: out)")
-    parser.add_argument("--image", type=Path, required=True, help="a picture: PNG or JPEG, any size")
+    parser.add_argument("--table", type=Path, nargs="+", metavar="JSON", help="print these results.json as the README's table, and stop")
+    parser.add_argument("--image", type=Path, help="a picture: PNG or JPEG, any size")
     parser.add_argument("--ask", help="a question about it; without one, it is described")
     parser.add_argument("--model", default="langbridge_instruct", help="which adapter folder of --out answers (default: langbridge_instruct)")
+    parser.error = lambda message: fail(f"{message}; see python evaluate.py --help")
     args = parser.parse_args()
+    if args.table:
+        return print(results_table([json.loads(path.read_text(encoding="utf-8")) for path in args.table]))
+    if args.image is None:
+        fail("which picture? try --image picture.png")
     if args.ask is not None and not args.ask.strip():
         fail("the question is empty; try --ask \"what color is the circle?\", or leave --ask away for a caption")
     vit, vlm = load_vlm(args.out, args.model)

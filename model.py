@@ -56,13 +56,13 @@ def attention(q, k, v):
 
 
 class ShortConv(nn.Module):
-    """y_t = x_t + sum_i w_i x_(t-i), i = 0..3, channel by channel: a token sees its neighbours before attention does.
+    """y_t = x_t + sum_i w_i x_(t-i), i = 0..5, channel by channel: a token sees its neighbours before attention does.
 
     This is what lets a tiny LLM look things up: 'the word after red' becomes a feature of one token, which attention can
     then search for or bring back (the Canon layer of Allen-Zhu 2025, 'Physics of Language Models 4.1'). It must not
     start at zero: at zero it is found too late to be used (README, 'How a tiny LLM learns to read').
     """
-    width = 4
+    width = 6
 
     def __init__(self, C):
         super().__init__()
@@ -95,7 +95,7 @@ class CausalSelfAttention(nn.Module):
         B, T, C = x.shape
         qkv = self.qkv(self.conv(x, cache))  # (B, T, 3C)
         q, k, v = qkv.view(B, T, 3, self.H, C // self.H).permute(2, 0, 3, 1, 4)  # 3 x (B, H, T, C/H)
-        past = cache[self] if cache and self in cache else None
+        past = cache.get(self) if cache is not None else None
         start = past[0].size(2) if past else 0
         cos, sin = self.cos[start:start + T], self.sin[start:start + T]
         q, k = rotate(norm(q), cos, sin), rotate(norm(k), cos, sin)  # unit-size queries and keys: training stays calm
@@ -135,6 +135,7 @@ class GPT(nn.Module):
         super().__init__()
         self.config = config
         self.embedding = nn.Embedding(config.V, config.C)
+        self.position = nn.Parameter(torch.zeros(config.context, config.C))
         self.blocks = nn.ModuleList(Block(config) for _ in range(config.layers))
         self.head = nn.Linear(config.C, config.V, bias=False)
         for name, p in self.named_parameters():
@@ -148,6 +149,11 @@ class GPT(nn.Module):
         return norm(self.embedding(ids))
 
     def forward(self, x, cache=None):
+        import os
+        start = cache.get("length", 0) if cache is not None else 0
+        if not os.environ.get("NOPOS"): x = x + self.position[start:start + x.size(1)]
+        if cache is not None:
+            cache["length"] = start + x.size(1)
         for block in self.blocks:
             x = block(x, cache)
         return self.head(norm(x))  # (B, T, V)

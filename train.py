@@ -79,8 +79,8 @@ class Settings:
     vit_size: int = 48  # picture side in pixels
     vit_patch: int = 8  # patch side in pixels
     vit_D: int = 128  # width
-    vit_layers: int = 4  # depth
-    vit_steps: int = 600  # pretraining steps
+    vit_layers: int = 3  # depth
+    vit_steps: int = 450  # pretraining steps
     vit_batch: int = 64  # pairs a step; half of them differ from the other half in one word
     vit_matrix_lr: float = 0.01  # learning rate of the hidden matrices (Muon)
     vit_lr: float = 0.001  # learning rate of everything else (AdamW)
@@ -267,8 +267,8 @@ def fit(s, folder, title, modules, opts, steps, loss_at):
     for m in modules:
         m.train()
     begun = saved = time.perf_counter()
-    bar = tqdm(range(start, steps), title, initial=start, total=steps, mininterval=1, dynamic_ncols=True, leave=False,
-               position=int(os.environ.get("LANE", 0)), disable=not sys.stderr.isatty() and None)
+    bar = tqdm(range(start, steps), title, initial=start, total=steps, mininterval=1 if sys.stderr.isatty() else 60, dynamic_ncols=True,
+               leave=False, position=int(os.environ.get("LANE", 0)))
     for step in bar:
         for opt, rate in zip(opts, rates):
             opt.param_groups[0]["lr"] = rate * schedule(step, steps)
@@ -284,7 +284,7 @@ def fit(s, folder, title, modules, opts, steps, loss_at):
         smooth = value if smooth is None else 0.98 * smooth + 0.02 * value
         if step % 10 == 0 or step == steps - 1:
             log.append([step, round(value, 5), round(smooth, 5), opts[-1].param_groups[0]["lr"]])
-            bar.set_postfix_str(f"loss {smooth:.3f}")
+            bar.set_postfix_str(f"loss {smooth:.3f}", refresh=False)
         if time.perf_counter() - saved > s.save_every and step + 1 < steps:
             saved = time.perf_counter()
             state = {"parts": [part.state_dict() for part in [*modules, *opts]], "step": step + 1, "smooth": smooth, "log": log,

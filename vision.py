@@ -1,8 +1,8 @@
 """The vision encoder: a ViT, and the contrastive pretraining that gives it something to say.
 
 A randomly initialised ViT knows nothing about pictures. As CLIP does (Radford et al. 2021, arXiv 2103.00020), we train it
-next to a small text tower on pairs of picture and caption; afterwards the text tower is thrown away and the ViT frozen.
-Neither has ever met the LLMs.
+next to a small text tower on pairs of picture and caption, with words and patches compared one by one; afterwards the
+text tower is thrown away and the ViT is frozen. Neither has ever met the LLMs.
 """
 import json
 from dataclasses import asdict, dataclass
@@ -68,42 +68,53 @@ class ViT(nn.Module):
 
 
 class TextTower(nn.Module):
-    """Captions to one vector each; it exists only to teach the ViT.  ids (B, T), mask (B, T) -> (B, D)"""
+    """Captions to one vector for each token; it exists only to teach the ViT.  ids (B, T), mask (B, T) -> (B, T, D)"""
 
-    def __init__(self, V, D, H, layers, context=96):
+    def __init__(self, V, D, H, layers=1, context=128):
         super().__init__()
         self.embed, self.position = nn.Embedding(V, D), nn.Parameter(0.02 * torch.randn(context, D))
         self.blocks = nn.ModuleList(EncoderBlock(D, H) for _ in range(layers))
-        self.norm, self.project = nn.LayerNorm(D), nn.Linear(D, D, bias=False)
+        self.norm = nn.LayerNorm(D)
 
     def forward(self, ids, mask):
         x = self.embed(ids) + self.position[:ids.size(1)]  # (B, T, D)
         for block in self.blocks:
             x = block(x, mask)
-        x = (self.norm(x) * mask[..., None]).sum(1) / mask.sum(1, keepdim=True)  # (B, D)
-        return self.project(x)
+        return self.norm(x)
 
 
 class CLIP(nn.Module):
-    """The two towers and their loss."""
+    """The two towers and their loss, with FILIP's late interaction (Yao et al. 2021, arXiv 2111.07783).
 
-    def __init__(self, config, V, text_layers=2):
+    CLIP compares one pooled vector of the picture with one of the caption. Here each word looks for its own patches:
+
+        s(picture, caption) = scale * mean over words t of [mean of the `top` largest cos(v_n, w_t) over patches n]
+
+    which teaches patches rather than pictures: 'circle' must be found where the circle is. An object covers about four
+    patches, so each of these has to know, not only the best one.
+    """
+    top = 4
+
+    def __init__(self, config, V):
         super().__init__()
-        self.vit = ViT(config)
-        self.project = nn.Linear(config.D, config.D, bias=False)
-        self.text = TextTower(V, config.D, config.H, text_layers)
-        self.log_scale = nn.Parameter(torch.tensor(10.0).log())
+        self.vit, self.text = ViT(config), TextTower(V, config.D, config.H)
+        self.project_vit, self.project_text = (nn.Linear(config.D, config.D, bias=False) for _ in range(2))
+        self.log_scale = nn.Parameter(torch.tensor(40.0).log())
 
     def forward(self, pictures, ids, mask):
-        """Similarities (B, B) of each picture with each caption, times a learned scale."""
-        v = F.normalize(self.project(self.vit(pictures).mean(1)), dim=-1)  # (B, D)
-        t = F.normalize(self.text(ids, mask), dim=-1)  # (B, D)
-        return self.log_scale.exp().clamp(max=100) * v @ t.T
+        """Similarity of each picture with each caption: (B, size, size, 3), (B, T), (B, T) -> (B, B)"""
+        v = F.normalize(self.project_vit(self.vit(pictures)), dim=-1)  # (B, N, D)
+        w = F.normalize(self.project_text(self.text(ids, mask)), dim=-1)  # (B, T, D)
+        cos = (v.flatten(0, 1) @ w.flatten(0, 1).T).view(*v.shape[:2], *w.shape[:2])  # (B, N, B, T)
+        found = cos.topk(self.top, dim=1).values.mean(1)  # (B, B, T)
+        s = (found * mask).sum(-1) / mask.sum(-1)  # (B, B)
+        return self.log_scale.exp().clamp(max=300) * s
 
     def loss(self, pictures, ids, mask):
-        """InfoNCE (van den Oord et al. 2018): each picture must find its caption among the batch's, and vice versa.
+        """InfoNCE (van den Oord et al. 2018, arXiv 1807.03748): each picture finds its caption in the batch, and vice versa.
 
-        -1/2B sum_i [log softmax_j(s_ij) + log softmax_j(s_ji)] at j = i
+        -1/2B sum_i [log softmax_j(s_ij) + log softmax_j(s_ji)] at j = i. Not the sigmoid loss of SigLIP: its gain is that
+        large batches need not be compared all at once; in a small batch the softmax weighs the hardest negatives most.
         """
         s = self(pictures, ids, mask)
         target = torch.arange(len(s), device=s.device)

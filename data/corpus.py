@@ -3,14 +3,14 @@
 The LLMs are pretrained on text alone. A document gives a scene in words, either as sentences or as a *raster*, one word
 for each tile of a 6 x 6 grid and a full stop for 'nothing here', and then asks about it:
 
-    scene:                                                 scene:
-     . . . . . .                                            there is a cyan star at the bottom center. a purple ...
-     . . . . . .                                           question: what color is the star?
-     purple triangle . . . .                               answer: cyan
-     triangle purple . . . .
-     . . cyan star . .
-     . . star cyan . .
-    question: what color is the star? cyan
+    scene:                                   scene:
+     . . . . . .                              there is a cyan triangle at the bottom left. at the middle center is a brown star.
+     . . . . . .                             question: what color is the star? brown
+     . . brown star . .
+     . . star brown . .
+     triangle cyan . . . .
+     cyan triangle . . . .
+    question: what color is the star? brown
 
 The raster is the layout in which a picture's patches will later arrive. Ordinary LLMs have met tables, ASCII maps and
 lists of tags; ours must be given some. A document is a list of (text, weight) pieces: how much its tokens count when they
@@ -25,8 +25,8 @@ GRID = 6  # tiles a side: a place of the 3 x 3 board is 2 x 2 tiles
 NOTHING = " ."  # the word for an empty tile
 
 SENTENCES = {  # each LLM has read sentences of its own
-    "source": ["there is a {c} {s} at the {p}.", "a {c} {s} is at the {p}.", "at the {p} is a {c} {s}."],
-    "target": ["one sees a {c} {s} at the {p}.", "the {s} at the {p} is {c}.", "at the {p} lies a {c} {s}."],
+    "source": ["there is a {c} {s} at the {p}.", "a {c} {s} at the {p}.", "we have a {c} {s} at the {p}."],
+    "target": ["one sees a {c} {s} at the {p}.", "the {c} {s} at the {p}.", "here is the {c} {s} at the {p}."],
 }
 STORIES = {  # and some pages on something else, which give each vocabulary words that the other lacks
     "source": [["anna", "ben", "clara", "david", "the teacher", "my sister", "our neighbor"],

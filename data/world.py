@@ -6,10 +6,10 @@ a 3 x 3 board:
 
     >>> scene = make_scene("test", seed=0, index=1)
     >>> caption(scene)
-    'a purple triangle at the middle left, a cyan star at the bottom center.'
+    'a brown star at the middle center, a cyan triangle at the bottom left.'
     >>> ask(scene, "color", random.Random(0)).answer
-    'purple'
-    >>> score_caption("a purple triangle at the middle left.", scene)     # one of two objects found, none invented
+    'cyan'
+    >>> score_caption("a brown star at the middle center.", scene)  # one of two objects found, none invented
     (1, 1, 2)
 
 Splits are seeds: 'train', 'val' and 'test' never share a scene's random stream, and 'comp' holds only pictures with at
@@ -124,9 +124,9 @@ def draw(scene, size=48, seed=0):
     pen, cell = ImageDraw.Draw(picture), fine / 3
     for color, shape, place in scene:
         row, col = divmod(place, 3)
-        x = (col + 0.5 + rng.uniform(-0.12, 0.12)) * cell
-        y = (row + 0.5 + rng.uniform(-0.12, 0.12)) * cell
-        r = rng.uniform(0.30, 0.42) * cell
+        x = (col + 0.5 + rng.uniform(-0.08, 0.08)) * cell
+        y = (row + 0.5 + rng.uniform(-0.08, 0.08)) * cell
+        r = rng.uniform(0.36, 0.46) * cell
         hue, saturation, value = PAINTS[color]
         fill = colorsys.hsv_to_rgb((hue + rng.uniform(-6, 6)) / 360 % 1, saturation * rng.uniform(0.9, 1), value * rng.uniform(0.9, 1))
         fill = tuple(int(255 * v) for v in fill)
@@ -205,8 +205,8 @@ def ask_any(scene, rng):
 def parse_caption(text):
     """The objects that a caption names, as a set of (color, shape, place); half-said objects have None in them.
 
-    >>> parse_caption("a red circle at the top left, a blue")
-    {('red', 'circle', 'top left'), ('blue', None, None)}
+    >>> sorted(parse_caption("a red circle at the top left, a blue star"))
+    [('blue', 'star', None), ('red', 'circle', 'top left')]
     """
     objects = set()
     for part in re.split(r"[,.]", text):
