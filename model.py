@@ -135,6 +135,7 @@ class GPT(nn.Module):
         super().__init__()
         self.config = config
         self.embedding = nn.Embedding(config.V, config.C)
+        # Rotary positions say how far apart two tokens are, these say where one is: which tile of a raster, for example.
         self.position = nn.Parameter(torch.zeros(config.context, config.C))
         self.blocks = nn.ModuleList(Block(config) for _ in range(config.layers))
         self.head = nn.Linear(config.C, config.V, bias=False)
@@ -149,11 +150,13 @@ class GPT(nn.Module):
         return norm(self.embedding(ids))
 
     def forward(self, x, cache=None):
-        import os
+        """x (B, T, C) -> logits (B, T, V); with a cache, x goes on where the cache ends, and the cache grows."""
         start = cache.get("length", 0) if cache is not None else 0
-        if not os.environ.get("NOPOS"): x = x + self.position[start:start + x.size(1)]
+        if start + x.size(1) > self.config.context:
+            raise ValueError(f"{start + x.size(1)} tokens do not fit into this LLM's context of {self.config.context}")
         if cache is not None:
             cache["length"] = start + x.size(1)
+        x = x + self.position[start:start + x.size(1)]
         for block in self.blocks:
             x = block(x, cache)
         return self.head(norm(x))  # (B, T, V)

@@ -16,7 +16,6 @@ folder under --out. Run the same command again after an interruption: finished s
 on from its last checkpoint and, on a CPU, ends bit for bit as if nothing had happened.
 """
 import argparse
-import csv
 import difflib
 import inspect
 import json
@@ -39,7 +38,7 @@ from tqdm import tqdm
 from adapter import COEFFICIENTS, LangBridge, MLPAdapter, load_adapter, save_adapter
 from data.bpe import PATTERNS, shared_tokens, train_bpe
 from data.corpus import conversation, document, encode, train_tokenizer, turn
-from data.world import CAPTION_REQUESTS, QUESTION_TYPES, WORDINGS, caption, draw, make_scene, twin
+from data.world import CAPTION_REQUESTS, COLORS, WORDINGS, caption, draw, make_scene, twin
 from evaluate import benchmark, fail, load_vlm, score_chance, score_features, score_llm, score_vlm
 from model import GPT, VLM, GPTConfig, load_llm, save_llm
 from vision import CLIP, ViTConfig, load_vit, save_vit
@@ -63,11 +62,11 @@ class Settings:
     llm_source_V: int = 512  # vocabulary of the source LLM
     llm_source_C: int = 128  # width
     llm_source_layers: int = 2  # depth
-    llm_source_steps: int = 1900  # pretraining steps
+    llm_source_steps: int = 1400  # pretraining steps
     llm_target_V: int = 640  # vocabulary of the target LLM
     llm_target_C: int = 160  # width
     llm_target_layers: int = 3  # depth
-    llm_target_steps: int = 1500  # pretraining steps
+    llm_target_steps: int = 1300  # pretraining steps
     llm_H: int = 4  # attention heads of both
     llm_batch: int = 10  # documents a step; many small steps teach more than few large ones
     llm_turns: int = 8  # questions and captions that follow a scene, at most
@@ -80,17 +79,18 @@ class Settings:
     vit_patch: int = 8  # patch side in pixels
     vit_D: int = 128  # width
     vit_layers: int = 3  # depth
-    vit_steps: int = 450  # pretraining steps
-    vit_batch: int = 64  # pairs a step; half of them differ from the other half in one word
+    vit_steps: int = 1400  # pretraining steps
+    vit_batch: int = 32  # pairs a step; half of them differ from the other half in one word
+    vit_grey: float = 0.25  # share of the pairs without colours
     vit_matrix_lr: float = 0.01  # learning rate of the hidden matrices (Muon)
     vit_lr: float = 0.001  # learning rate of everything else (AdamW)
     # align: stage 1, the adapter on captions
     align_K: int = 0  # words that a LangBridge may use; 0: all that both tokenizers have and the captions use
     align_hidden: int = 256  # hidden width of a LangBridge
     align_coefficients: str = "softmax"  # how a LangBridge weighs words: softmax, relu or linear
-    align_steps: int = 1000  # steps
+    align_steps: int = 600  # steps
     align_batch: int = 32  # pictures a step
-    align_lr: float = 0.002  # learning rate (AdamW)
+    align_lr: float = 0.003  # learning rate (AdamW)
     # instruct: stage 2, adapter and LLM on conversations
     instruct_steps: int = 600  # steps
     instruct_batch: int = 16  # pictures a step
@@ -240,7 +240,7 @@ def count(module):
 
 
 def write(path, save):
-    """Write a file aside and rename it, so that a kill leaves the old file or the new one, never half of one."""
+    """Write a file aside and rename it, so that a kill or a full disk leaves the old file or the new one, never half of one."""
     aside = path.with_name(path.name + ".new")
     save(aside)
     os.replace(aside, path)
@@ -380,7 +380,8 @@ def pretrain_vit(s, stage="vit"):
     """A ViT from nothing, contrastively: which of the batch's captions belongs to which picture?
 
     Half of each batch are twins of the other half, with one word changed: told apart from its twin, a picture must be
-    seen in every detail, not only in those that happen to differ among random scenes.
+    seen in every detail, not only in those that happen to differ among random scenes. Some pairs lose their colours, in
+    the picture and in the caption, so that shape is learned apart from colour and is known in pairs never seen.
     """
     torch.manual_seed(s.seed)
     first = [make_scene("train", s.seed, i, s.max_objects) for i in range(500)]
@@ -389,17 +390,22 @@ def pretrain_vit(s, stage="vit"):
     print(f"vit: a ViT of {count(clip.vit):,} parameters and its text tower of {count(clip.text):,}, all trained, on {s.vit_steps} x "
           f"{s.vit_batch} pictures with captions; the first loss should be about ln {s.vit_batch} = {math.log(s.vit_batch):.2f}")
 
-    def batch(scenes, step):
-        images = torch.from_numpy(np.stack([draw(scene, s.vit_size, seed=step) for scene in scenes]))
-        ids = [encoding.encode(caption(scene)) for scene in scenes]
+    def batch(scenes, step, grey=0):
+        images = np.stack([draw(scene, s.vit_size, seed=step) for scene in scenes])
+        texts = [caption(scene) for scene in scenes]
+        for i in range(grey):
+            images[i] = images[i].mean(-1, keepdims=True)
+            texts[i] = " ".join(word for word in texts[i].split() if word not in COLORS)
+        images, ids = torch.from_numpy(images), [encoding.encode(text) for text in texts]
         mask = pad([[1] * len(row) for row in ids], torch.bool)
         return images.to(s.device), pad(ids, torch.long).to(s.device), mask.to(s.device)
 
     def loss_at(step):
-        half = s.vit_batch // 2
+        half, rng = s.vit_batch // 2, random.Random(f"twins/{s.seed}/{step}")
         scenes = [make_scene("train", s.seed + 1, step * half + i, s.max_objects) for i in range(half)]
-        rng = random.Random(f"twins/{s.seed}/{step}")
-        return clip.loss(*batch(scenes + [twin(scene, rng) for scene in scenes], step))
+        grey = int(s.vit_grey * half)
+        pairs = [[scene, twin(scene, rng, ("shape", "place")) if i < grey else twin(scene, rng)] for i, scene in enumerate(scenes)]
+        return clip.loss(*batch(sum(pairs, []), step, grey=2 * grey))
 
     folder = Path(s.out) / stage
     seconds = fit(s, folder, stage, [clip], optimizers(s.vit_matrix_lr, s.vit_lr, clip), s.vit_steps, loss_at)
@@ -607,5 +613,8 @@ if __name__ == "__main__":
         main(sys.argv[1:])
     except KeyboardInterrupt:
         sys.exit("interrupted; run the same command again to go on")
-    except OSError as error:
-        fail(f"{error}; free some space or check the folder, then run the same command again: it goes on from its last checkpoint")
+    except (OSError, RuntimeError) as error:
+        if isinstance(error, RuntimeError) and not re.search("PytorchStreamWriter|inline_container", str(error)):  # torch.save on a full disk
+            raise
+        fail(f"cannot write: {str(error).splitlines()[0]}; free some space or check the folder, then run the same command again: "
+             "it goes on from its last checkpoint")

@@ -81,10 +81,10 @@ def make_scene(split, seed, index, max_objects=3):
     return [Object(*pair, place) for pair, place in zip(pairs, sorted(rng.sample(range(9), n)))]
 
 
-def twin(scene, rng):
+def twin(scene, rng, attributes=("shape", "shape", "color", "place")):
     """A scene that differs in one word: one object has another shape (half of the time), colour or place."""
     while True:
-        i, what = rng.randrange(len(scene)), rng.choice(["shape", "shape", "color", "place"])
+        i, what = rng.randrange(len(scene)), rng.choice(attributes)
         value = rng.choice({"shape": SHAPES, "color": COLORS, "place": range(9)}[what])
         new = scene[:i] + [scene[i]._replace(**{what: value})] + scene[i + 1:]
         pairs = {(o.color, o.shape) for o in new}

@@ -45,6 +45,12 @@ def test_cached_and_uncached_generation_agree(llm):
     assert cached == ids
 
 
+def test_a_text_longer_than_the_context_is_refused(llm):
+    with pytest.raises(ValueError, match="513 tokens do not fit"):
+        llm(torch.zeros(1, 513, 32))
+    assert len(llm.generate(torch.zeros(1, 505, 32), stop=-1)[0]) == 7
+
+
 def test_generation_stops_at_the_stop_token_of_each_row(llm):
     x = llm.embed(torch.randint(0, 300, (4, 7)))
     free = llm.generate(x, stop=-1, max_tokens=12)
