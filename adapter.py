@@ -61,7 +61,7 @@ class LangBridge(nn.Module):
         nn.init.normal_(self.W[-1].weight, std=0.02)
         nn.init.zeros_(self.W[-1].bias)
         if NOTHING in self.tokens:
-            nn.init.constant_(self.W[-1].bias[self.tokens.index(NOTHING)], 5.0 if coefficients == "softmax" else 1.0)
+            nn.init.constant_(self.W[-1].bias[self.tokens.index(NOTHING)], 3.0 if coefficients == "softmax" else 1.0)
 
     def set_basis(self, llm, encoding):
         """Speak to this LLM from now on: E becomes its embeddings of the shared tokens; W is untouched.

@@ -38,7 +38,7 @@ from tqdm import tqdm
 from adapter import COEFFICIENTS, LangBridge, MLPAdapter, load_adapter, save_adapter
 from data.bpe import PATTERNS, shared_tokens, train_bpe
 from data.corpus import conversation, document, encode, train_tokenizer, turn
-from data.world import CAPTION_REQUESTS, COLORS, WORDINGS, caption, draw, make_scene, twin
+from data.world import CAPTION_REQUESTS, WORDINGS, caption, draw, keywords, make_scene, twin, unname
 from evaluate import benchmark, fail, load_vlm, score_chance, score_features, score_llm, score_vlm
 from model import GPT, VLM, GPTConfig, load_llm, save_llm
 from vision import CLIP, ViTConfig, load_vit, save_vit
@@ -81,22 +81,23 @@ class Settings:
     vit_layers: int = 3  # depth
     vit_steps: int = 1400  # pretraining steps
     vit_batch: int = 32  # pairs a step; half of them differ from the other half in one word
-    vit_grey: float = 0.25  # share of the pairs without colours
+    vit_unnamed: float = 0.5  # share of the pairs in random paints, captioned without colours
     vit_matrix_lr: float = 0.01  # learning rate of the hidden matrices (Muon)
     vit_lr: float = 0.001  # learning rate of everything else (AdamW)
     # align: stage 1, the adapter on captions
     align_K: int = 0  # words that a LangBridge may use; 0: all that both tokenizers have and the captions use
     align_hidden: int = 256  # hidden width of a LangBridge
     align_coefficients: str = "softmax"  # how a LangBridge weighs words: softmax, relu or linear
-    align_steps: int = 600  # steps
+    align_steps: int = 800  # steps
     align_batch: int = 32  # pictures a step
-    align_lr: float = 0.003  # learning rate (AdamW)
+    align_matrix_lr: float = 0.01  # learning rate of the adapter's matrices (Muon)
+    align_lr: float = 0.003  # learning rate of its biases (AdamW)
     # instruct: stage 2, adapter and LLM on conversations
     instruct_steps: int = 600  # steps
     instruct_batch: int = 16  # pictures a step
     instruct_turns: int = 4  # turns of a conversation, at most
-    instruct_lr: float = 0.001  # learning rate of adapter, embeddings and small parts of the LLM (AdamW)
-    instruct_matrix_lr: float = 0.003  # learning rate of the LLM's hidden matrices (Muon)
+    instruct_lr: float = 0.001  # learning rate of embeddings, head and small parts (AdamW)
+    instruct_matrix_lr: float = 0.003  # learning rate of the matrices of adapter and LLM (Muon)
 
 
 PRESETS = {
@@ -222,9 +223,9 @@ class Muon(torch.optim.Optimizer):
 
 
 def optimizers(matrix_lr, lr, *modules):
-    """Muon for the matrices inside the blocks, AdamW for embeddings, heads, adapters, vectors and scalars."""
+    """Muon for the matrices of blocks and adapters, AdamW for embeddings, heads, convolutions, vectors and scalars."""
     named = [(n, p) for m in modules for n, p in m.named_parameters() if p.requires_grad]
-    hidden = lambda n, p: "blocks" in n and p.ndim == 2 and "conv" not in n
+    hidden = lambda n, p: p.ndim == 2 and not re.search("embed|position|project|head|conv", n)
     matrices, others = [p for n, p in named if hidden(n, p)], [p for n, p in named if not hidden(n, p)]
     result = [Muon(matrices, matrix_lr)] if matrices else []
     return result + [torch.optim.AdamW(others, lr, betas=(0.9, 0.95), weight_decay=0.0)]
@@ -380,32 +381,29 @@ def pretrain_vit(s, stage="vit"):
     """A ViT from nothing, contrastively: which of the batch's captions belongs to which picture?
 
     Half of each batch are twins of the other half, with one word changed: told apart from its twin, a picture must be
-    seen in every detail, not only in those that happen to differ among random scenes. Some pairs lose their colours, in
-    the picture and in the caption, so that shape is learned apart from colour and is known in pairs never seen.
+    seen in every detail, not only in those that happen to differ among random scenes. Some pairs are painted in random
+    colours and captioned without them, so that shape is learned apart from colour and is known in pairs never seen.
     """
     torch.manual_seed(s.seed)
     first = [make_scene("train", s.seed, i, s.max_objects) for i in range(500)]
-    encoding = train_bpe([caption(scene) for scene in first], 400, PATTERNS["source"], name="captions")
+    encoding = train_bpe([keywords(scene) for scene in first], 400, PATTERNS["source"], name="captions")
     clip = CLIP(ViTConfig(s.vit_size, s.vit_patch, s.vit_D, s.llm_H, s.vit_layers), encoding.n_vocab).to(s.device)
     print(f"vit: a ViT of {count(clip.vit):,} parameters and its text tower of {count(clip.text):,}, all trained, on {s.vit_steps} x "
           f"{s.vit_batch} pictures with captions; the first loss should be about ln {s.vit_batch} = {math.log(s.vit_batch):.2f}")
 
-    def batch(scenes, step, grey=0):
-        images = np.stack([draw(scene, s.vit_size, seed=step) for scene in scenes])
-        texts = [caption(scene) for scene in scenes]
-        for i in range(grey):
-            images[i] = images[i].mean(-1, keepdims=True)
-            texts[i] = " ".join(word for word in texts[i].split() if word not in COLORS)
-        images, ids = torch.from_numpy(images), [encoding.encode(text) for text in texts]
+    def batch(scenes, step):
+        images = torch.from_numpy(np.stack([draw(scene, s.vit_size, seed=step) for scene in scenes]))
+        ids = [encoding.encode(keywords(scene)) for scene in scenes]
         mask = pad([[1] * len(row) for row in ids], torch.bool)
         return images.to(s.device), pad(ids, torch.long).to(s.device), mask.to(s.device)
 
     def loss_at(step):
         half, rng = s.vit_batch // 2, random.Random(f"twins/{s.seed}/{step}")
         scenes = [make_scene("train", s.seed + 1, step * half + i, s.max_objects) for i in range(half)]
-        grey = int(s.vit_grey * half)
-        pairs = [[scene, twin(scene, rng, ("shape", "place")) if i < grey else twin(scene, rng)] for i, scene in enumerate(scenes)]
-        return clip.loss(*batch(sum(pairs, []), step, grey=2 * grey))
+        n = int(s.vit_unnamed * half)
+        twins = [twin(scene, rng, ("shape", "place")) for scene in scenes[:n]] + [twin(scene, rng) for scene in scenes[n:]]
+        scenes, twins = ([unname(scene, rng) for scene in side[:n]] + side[n:] for side in (scenes, twins))
+        return clip.loss(*batch(scenes + twins, step))
 
     folder = Path(s.out) / stage
     seconds = fit(s, folder, stage, [clip], optimizers(s.vit_matrix_lr, s.vit_lr, clip), s.vit_steps, loss_at)
@@ -467,7 +465,7 @@ def align(s, stage, llm="llm_source"):
         adapter = MLPAdapter(s.vit_D, llm.config.C).to(s.device)
     adapter.set_basis(llm, encoding)
     captions = lambda rng, scene: turn(rng.choice(CAPTION_REQUESTS), caption(scene, rng.randrange(len(WORDINGS))))
-    seconds, scores = tune(s, stage, adapter, llm, encoding, [adapter], optimizers(0, s.align_lr, adapter),
+    seconds, scores = tune(s, stage, adapter, llm, encoding, [adapter], optimizers(s.align_matrix_lr, s.align_lr, adapter),
                            s.align_steps, s.align_batch, captions)
     save_adapter(adapter, Path(s.out) / stage)
     finish(s, stage, seconds=seconds, params=count(adapter), scores=scores,

@@ -74,13 +74,13 @@ class TextTower(nn.Module):
         super().__init__()
         self.embed, self.position = nn.Embedding(V, D), nn.Parameter(0.02 * torch.randn(context, D))
         self.blocks = nn.ModuleList(EncoderBlock(D, H) for _ in range(layers))
-        self.norm = nn.LayerNorm(D)
+        self.norm, self.project = nn.LayerNorm(D), nn.Linear(D, D, bias=False)
 
     def forward(self, ids, mask):
         x = self.embed(ids) + self.position[:ids.size(1)]  # (B, T, D)
         for block in self.blocks:
             x = block(x, mask)
-        return self.norm(x)
+        return self.project(self.norm(x))
 
 
 class CLIP(nn.Module):
@@ -98,13 +98,13 @@ class CLIP(nn.Module):
     def __init__(self, config, V):
         super().__init__()
         self.vit, self.text = ViT(config), TextTower(V, config.D, config.H)
-        self.project_vit, self.project_text = (nn.Linear(config.D, config.D, bias=False) for _ in range(2))
+        self.project = nn.Linear(config.D, config.D, bias=False)
         self.log_scale = nn.Parameter(torch.tensor(40.0).log())
 
     def forward(self, pictures, ids, mask):
         """Similarity of each picture with each caption: (B, size, size, 3), (B, T), (B, T) -> (B, B)"""
-        v = F.normalize(self.project_vit(self.vit(pictures)), dim=-1)  # (B, N, D)
-        w = F.normalize(self.project_text(self.text(ids, mask)), dim=-1)  # (B, T, D)
+        v = F.normalize(self.project(self.vit(pictures)), dim=-1)  # (B, N, D)
+        w = F.normalize(self.text(ids, mask), dim=-1)  # (B, T, D)
         cos = (v.flatten(0, 1) @ w.flatten(0, 1).T).view(*v.shape[:2], *w.shape[:2])  # (B, N, B, T)
         found = cos.topk(self.top, dim=1).values.mean(1)  # (B, B, T)
         s = (found * mask).sum(-1) / mask.sum(-1)  # (B, B)
