@@ -8,7 +8,6 @@ import json
 
 import torch
 import torch.nn as nn
-import torch.nn.functional as F
 
 NOTHING = b" ."  # the word that an untrained LangBridge says everywhere: 'nothing here'
 COEFFICIENTS = ("softmax", "relu", "linear")

@@ -15,13 +15,13 @@ from pathlib import Path
 import numpy as np
 import torch
 import torch.nn.functional as F
-from PIL import Image, UnidentifiedImageError
+from PIL import Image, ImageDraw, UnidentifiedImageError
 
 from adapter import load_adapter
 from data.bpe import BOS
 from data.corpus import raster, sentences
 from data.world import (ANSWERS, CAPTION_REQUESTS, COLORS, COMP_PAIRS, NUMBERS, QUESTION_TYPES, SHAPES, ask, ask_any, caption,
-                        make_scene, score_caption)
+                        draw_split, make_scene, score_caption)
 from model import VLM, load_llm, same_length
 from vision import load_vit
 
@@ -223,6 +223,30 @@ def load_vlm(out, name):
     vit, adapter = load_vit(out / "vit"), load_adapter(out / name)
     llm, encoding = load_llm(out / name if (out / name / "llm.pt").exists() else out / "llm_source")
     return vit.eval(), VLM(adapter.set_basis(llm, encoding), llm, encoding).eval()
+
+
+def contact_sheet(out, path, pictures, max_objects, name="langbridge_instruct", count=6):
+    """Pictures of the test split with a question, the answer given and the true one, wrong answers first, as one PNG."""
+    vit, vlm = load_vlm(out, name)
+    _, questions, _ = benchmark("test", pictures, max_objects)
+    images = draw_split("test", range(pictures), vit.config.size, max_objects)
+    with torch.no_grad():
+        features = torch.cat([vit(torch.from_numpy(images[i:i + 100])) for i in range(0, pictures, 100)])
+    answers = vlm.answer(features[[i for i, _ in questions]], [qa.question for _, qa in questions])
+    rows = sorted(zip(questions, answers), key=lambda row: row[0][1].answer == row[1])[:count]
+    sheet = Image.new("RGB", (250 * 3, 290 * -(-count // 3)), "white")
+    pen = ImageDraw.Draw(sheet)
+    for k, ((i, qa), answer) in enumerate(rows):
+        x, y = 250 * (k % 3) + 25, 290 * (k // 3)
+        sheet.paste(Image.fromarray(images[i]).resize((200, 200), Image.Resampling.NEAREST), (x, y + 10))
+        for line, text, color in ((0, qa.question, "black"), (1, f"answer: {answer}", "darkgreen" if answer == qa.answer else "darkred"),
+                                  (2, f"truth: {qa.answer}", "black")):
+            pen.text((x, y + 216 + 20 * line), text, fill=color, font_size=14)
+    sheet.save(path)
+    wrong = sum(qa.answer != answer for (_, qa), answer in zip(questions, answers))
+    print(f"\n{count} test pictures, wrong answers first ({wrong} of {len(questions)} are wrong), in {path}:")
+    for (_, qa), answer in rows:
+        print(f"  {'right' if answer == qa.answer else 'WRONG'}  {qa.question}  {answer}  (truth: {qa.answer})")
 
 
 def main():

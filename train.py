@@ -32,16 +32,15 @@ from pathlib import Path
 import numpy as np
 import torch
 import torch.nn.functional as F
-from PIL import Image, ImageDraw
 from tqdm import tqdm
 
 from adapter import COEFFICIENTS, LangBridge, MLPAdapter, load_adapter, save_adapter
 from data.bpe import PATTERNS, shared_tokens, train_bpe
 from data.corpus import conversation, document, encode, train_tokenizer, turn
-from data.world import CAPTION_REQUESTS, WORDINGS, caption, draw, keywords, make_scene, twin, unname
-from evaluate import benchmark, fail, load_vlm, score_chance, score_features, score_llm, score_vlm
+from data.world import CAPTION_REQUESTS, WORDINGS, caption, draw, draw_split, keywords, make_scene, twin, unname
+from evaluate import contact_sheet, fail, score_chance, score_features, score_llm, score_vlm
 from model import GPT, VLM, GPTConfig, load_llm, save_llm
-from vision import CLIP, ViTConfig, load_vit, save_vit
+from vision import CLIP, ViTConfig, save_vit
 
 
 @dataclass
@@ -79,21 +78,21 @@ class Settings:
     vit_patch: int = 8  # patch side in pixels
     vit_D: int = 128  # width
     vit_layers: int = 3  # depth
-    vit_steps: int = 1400  # pretraining steps
+    vit_steps: int = 2000  # pretraining steps
     vit_batch: int = 32  # pairs a step; half of them differ from the other half in one word
-    vit_unnamed: float = 0.5  # share of the pairs in random paints, captioned without colours
+    vit_unnamed: float = 0.3  # share of the pairs in random paints, captioned without colours
     vit_matrix_lr: float = 0.01  # learning rate of the hidden matrices (Muon)
     vit_lr: float = 0.001  # learning rate of everything else (AdamW)
     # align: stage 1, the adapter on captions
     align_K: int = 0  # words that a LangBridge may use; 0: all that both tokenizers have and the captions use
     align_hidden: int = 256  # hidden width of a LangBridge
     align_coefficients: str = "softmax"  # how a LangBridge weighs words: softmax, relu or linear
-    align_steps: int = 800  # steps
+    align_steps: int = 700  # steps
     align_batch: int = 32  # pictures a step
     align_matrix_lr: float = 0.01  # learning rate of the adapter's matrices (Muon)
     align_lr: float = 0.003  # learning rate of its biases (AdamW)
     # instruct: stage 2, adapter and LLM on conversations
-    instruct_steps: int = 600  # steps
+    instruct_steps: int = 500  # steps
     instruct_batch: int = 16  # pictures a step
     instruct_turns: int = 4  # turns of a conversation, at most
     instruct_lr: float = 0.001  # learning rate of embeddings, head and small parts (AdamW)
@@ -365,16 +364,11 @@ def pretrain_llm(s, stage):
     finish(s, stage, seconds=seconds, params=count(llm), vocab=encoding.n_vocab, **scores)
 
 
-def pictures(s, split, n):
-    return torch.from_numpy(np.stack([draw(make_scene(split, 0, i, s.max_objects), s.vit_size) for i in range(n)]))
-
-
 @torch.no_grad()
 def encode_pictures(s, vit, split, n):
     """Frozen features of the first n pictures of a split, computed once and for all: (n, N, D) in half precision."""
-    return torch.cat([vit(pictures_).half().cpu() for pictures_ in
-                      (torch.from_numpy(np.stack([draw(make_scene(split, 0, j, s.max_objects), s.vit_size)
-                                                  for j in range(i, min(i + 100, n))])).to(s.device) for i in range(0, n, 100))])
+    parts = (range(start, min(start + 100, n)) for start in range(0, n, 100))
+    return torch.cat([vit(torch.from_numpy(draw_split(split, part, s.vit_size, s.max_objects)).to(s.device)).half().cpu() for part in parts])
 
 
 def pretrain_vit(s, stage="vit"):
@@ -494,6 +488,12 @@ STAGES = {"llm_source": pretrain_llm, "llm_target": pretrain_llm, "vit": pretrai
           "langbridge_instruct": instruct, "mlp_instruct": instruct, "blind_instruct": instruct}
 
 
+def needs(stage):
+    """The stages that must be finished before this one."""
+    kind, _, phase = stage.partition("_")
+    return {"align": ["llm_source", "llm_target", "vit"], "instruct": ["llm_source", "vit"] + [f"{kind}_align"] * (kind != "blind")}.get(phase, [])
+
+
 # ---- the whole run -----------------------------------------------------------------------------------------------------
 
 def run_stages(s, stages):
@@ -502,6 +502,9 @@ def run_stages(s, stages):
         if config:
             print(f"{stage}: already there")
         else:
+            for other in needs(stage):
+                if not finished(s, other):
+                    fail(f"{stage} needs {other}, which is not in {s.out!r}; python train.py --out {s.out} makes all stages in order")
             STAGES[stage](s, stage)
             config = finished(s, stage)
         scores = config.get("scores") or {k: v for k, v in config.items() if isinstance(v, float) and "second" not in k}
@@ -562,29 +565,6 @@ def print_table(r):
         print(f"{name:24}" + "".join(f"{scores[c]:16.3f}" for c in columns))
 
 
-def contact_sheet(s, path, name="langbridge_instruct", count=6):
-    """Pictures of the test split with a question, the answer given and the true one, wrong answers first, as one PNG."""
-    vit, vlm = load_vlm(Path(s.out), name)
-    scenes, questions, _ = benchmark("test", s.test_pictures, s.max_objects)
-    images = pictures(s, "test", s.test_pictures)
-    features = torch.cat([vit(images[i:i + 100]) for i in range(0, len(images), 100)])
-    answers = vlm.answer(features[[i for i, _ in questions]], [qa.question for _, qa in questions])
-    rows = sorted(zip(questions, answers), key=lambda row: row[0][1].answer == row[1])[:count]
-    sheet = Image.new("RGB", (250 * 3, 290 * math.ceil(count / 3)), "white")
-    pen = ImageDraw.Draw(sheet)
-    for k, ((i, qa), answer) in enumerate(rows):
-        x, y = 250 * (k % 3), 290 * (k // 3)
-        sheet.paste(Image.fromarray(images[i].numpy()).resize((200, 200), Image.Resampling.NEAREST), (x + 25, y + 10))
-        for line, text, color in ((0, qa.question, "black"), (1, f"answer: {answer}", "darkgreen" if answer == qa.answer else "darkred"),
-                                  (2, f"truth: {qa.answer}", "black")):
-            pen.text((x + 25, y + 216 + 20 * line), text, fill=color, font_size=14)
-    write(path, lambda aside: sheet.save(aside, format="PNG"))
-    print(f"\nSix test pictures, wrong answers first ({sum(qa.answer != a for (_, qa), a in zip(questions, answers))} of {len(questions)} "
-          f"are wrong), in {path}:")
-    for (i, qa), answer in rows:
-        print(f"  {'right' if answer == qa.answer else 'WRONG'}  {qa.question}  {answer}  (truth: {qa.answer})")
-
-
 def main(argv):
     began = time.perf_counter()
     s = parse_settings(argv)
@@ -600,7 +580,7 @@ def main(argv):
     r = results(s, began)
     write(out / "results.json", lambda path: path.write_text(json.dumps(r, indent=1), encoding="utf-8"))
     print_table(r)
-    contact_sheet(s, out / "samples.png")
+    contact_sheet(out, out / "samples.png", s.test_pictures, s.max_objects)
     print(f"\n{r['seconds']['total'] / 60:.1f} minutes. Scores: {out}/results.json. Try next:\n"
           f"  python evaluate.py --out {out} --image picture.png --ask \"what color is the circle?\"\n"
           f"  python evaluate.py --out {out} --image picture.png")

@@ -158,6 +158,11 @@ def draw(scene, size=48, seed=0):
     return picture.clip(0, 255).astype(np.uint8)
 
 
+def draw_split(split, indices, size, max_objects=3):
+    """The pictures of these scenes of a split, always drawn the same: (n, size, size, 3) uint8"""
+    return np.stack([draw(make_scene(split, 0, i, max_objects), size) for i in indices])
+
+
 # ---- words -------------------------------------------------------------------------------------------------------------
 
 def phrase(obj, wording=0):

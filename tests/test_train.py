@@ -51,19 +51,16 @@ def test_running_again_redoes_nothing(out):
 
 def test_a_run_killed_anywhere_ends_bit_for_bit_like_one_that_was_not(out, tmp_path):
     args = ["--preset", "smoke", "--out", tmp_path / "out", "--save_every", "0"]
-    kills = 0
-    for wait in (6, 8, 10, 12, 14, 16):
+    for stage in ("llm_source", "vit", "langbridge_instruct"):  # killed in the middle of each of these
         process = subprocess.Popen(command("train.py", *args), stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL, cwd=ROOT,
                                    start_new_session=True)
-        try:
-            process.wait(wait)
-            break
-        except subprocess.TimeoutExpired:
-            kills += 1
-            os.killpg(process.pid, signal.SIGKILL)
-            process.wait()
-            time.sleep(0.5)
-    assert kills >= 1 and run("train.py", *args).returncode == 0
+        while not (tmp_path / "out" / stage / "state.pt").exists():
+            assert process.poll() is None, f"it ended before {stage}"
+            time.sleep(0.01)
+        os.killpg(process.pid, signal.SIGKILL)
+        process.wait()
+    end = run("train.py", *args)
+    assert end.returncode == 0 and "going on from step" in end.stdout, end.stderr
     names = sorted(p.relative_to(out) for p in out.rglob("*.pt"))
     assert len(names) > 10
     for name in names:
@@ -97,6 +94,11 @@ def test_a_wrong_setting_is_answered_in_one_line(tmp_path, args, says):
     refused = run("train.py", "--out", tmp_path / "new", *args)
     assert refused.returncode == 2 and says in refused.stderr and refused.stderr.count("\n") == 1
     assert not (tmp_path / "new").exists()
+
+
+def test_a_stage_without_those_before_it_says_what_makes_them(tmp_path):
+    refused = run("train.py", "--preset", "smoke", "--out", tmp_path / "new", "--stages", "mlp_align")
+    assert refused.returncode == 2 and "python train.py --out" in refused.stderr and refused.stderr.count("\n") == 1
 
 
 def test_help_explains_every_setting():
