@@ -217,12 +217,14 @@ def read_picture(path, size):
 
 def load_vlm(out, name):
     """(ViT, VLM) from an --out folder; name: an adapter's folder there, such as 'langbridge_instruct'."""
-    for folder in (out / "vit", out / name):
-        if not (folder / "config.json").exists():
-            fail(f"{str(folder)!r} has no finished stage; 'python train.py --out {out}' makes it")
+    for path in (out / "vit" / "config.json", out / name / "config.json", out / name / "adapter.json"):
+        if not path.exists():
+            fail(f"there is no {str(path)!r}; 'python train.py --out {out}' makes it")
     vit, adapter = load_vit(out / "vit"), load_adapter(out / name)
-    llm, encoding = load_llm(out / name if (out / name / "llm.pt").exists() else out / "llm_source")
-    return vit.eval(), VLM(adapter.set_basis(llm, encoding), llm, encoding).eval()
+    base = out / json.loads((out / name / "config.json").read_text(encoding="utf-8"))["base"]
+    adapter.set_basis(*load_llm(base))  # the embeddings before the LLM was tuned: those that the adapter was trained with
+    llm, encoding = load_llm(out / name if (out / name / "llm.pt").exists() else base)
+    return vit.eval(), VLM(adapter, llm, encoding).eval()
 
 
 def contact_sheet(out, path, pictures, max_objects, name="langbridge_instruct", count=6):

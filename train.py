@@ -290,8 +290,8 @@ def fit(s, folder, title, modules, opts, steps, loss_at):
             state = {"parts": [part.state_dict() for part in [*modules, *opts]], "step": step + 1, "smooth": smooth, "log": log,
                      "seconds": spent + saved - begun, "rng": torch.get_rng_state(), "recipe": recipe(s, folder.name)}
             write(folder / "state.pt", lambda path: torch.save(state, path))
-        if os.getppid() != parent:
-            sys.exit("train.py was stopped; run the same command again to go on")  # do not live on in the background
+        if "LANE" in os.environ and os.getppid() != parent:  # a lane whose train.py was killed must not live on
+            sys.exit("train.py was stopped; run the same command again to go on")
     write(folder / "log.csv", lambda path: path.write_text(
         "step,loss,smoothed,lr\n" + "".join(f"{a},{b},{c},{d:.6g}\n" for a, b, c, d in log), encoding="utf-8"))
     for m in modules:
@@ -446,10 +446,10 @@ def tune(s, stage, adapter, llm, encoding, modules, opts, steps, batch, samples)
     return seconds, scores
 
 
-def align(s, stage, llm="llm_source"):
+def align(s, stage, base="llm_source"):
     """Stage 1: the adapter alone learns, from captions, to say pictures in the frozen LLM's language."""
     kind = stage.split("_")[0]
-    llm, encoding = load_llm(Path(s.out) / llm)
+    llm, encoding = load_llm(Path(s.out) / base)
     llm.to(s.device).requires_grad_(False)
     torch.manual_seed(s.seed)
     if kind == "langbridge":
@@ -462,18 +462,19 @@ def align(s, stage, llm="llm_source"):
     seconds, scores = tune(s, stage, adapter, llm, encoding, [adapter], optimizers(s.align_matrix_lr, s.align_lr, adapter),
                            s.align_steps, s.align_batch, captions)
     save_adapter(adapter, Path(s.out) / stage)
-    finish(s, stage, seconds=seconds, params=count(adapter), scores=scores,
+    finish(s, stage, base=base, seconds=seconds, params=count(adapter), scores=scores,
            shared_vocab=len(adapter.tokens) if kind == "langbridge" else None)
 
 
-def instruct(s, stage, llm="llm_source"):
+def instruct(s, stage, base="llm_source"):
     """Stage 2: adapter and LLM learn together from conversations; loss on the answers only. 'blind' has no adapter."""
     kind, folder = stage.split("_")[0], Path(s.out) / stage
-    llm, encoding = load_llm(Path(s.out) / llm)
+    llm, encoding = load_llm(Path(s.out) / base)
     llm.to(s.device)
     torch.manual_seed(s.seed)
     adapter = None
     if kind != "blind":
+        # The basis is a copy of the embeddings as they are now; it stays as it is while the LLM is tuned.
         adapter = load_adapter(Path(s.out) / f"{kind}_align").to(s.device).set_basis(llm, encoding)
     modules = [m for m in (adapter, llm) if m is not None]
     seconds, scores = tune(s, stage, adapter, llm, encoding, modules, optimizers(s.instruct_matrix_lr, s.instruct_lr, *modules),
@@ -481,7 +482,7 @@ def instruct(s, stage, llm="llm_source"):
     save_llm(llm, encoding, folder)
     if adapter is not None:
         save_adapter(adapter, folder)
-    finish(s, stage, seconds=seconds, params=count(llm) + count(adapter), scores=scores)
+    finish(s, stage, base=base, seconds=seconds, params=count(llm) + count(adapter), scores=scores)
 
 
 STAGES = {"llm_source": pretrain_llm, "llm_target": pretrain_llm, "vit": pretrain_vit, "langbridge_align": align, "mlp_align": align,

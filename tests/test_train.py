@@ -109,6 +109,15 @@ def test_help_explains_every_setting():
     assert all(f"--{f.name}" in said for f in fields(Settings))
 
 
+def test_a_loaded_model_scores_what_the_trained_one_scored(out):
+    from evaluate import load_vlm, score_vlm
+    features = torch.load(out / "vit" / "features.pt", weights_only=True)
+    for name in ("langbridge_align", "langbridge_instruct", "mlp_instruct"):
+        vit, vlm = load_vlm(out, name)
+        scores = json.loads((out / name / "config.json").read_text(encoding="utf-8"))["scores"]
+        assert score_vlm(vlm, {k: features[k].float() for k in ("test", "comp")}, 3) == scores
+
+
 # ---- python evaluate.py --image ----------------------------------------------------------------------------------------
 
 @pytest.mark.parametrize("mode, suffix", [("RGB", "png"), ("RGBA", "png"), ("L", "png"), ("P", "png"), ("1", "png"), ("LA", "png"),
