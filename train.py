@@ -37,7 +37,7 @@ from tqdm import tqdm
 from adapter import COEFFICIENTS, LangBridge, MLPAdapter, load_adapter, save_adapter
 from data.bpe import PATTERNS, shared_tokens, train_bpe
 from data.corpus import conversation, document, encode, train_tokenizer, turn
-from data.world import CAPTION_REQUESTS, WORDINGS, caption, draw, draw_split, keywords, make_scene, twin, unname
+from data.world import CAPTION_REQUESTS, WORDINGS, caption, draw, draw_split, keywords, make_scene, twin
 from evaluate import contact_sheet, fail, score_chance, score_features, score_llm, score_vlm
 from model import GPT, VLM, GPTConfig, load_llm, save_llm
 from vision import CLIP, ViTConfig, save_vit
@@ -78,16 +78,15 @@ class Settings:
     vit_patch: int = 8  # patch side in pixels
     vit_D: int = 128  # width
     vit_layers: int = 3  # depth
-    vit_steps: int = 2000  # pretraining steps
+    vit_steps: int = 1500  # pretraining steps
     vit_batch: int = 32  # pairs a step; half of them differ from the other half in one word
-    vit_unnamed: float = 0.3  # share of the pairs in random paints, captioned without colours
     vit_matrix_lr: float = 0.01  # learning rate of the hidden matrices (Muon)
     vit_lr: float = 0.001  # learning rate of everything else (AdamW)
     # align: stage 1, the adapter on captions
     align_K: int = 0  # words that a LangBridge may use; 0: all that both tokenizers have and the captions use
     align_hidden: int = 256  # hidden width of a LangBridge
     align_coefficients: str = "softmax"  # how a LangBridge weighs words: softmax, relu or linear
-    align_steps: int = 700  # steps
+    align_steps: int = 800  # steps
     align_batch: int = 32  # pictures a step
     align_matrix_lr: float = 0.01  # learning rate of the adapter's matrices (Muon)
     align_lr: float = 0.003  # learning rate of its biases (AdamW)
@@ -375,8 +374,7 @@ def pretrain_vit(s, stage="vit"):
     """A ViT from nothing, contrastively: which of the batch's captions belongs to which picture?
 
     Half of each batch are twins of the other half, with one word changed: told apart from its twin, a picture must be
-    seen in every detail, not only in those that happen to differ among random scenes. Some pairs are painted in random
-    colours and captioned without them, so that shape is learned apart from colour and is known in pairs never seen.
+    seen in every detail, not only in those that happen to differ among random scenes.
     """
     torch.manual_seed(s.seed)
     first = [make_scene("train", s.seed, i, s.max_objects) for i in range(500)]
@@ -394,10 +392,7 @@ def pretrain_vit(s, stage="vit"):
     def loss_at(step):
         half, rng = s.vit_batch // 2, random.Random(f"twins/{s.seed}/{step}")
         scenes = [make_scene("train", s.seed + 1, step * half + i, s.max_objects) for i in range(half)]
-        n = int(s.vit_unnamed * half)
-        twins = [twin(scene, rng, ("shape", "place")) for scene in scenes[:n]] + [twin(scene, rng) for scene in scenes[n:]]
-        scenes, twins = ([unname(scene, rng) for scene in side[:n]] + side[n:] for side in (scenes, twins))
-        return clip.loss(*batch(scenes + twins, step))
+        return clip.loss(*batch(scenes + [twin(scene, rng) for scene in scenes], step))
 
     folder = Path(s.out) / stage
     seconds = fit(s, folder, stage, [clip], optimizers(s.vit_matrix_lr, s.vit_lr, clip), s.vit_steps, loss_at)

@@ -47,20 +47,26 @@ class ViT(nn.Module):
     """Pictures to patch features: cut into patches, embed each, add its place, let them talk (Dosovitskiy et al. 2021).
 
     pictures: (B, size, size, 3) uint8 -> features (B, N, D), N = grid * grid in raster order
+
+    To red, green and blue comes a fourth channel: how far a pixel is from the picture's median colour. It shows shapes
+    whatever their colour; without it, each shape is learned anew in each colour, and a red circle is not recognised by
+    who has seen circles and red things (README, 'How the ViT learns to see shapes').
     """
 
     def __init__(self, config):
         super().__init__()
         self.config = config
-        self.embed = nn.Linear(3 * config.patch ** 2, config.D)
+        self.embed = nn.Linear(4 * config.patch ** 2, config.D)
         self.position = nn.Parameter(0.02 * torch.randn(config.grid ** 2, config.D))
         self.blocks = nn.ModuleList(EncoderBlock(config.D, config.H) for _ in range(config.layers))
         self.norm = nn.LayerNorm(config.D)
 
     def forward(self, pictures):
         B, p, g = len(pictures), self.config.patch, self.config.grid
-        x = pictures.to(self.embed.weight.dtype) / 127.5 - 1
-        x = x.view(B, g, p, g, p, 3).transpose(2, 3).reshape(B, g * g, p * p * 3)  # (B, N, 3 p^2)
+        x = pictures.to(self.embed.weight.dtype) / 127.5 - 1  # (B, size, size, 3)
+        background = x.flatten(1, 2).median(dim=1).values[:, None, None, :]  # (B, 1, 1, 3)
+        x = torch.cat([x, (x - background).norm(dim=-1, keepdim=True)], dim=-1)  # (B, size, size, 4)
+        x = x.view(B, g, p, g, p, 4).transpose(2, 3).reshape(B, g * g, p * p * 4)  # (B, N, 4 p^2)
         x = self.embed(x) + self.position  # (B, N, D)
         for block in self.blocks:
             x = block(x)

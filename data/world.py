@@ -28,7 +28,6 @@ PAINTS = {  # hue in degrees, saturation, value (jittered when drawn)
     "red": (0, 0.95, 0.95), "brown": (24, 0.75, 0.48), "yellow": (54, 0.95, 0.95), "green": (120, 0.9, 0.7),
     "cyan": (180, 0.9, 0.95), "blue": (225, 0.9, 0.95), "purple": (275, 0.85, 0.75), "pink": (330, 0.45, 1.0)}
 COLORS = list(PAINTS)
-RGB = {color: np.array(colorsys.hsv_to_rgb(h / 360, s, v)) for color, (h, s, v) in PAINTS.items()}
 SHAPES = ["circle", "square", "triangle", "diamond", "star", "cross"]
 ROWS, COLS = ["top", "middle", "bottom"], ["left", "center", "right"]
 PLACES = [f"{row} {col}" for row in ROWS for col in COLS]  # in raster order
@@ -53,7 +52,7 @@ CAPTION_REQUESTS = ["describe the scene.", "what do you see?"]
 
 
 class Object(NamedTuple):
-    color: str  # a name, or (hue, saturation, value) for a paint that has none
+    color: str
     shape: str
     place: int  # index into PLACES
 
@@ -82,30 +81,15 @@ def make_scene(split, seed, index, max_objects=3):
     return [Object(*pair, place) for pair, place in zip(pairs, sorted(rng.sample(range(9), n)))]
 
 
-def twin(scene, rng, attributes=("shape", "shape", "color", "place")):
+def twin(scene, rng):
     """A scene that differs in one word: one object has another shape (half of the time), colour or place."""
     while True:
-        i, what = rng.randrange(len(scene)), rng.choice(attributes)
+        i, what = rng.randrange(len(scene)), rng.choice(["shape", "shape", "color", "place"])
         value = rng.choice({"shape": SHAPES, "color": COLORS, "place": range(9)}[what])
         new = scene[:i] + [scene[i]._replace(**{what: value})] + scene[i + 1:]
         pairs = {(o.color, o.shape) for o in new}
         if new != scene and len(pairs) == len({o.place for o in new}) == len(new) and not pairs & COMP_PAIRS:
             return sorted(new, key=lambda o: o.place)
-
-
-def unname(scene, rng):
-    """The scene in random paints that no caption names: shapes in all colours, except those that COMP_PAIRS forbid.
-
-    A paint counts as the named colour that is nearest to it, so even so no training picture shows an unseen pair.
-    """
-    def paint(shape):
-        while True:
-            h, s, v = rng.uniform(0, 360), rng.uniform(0.3, 1), rng.uniform(0.3, 1)
-            rgb = np.array(colorsys.hsv_to_rgb(h / 360, s, v))
-            nearest = min(RGB, key=lambda color: ((RGB[color] - rgb) ** 2).sum())
-            if (nearest, shape) not in COMP_PAIRS:
-                return h, s, v
-    return [o._replace(color=paint(o.shape)) for o in scene]
 
 
 # ---- pictures ----------------------------------------------------------------------------------------------------------
@@ -143,7 +127,7 @@ def draw(scene, size=48, seed=0):
         x = (col + 0.5 + rng.uniform(-0.08, 0.08)) * cell
         y = (row + 0.5 + rng.uniform(-0.08, 0.08)) * cell
         r = rng.uniform(0.36, 0.46) * cell
-        hue, saturation, value = PAINTS.get(color, color)
+        hue, saturation, value = PAINTS[color]
         fill = colorsys.hsv_to_rgb((hue + rng.uniform(-6, 6)) / 360 % 1, saturation * rng.uniform(0.9, 1), value * rng.uniform(0.9, 1))
         fill = tuple(int(255 * v) for v in fill)
         if shape == "circle":
@@ -176,7 +160,7 @@ def caption(scene, wording=0):
 
 def keywords(scene):
     """The caption as an alt text, content words only: ' brown star middle center cyan triangle bottom left'"""
-    return "".join(f" {o.color if o.color in COLORS else ''} {o.shape} {PLACES[o.place]}".replace("  ", " ") for o in scene)
+    return "".join(f" {o.color} {o.shape} {PLACES[o.place]}" for o in scene)
 
 
 def ask(scene, type, rng):
