@@ -83,7 +83,7 @@ class Settings:
     vit_matrix_lr: float = 0.01  # learning rate of the hidden matrices (Muon)
     vit_lr: float = 0.001  # learning rate of everything else (AdamW)
     # align: stage 1, the adapter on captions
-    align_K: int = 0  # words that a LangBridge may use; 0: all that both tokenizers have and the captions use
+    align_K: int = 0  # words that a LangBridge may use; 0: all that both tokenizers have and conversations use
     align_hidden: int = 256  # hidden width of a LangBridge
     align_coefficients: str = "softmax"  # how a LangBridge weighs words: softmax, relu or linear
     align_steps: int = 800  # steps
@@ -103,10 +103,10 @@ PRESETS = {
     "smoke": dict(pictures=64, test_pictures=20, llm_source_C=32, llm_source_layers=1, llm_source_steps=30, llm_target_C=48, llm_target_layers=2,
                   llm_target_steps=30, llm_batch=4, llm_turns=4, vit_D=32, vit_layers=1, vit_steps=20, vit_batch=16,
                   align_hidden=32, align_steps=20, align_batch=8, instruct_steps=20, instruct_batch=8),
-    "gpu": dict(max_objects=5, pictures=40000, test_pictures=1000, llm_source_C=256, llm_source_layers=4, llm_source_steps=6000,
-                llm_target_C=384, llm_target_layers=6, llm_target_steps=6000, llm_H=8, llm_batch=32, llm_turns=12, vit_size=96, vit_D=256,
-                vit_layers=6, vit_steps=4000, vit_batch=256, align_hidden=1024, align_steps=3000, align_batch=64, instruct_steps=2000,
-                instruct_batch=64),
+    "gpu": dict(max_objects=5, pictures=40000, test_pictures=1000, llm_source_C=256, llm_source_layers=3, llm_source_steps=4000,
+                llm_target_C=384, llm_target_layers=4, llm_target_steps=4000, llm_H=8, llm_batch=32, llm_turns=12, vit_size=96, vit_patch=16,
+                vit_D=256, vit_layers=4, vit_steps=1500, vit_batch=128, align_hidden=1024, align_steps=1500, align_batch=64,
+                instruct_steps=1000, instruct_batch=64),
 }
 
 
@@ -409,7 +409,7 @@ def pretrain_vit(s, stage="vit"):
 
 
 def shared_vocabulary(s, source, target):
-    """The words of a LangBridge: tokens that both tokenizers have, ranked by how often the training captions use them."""
+    """The words of a LangBridge: tokens that both tokenizers have, ranked by how often conversations about pictures use them."""
     both = set(shared_tokens(source, target))
     texts = "".join("".join(t for t, _ in conversation(make_scene("train", 0, i, s.max_objects), random.Random(i), 4)) for i in range(1000))
     ids, times = np.unique(source.encode(texts), return_counts=True)
@@ -534,8 +534,8 @@ def run_lanes(s, argv, *lanes):
             sys.exit(child.returncode if child.returncode > 0 else 1)
 
 
-def results(s, began):
-    """results.json from the stages' configs."""
+def results(s, total):
+    """results.json from the stages' configs; total: wall seconds of all the runs that it took."""
     c = {stage: finished(s, stage) for stage in STAGES}
     llm = lambda name: {k: c[name][k] for k in ("params", "vocab", "text_qa", "raster_qa", "text_qa_by_type", "raster_qa_by_type")}
     return {
@@ -543,7 +543,7 @@ def results(s, began):
         "seconds": {"data": c["vit"]["seconds_features"], "llm_source": c["llm_source"]["seconds"], "llm_target": c["llm_target"]["seconds"],
                     "vit": c["vit"]["seconds"], "align": c["mlp_align"]["seconds"] + c["langbridge_align"]["seconds"],
                     "instruct": sum(c[f"{k}_instruct"]["seconds"] for k in ("mlp", "langbridge", "blind")),
-                    "total": time.perf_counter() - began},
+                    "total": total},
         "llm": {"source": llm("llm_source"), "target": llm("llm_target")},
         "shared_vocab": c["langbridge_align"]["shared_vocab"],
         "vit": {k: c["vit"][k] for k in ("params", "retrieval_top1", "probe_color", "probe_shape")},
@@ -571,9 +571,16 @@ def main(argv):
     if s.stages != "all":
         return run_stages(s, s.stages.split(","))
     print(f"nanoLangBridge: preset {s.preset}, device {s.device}, {s.precision}, {s.threads} threads, torch {torch.__version__}, into {out}/")
-    run_lanes(s, argv, ["llm_source", "vit"], ["llm_target"])
-    run_lanes(s, argv, ["langbridge_align", "langbridge_instruct"], ["mlp_align", "mlp_instruct", "blind_instruct"])
-    r = results(s, began)
+    clock = out / "seconds.json"  # of the runs before this one, where it goes on from an interruption
+    before = json.loads(clock.read_text(encoding="utf-8")) if clock.exists() else 0.0
+    new = not all(finished(s, stage) for stage in STAGES)
+    try:
+        run_lanes(s, argv, ["llm_source", "vit"], ["llm_target"])
+        run_lanes(s, argv, ["langbridge_align", "langbridge_instruct"], ["mlp_align", "mlp_instruct", "blind_instruct"])
+    finally:
+        total = before + new * (time.perf_counter() - began)
+        write(clock, lambda path: path.write_text(json.dumps(total), encoding="utf-8"))
+    r = results(s, total)
     write(out / "results.json", lambda path: path.write_text(json.dumps(r, indent=1), encoding="utf-8"))
     print_table(r)
     contact_sheet(out, out / "samples.png", s.test_pictures, s.max_objects)

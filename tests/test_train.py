@@ -44,9 +44,10 @@ def test_the_results_have_every_field(out):
 
 
 def test_running_again_redoes_nothing(out):
-    before = {p: p.stat().st_mtime_ns for p in out.rglob("*.pt")}
+    before, results = {p: p.stat().st_mtime_ns for p in out.rglob("*.pt")}, (out / "results.json").read_text(encoding="utf-8")
     again = run("train.py", "--preset", "smoke", "--out", out)
     assert again.returncode == 0 and before == {p: p.stat().st_mtime_ns for p in out.rglob("*.pt")}
+    assert (out / "results.json").read_text(encoding="utf-8") == results
 
 
 def test_a_run_killed_anywhere_ends_bit_for_bit_like_one_that_was_not(out, tmp_path):
@@ -99,6 +100,12 @@ def test_a_wrong_setting_is_answered_in_one_line(tmp_path, args, says):
 def test_a_stage_without_those_before_it_says_what_makes_them(tmp_path):
     refused = run("train.py", "--preset", "smoke", "--out", tmp_path / "new", "--stages", "mlp_align")
     assert refused.returncode == 2 and "python train.py --out" in refused.stderr and refused.stderr.count("\n") == 1
+
+
+def test_every_preset_passes_the_check():
+    from train import PRESETS, parse_settings
+    for preset in PRESETS:
+        assert parse_settings(["--preset", preset, "--device", "cpu"]).preset == preset
 
 
 def test_help_explains_every_setting():
