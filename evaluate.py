@@ -236,10 +236,10 @@ def contact_sheet(out, path, pictures, max_objects, name="langbridge_instruct", 
         features = torch.cat([vit(torch.from_numpy(images[i:i + 100])) for i in range(0, pictures, 100)])
     answers = vlm.answer(features[[i for i, _ in questions]], [qa.question for _, qa in questions])
     rows = sorted(zip(questions, answers), key=lambda row: row[0][1].answer == row[1])[:count]
-    sheet = Image.new("RGB", (250 * 3, 290 * -(-count // 3)), "white")
+    sheet = Image.new("RGB", (280 * 3, 290 * -(-count // 3)), "white")
     pen = ImageDraw.Draw(sheet)
     for k, ((i, qa), answer) in enumerate(rows):
-        x, y = 250 * (k % 3) + 25, 290 * (k // 3)
+        x, y = 280 * (k % 3) + 25, 290 * (k // 3)
         sheet.paste(Image.fromarray(images[i]).resize((200, 200), Image.Resampling.NEAREST), (x, y + 10))
         for line, text, color in ((0, qa.question, "black"), (1, f"answer: {answer}", "darkgreen" if answer == qa.answer else "darkred"),
                                   (2, f"truth: {qa.answer}", "black")):

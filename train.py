@@ -91,11 +91,12 @@ class Settings:
     align_matrix_lr: float = 0.01  # learning rate of the adapter's matrices (Muon)
     align_lr: float = 0.003  # learning rate of its biases (AdamW)
     # instruct: stage 2, adapter and LLM on conversations
-    instruct_steps: int = 500  # steps
+    instruct_steps: int = 700  # steps
     instruct_batch: int = 16  # pictures a step
     instruct_turns: int = 4  # turns of a conversation, at most
+    instruct_captions: float = 0.3  # share of the turns that ask for a caption
     instruct_lr: float = 0.001  # learning rate of embeddings, head and small parts (AdamW)
-    instruct_matrix_lr: float = 0.003  # learning rate of the matrices of adapter and LLM (Muon)
+    instruct_matrix_lr: float = 0.006  # learning rate of the matrices of adapter and LLM (Muon)
 
 
 PRESETS = {
@@ -473,7 +474,7 @@ def instruct(s, stage, base="llm_source"):
         adapter = load_adapter(Path(s.out) / f"{kind}_align").to(s.device).set_basis(llm, encoding)
     modules = [m for m in (adapter, llm) if m is not None]
     seconds, scores = tune(s, stage, adapter, llm, encoding, modules, optimizers(s.instruct_matrix_lr, s.instruct_lr, *modules),
-                           s.instruct_steps, s.instruct_batch, lambda rng, scene: conversation(scene, rng, s.instruct_turns))
+                           s.instruct_steps, s.instruct_batch, lambda rng, scene: conversation(scene, rng, s.instruct_turns, s.instruct_captions, weight=1.0))
     save_llm(llm, encoding, folder)
     if adapter is not None:
         save_adapter(adapter, folder)

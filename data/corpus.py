@@ -67,16 +67,16 @@ def turn(question, answer, weight=1.0):
     return [(f"question: {question}", 0.0), (f" {answer}\n", weight)]
 
 
-def conversation(scene, rng, turns, captions=0.15):
+def conversation(scene, rng, turns, captions=0.15, weight=0.3):
     """Up to `turns` turns about a scene: each is its description with probability `captions`, otherwise a question.
 
     Nothing is asked twice. Otherwise the answer could be copied from the first time, which is easier to learn than
-    looking at the scene, and is learned instead of it. A caption's many tokens count less than an answer's few.
+    looking at the scene, and is learned instead of it. `weight` is that of a caption's many tokens beside an answer's few.
     """
     pieces, told = [], set()
     for _ in range(3 * turns):  # a small scene has few questions; then the conversation is shorter
         if rng.random() < captions:
-            about, new = "caption", turn(rng.choice(CAPTION_REQUESTS), caption(scene, rng.randrange(len(WORDINGS))), 0.3)
+            about, new = "caption", turn(rng.choice(CAPTION_REQUESTS), caption(scene, rng.randrange(len(WORDINGS))), weight)
         else:
             qa = ask_any(scene, rng)
             about, new = qa.about, turn(qa.question, qa.answer)
