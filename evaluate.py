@@ -163,9 +163,8 @@ def results_table(runs):
             values.append(r)
         if isinstance(values[0], dict):  # by question type: the worst one
             values = [min(v.values()) for v in values]
-        digits = 0 if "seconds" in path else 3
-        spread = f" ({min(values):.{digits}f} to {max(values):.{digits}f})" if len(set(values)) > 1 else ""
-        return f"{np.mean(values):.{digits}f}{spread}"
+        spread = f" ({min(values):.3f} to {max(values):.3f})" if len(set(values)) > 1 else ""
+        return f"{np.mean(values):.3f}{spread}"
     scores = ["vqa", "caption_f1", "pope_acc", "comp_vqa", "comp_caption_f1"]
     lines = [f"Seeds {', '.join(str(r['seed']) for r in runs)}, preset {runs[0]['preset']}, {runs[0]['device']}: mean (lowest to highest).", "",
              "| on the test split | " + " | ".join(scores) + " |", "| --- |" + " --- |" * len(scores)]
@@ -179,7 +178,7 @@ def results_table(runs):
                        ("target LLM reads sentences", "llm/target/text_qa"), ("its worst question type", "llm/target/text_qa_by_type"),
                        ("target LLM reads rasters", "llm/target/raster_qa"), ("its worst question type", "llm/target/raster_qa_by_type"),
                        ("ViT: retrieval among 100 pairs", "vit/retrieval_top1"), ("ViT: linear probe, colour", "vit/probe_color"),
-                       ("ViT: linear probe, shape", "vit/probe_shape"), ("seconds in all", "seconds/total")]:
+                       ("ViT: linear probe, shape", "vit/probe_shape")]:
         lines.append(f"| {name} | {cell(path)} |")
     return "\n".join(lines)
 
