@@ -325,9 +325,9 @@ def finish(s, stage, **facts):
     (folder / "state.pt").unlink(missing_ok=True)
 
 
-def pad(rows, dtype, width=None):
+def pad(rows, dtype):
     """Lists of different lengths as one tensor (B, T), zeros at the end."""
-    out = torch.zeros(len(rows), width or max(map(len, rows)), dtype=dtype)
+    out = torch.zeros(len(rows), max(map(len, rows)), dtype=dtype)
     for i, row in enumerate(rows):
         out[i, :len(row)] = torch.tensor(row, dtype=dtype)
     return out

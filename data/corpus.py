@@ -4,7 +4,7 @@ The LLMs are pretrained on text alone. A document gives a scene in words, either
 for each tile of a 6 x 6 grid and a full stop for 'nothing here', and then asks about it:
 
     scene:                                   scene:
-     . . . . . .                              there is a cyan triangle at the bottom left. at the middle center is a brown star.
+     . . . . . .                              there is a cyan triangle at the bottom left. a brown star at the middle center.
      . . . . . .                             question: what color is the star? brown
      . . brown star . .
      . . star brown . .
