@@ -4,6 +4,7 @@
     LangBridge   v = W(x) @ E       one coefficient per word; E are the LLM's own embeddings of these words, so another
                                     LLM needs only another E (Liao et al. 2025, arXiv 2503.19404)
 """
+import hashlib
 import json
 
 import torch
@@ -90,6 +91,14 @@ class LangBridge(nn.Module):
 
     def forward(self, x):
         return self.weights(x) @ self.E  # (B, N, C)
+
+
+def fingerprint(adapter):
+    """A hash of the trained parameters: a swap of the basis must not change it."""
+    digest = hashlib.sha256()
+    for name, p in sorted(adapter.named_parameters()):
+        digest.update(name.encode() + p.detach().cpu().numpy().tobytes())
+    return digest.hexdigest()[:16]
 
 
 def save_adapter(adapter, folder):

@@ -183,6 +183,56 @@ def results_table(runs):
     return "\n".join(lines)
 
 
+# ---- figures -----------------------------------------------------------------------------------------------------------
+
+INKS = ["#1b6ca8", "#d1495b", "#2e8b57", "#e08e0b", "#7b4fa3", "#5c6670", "#b56576", "#00868b", "#8a6d3b", "#333333"]
+
+
+def line_plot(path, title, panels, xlabel, note, log=False, ylim=(0.0, 1.0)):
+    """Lines with bands, panels side by side, as a PNG: the one plotting helper.
+
+    panels: [(ylabel, {line's name: (xs, ys)  or  (xs, ys, lowest, highest)})], the lines of all panels in the same order.
+    log: a logarithmic x axis that also has a zero.
+    """
+    w, h, left, top = 470, 330, 60, 66
+    names = list(dict.fromkeys(name for _, lines in panels for name in lines))
+    picture = Image.new("RGB", (len(panels) * (w + left + 20) + 20, top + h + 90 + 22 * -(-len(names) // 3)), "white")
+    pen = ImageDraw.Draw(picture, "RGBA")
+    pen.text((left, 12), title, fill="black", font_size=19)
+    scale = lambda x: np.log10(1 + np.asarray(x, dtype=float)) if log else np.asarray(x, dtype=float)
+    for k, (ylabel, lines) in enumerate(panels):
+        x0, y0 = left + k * (w + left + 20), top
+        xmax = max(max(line[0]) for line in lines.values()) or 1
+        at = lambda x, y: (x0 + w * scale(x) / scale(xmax), y0 + h * (1 - (np.clip(y, *ylim) - ylim[0]) / (ylim[1] - ylim[0])))
+        for tick in np.linspace(*ylim, 6):
+            y = at(0, tick)[1]
+            pen.line([(x0, y), (x0 + w, y)], fill="#dddddd")
+            pen.text((x0 - 8, y), f"{tick:.2g}", fill="black", font_size=13, anchor="rm")
+        ticks = [0] + [10 ** i for i in range(7) if 10 ** i <= xmax] if log else [round(xmax * i / 5) for i in range(6)]
+        for tick in ticks:
+            x = at(tick, 0)[0]
+            pen.line([(x, y0 + h), (x, y0 + h + 5)], fill="black")
+            pen.text((x, y0 + h + 8), f"{tick:,}", fill="black", font_size=13, anchor="mt")
+        pen.line([(x0, y0), (x0, y0 + h), (x0 + w, y0 + h)], fill="black", width=1)
+        pen.text((x0 + 6, y0 - 4), ylabel, fill="black", font_size=14, anchor="lb")
+        pen.text((x0 + w / 2, y0 + h + 28), xlabel, fill="black", font_size=14, anchor="mt")
+        for name, (xs, ys, *band) in lines.items():
+            ink = INKS[names.index(name) % len(INKS)]
+            if band:
+                edge = [*zip(*at(xs, band[1])), *reversed([*zip(*at(xs, band[0]))])]
+                pen.polygon([(float(x), float(y)) for x, y in edge], fill=ink + "28")
+            points = [(float(x), float(y)) for x, y in zip(*at(xs, ys))]
+            pen.line(points, fill=ink, width=2, joint="curve")
+            for x, y in points:
+                pen.ellipse([x - 3, y - 3, x + 3, y + 3], fill=ink)
+    for i, name in enumerate(names):
+        x, y = left + (i % 3) * 330, top + h + 58 + 22 * (i // 3)
+        pen.line([(x, y + 8), (x + 24, y + 8)], fill=INKS[i % len(INKS)], width=4)
+        pen.text((x + 32, y), name, fill="black", font_size=14)
+    pen.text((left, picture.height - 24), note, fill="#444444", font_size=13)
+    picture.save(path)
+
+
 # ---- your own pictures -------------------------------------------------------------------------------------------------
 
 def fail(message):

@@ -26,7 +26,7 @@ import re
 import subprocess
 import sys
 import time
-from dataclasses import asdict, dataclass, fields
+from dataclasses import asdict, dataclass, fields, replace
 from pathlib import Path
 
 import numpy as np
@@ -173,10 +173,24 @@ def check(s):
             fail(f"--{name} {getattr(s, name)}: expected at least 300, for 256 of them are the bytes")
 
 
+def save_settings(s):
+    """Into settings.json, so that transfer.py and evaluate.py need no flag but --out."""
+    write(Path(s.out) / "settings.json", lambda path: path.write_text(json.dumps(asdict(s), indent=1), encoding="utf-8"))
+
+
+def load_settings(out):
+    """The settings of what train.py left in a folder."""
+    path = Path(out) / "settings.json"
+    if not path.exists():
+        fail(f"there is no {str(path)!r}; 'python train.py --out {out}' makes it")
+    return replace(Settings(**json.loads(path.read_text(encoding="utf-8"))), out=str(out))
+
+
 def recipe(s, stage):
-    """The settings that decide what a stage's result is: its own and those of the stages before it."""
+    """The settings that decide what a stage's result is: its own and those of the stages before it; of other stages, all."""
     order = ["llm", "vit", "align", "instruct"]
-    kind = next(k for k in order if k in stage)
+    stage = stage.split("/")[-1]
+    kind = next((k for k in order if k in stage), "instruct")
     before = ("llm",) if kind == "llm" else ("vit",) if kind == "vit" else tuple(order[:order.index(kind) + 1])
     other = {"llm_source": "llm_target", "llm_target": "llm_source"}.get(stage, " ")
     return {k: v for k, v in asdict(s).items() if k in ("seed", "max_objects") or k.startswith(before) and not k.startswith(other)
@@ -246,15 +260,16 @@ def write(path, save):
     os.replace(aside, path)
 
 
-def fit(s, folder, title, modules, opts, steps, loss_at):
+def fit(s, folder, title, modules, opts, steps, loss_at, watch=None, moments=()):
     """The training loop of every stage: `loss_at(step)` -> loss, a function of the step alone, so that it can go on anywhere.
 
     Checkpoints the modules, the optimisers and the step to folder/state.pt every --save_every seconds, and resumes from
-    there. Writes folder/log.csv. Returns the seconds spent, those before an interruption included.
+    there. Writes folder/log.csv. `watch()` measures something after each number of steps in `moments`.
+    Returns (the seconds of training, those before an interruption included; [[steps done, what watch() returned], ..]).
     """
     folder.mkdir(parents=True, exist_ok=True)
     parent, rates = os.getppid(), [opt.param_groups[0]["lr"] for opt in opts]
-    start, spent, smooth, log = 0, 0.0, None, []
+    start, spent, smooth, log, seen = 0, 0.0, None, [], []
     if (folder / "state.pt").exists():
         state = torch.load(folder / "state.pt", map_location=s.device, weights_only=True)
         if state["recipe"] != recipe(s, folder.name):
@@ -262,14 +277,18 @@ def fit(s, folder, title, modules, opts, steps, loss_at):
         for part, saved in zip([*modules, *opts], state["parts"], strict=True):
             part.load_state_dict(saved)
         torch.set_rng_state(state["rng"].cpu())
-        start, spent, smooth, log = state["step"], state["seconds"], state["smooth"], state["log"]
+        start, spent, smooth, log, seen = (state[k] for k in ("step", "seconds", "smooth", "log", "seen"))
         print(f"{title}: going on from step {start}")
-    for m in modules:
-        m.train()
-    begun = saved = time.perf_counter()
-    bar = tqdm(range(start, steps), title, initial=start, total=steps, mininterval=1 if sys.stderr.isatty() else 60, dynamic_ncols=True,
+    modes = lambda training: [m.train(training) for m in modules]
+    modes(True)
+    saved = time.perf_counter()
+    bar = tqdm(range(start, steps), title.split("/")[-1], initial=start, total=steps, mininterval=1 if sys.stderr.isatty() else 60, dynamic_ncols=True,
                leave=False, position=int(os.environ.get("LANE", 0)))
     for step in bar:
+        if step in moments:
+            seen.append([step, watch()])
+            modes(True)
+        began = time.perf_counter()
         for opt, rate in zip(opts, rates):
             opt.param_groups[0]["lr"] = rate * schedule(step, steps)
         with torch.autocast(torch.device(s.device).type, torch.bfloat16, enabled=s.precision == "bf16"):
@@ -281,22 +300,24 @@ def fit(s, folder, title, modules, opts, steps, loss_at):
         for opt in opts:
             opt.step()
             opt.zero_grad()
+        spent += time.perf_counter() - began
         smooth = value if smooth is None else 0.98 * smooth + 0.02 * value
         if step % 10 == 0 or step == steps - 1:
             log.append([step, round(value, 5), round(smooth, 5), opts[-1].param_groups[0]["lr"]])
             bar.set_postfix_str(f"loss {smooth:.3f}", refresh=False)
         if time.perf_counter() - saved > s.save_every and step + 1 < steps:
             saved = time.perf_counter()
-            state = {"parts": [part.state_dict() for part in [*modules, *opts]], "step": step + 1, "smooth": smooth, "log": log,
-                     "seconds": spent + saved - begun, "rng": torch.get_rng_state(), "recipe": recipe(s, folder.name)}
+            state = {"parts": [part.state_dict() for part in [*modules, *opts]], "step": step + 1, "smooth": smooth, "log": log, "seen": seen,
+                     "seconds": spent, "rng": torch.get_rng_state(), "recipe": recipe(s, folder.name)}
             write(folder / "state.pt", lambda path: torch.save(state, path))
         if "LANE" in os.environ and os.getppid() != parent:  # a lane whose train.py was killed must not live on
             sys.exit("train.py was stopped; run the same command again to go on")
     write(folder / "log.csv", lambda path: path.write_text(
         "step,loss,smoothed,lr\n" + "".join(f"{a},{b},{c},{d:.6g}\n" for a, b, c, d in log), encoding="utf-8"))
-    for m in modules:
-        m.eval()
-    return spent + time.perf_counter() - begun
+    modes(False)
+    if steps in moments:
+        seen.append([steps, watch()])
+    return spent, seen
 
 
 # ---- stages ------------------------------------------------------------------------------------------------------------
@@ -358,7 +379,7 @@ def pretrain_llm(s, stage):
         return weighted_loss(llm(llm.embed(ids[:, :-1])), ids[:, 1:], weights[:, 1:])
 
     folder = Path(s.out) / stage
-    seconds = fit(s, folder, stage, [llm], optimizers(s.llm_matrix_lr, s.llm_lr, llm), mine["steps"], loss_at)
+    seconds, _ = fit(s, folder, stage, [llm], optimizers(s.llm_matrix_lr, s.llm_lr, llm), mine["steps"], loss_at)
     save_llm(llm, encoding, folder)
     scores = score_llm(llm, encoding, dialect, s.seed, 5 * s.test_pictures // 3, s.max_objects)
     finish(s, stage, seconds=seconds, params=count(llm), vocab=encoding.n_vocab, **scores)
@@ -396,7 +417,7 @@ def pretrain_vit(s, stage="vit"):
         return clip.loss(*batch(scenes + [twin(scene, rng) for scene in scenes], step))
 
     folder = Path(s.out) / stage
-    seconds = fit(s, folder, stage, [clip], optimizers(s.vit_matrix_lr, s.vit_lr, clip), s.vit_steps, loss_at)
+    seconds, _ = fit(s, folder, stage, [clip], optimizers(s.vit_matrix_lr, s.vit_lr, clip), s.vit_steps, loss_at)
     vit, began = clip.vit, time.perf_counter()
     save_vit(vit, folder)
     with torch.no_grad():
@@ -419,15 +440,29 @@ def shared_vocabulary(s, source, target):
     return words[:s.align_K or None]
 
 
-def tune(s, stage, adapter, llm, encoding, modules, opts, steps, batch, samples):
-    """The loop of both stages: VLM logits for text about pictures. `samples(rng, scene)` gives its pieces."""
+def new_adapter(s, kind, llm, words):
+    """An untrained adapter from the ViT to this LLM; `words` are those that a LangBridge may use."""
+    torch.manual_seed(s.seed)
+    if kind == "mlp":
+        return MLPAdapter(s.vit_D, llm.config.C).to(s.device)
+    return LangBridge(s.vit_D, words, s.align_hidden, s.align_coefficients).to(s.device)
+
+
+def tune(s, stage, adapter, llm, encoding, modules, opts, steps, batch, samples, watch=None, moments=()):
+    """The loop of both stages: the VLM's logits for text about pictures. `samples(rng, scene)` gives the text's pieces.
+
+    Returns what a finished stage knows of itself: seconds, scores S, and `seen`: [[steps done, watch(vlm, features)], ..]
+    after each number of steps in `moments`.
+    """
     vlm = VLM(adapter, llm, encoding)
     features = torch.load(Path(s.out) / "vit" / "features.pt", mmap=True, weights_only=True)
+    held_out = {k: v.float().to(s.device) for k, v in features.items() if k in ("test", "comp")}
     trained = sum(p.numel() for m in modules for p in m.parameters() if p.requires_grad)
-    example = samples(random.Random(0), make_scene("train", 0, 0, s.max_objects))
     print(f"{stage}: {trained:,} of {count(adapter) + count(llm):,} parameters trained (adapter {count(adapter):,}, LLM {count(llm):,}), "
-          f"on {steps} x {batch} of {len(features['train'])} pictures; the first sample ([answers] are learned):\n[picture] "
-          + "".join(f"[{t}]" if w else t for t, w in example), flush=True)
+          f"on {steps} x {batch} of {len(features['train'])} pictures", flush=True)
+    if "/" not in stage:  # the many stages of transfer.py would say the same
+        print("the first sample ([answers] are learned):\n[picture] " + "".join(
+            f"[{t}]" if w else t for t, w in samples(random.Random(0), make_scene("train", 0, 0, s.max_objects))), flush=True)
 
     def loss_at(step):
         rng = random.Random(f"{stage.split('_')[-1]}/{s.seed}/{step}")  # adapters meet the same samples in the same order
@@ -437,52 +472,49 @@ def tune(s, stage, adapter, llm, encoding, modules, opts, steps, batch, samples)
         ids, weights = pad([i for i, _ in texts], torch.long).to(s.device), pad([w for _, w in texts], torch.float).to(s.device)
         return weighted_loss(vlm(features["train"][rows].float().to(s.device), ids), ids, weights)
 
-    seconds = fit(s, Path(s.out) / stage, stage, modules, opts, steps, loss_at)
-    scores = score_vlm(vlm, {k: v.float().to(s.device) for k, v in features.items() if k in ("test", "comp")}, s.max_objects)
-    return seconds, scores
+    seconds, seen = fit(s, Path(s.out) / stage, stage, modules, opts, steps, loss_at, lambda: watch(vlm, held_out), moments)
+    return {"seconds": seconds, "seen": seen, "params": count(adapter) + count(llm), "scores": score_vlm(vlm, held_out, s.max_objects)}
 
 
-def align(s, stage, base="llm_source"):
+def align(s, stage, adapter, llm, encoding, base, **watching):
     """Stage 1: the adapter alone learns, from captions, to say pictures in the frozen LLM's language."""
-    kind = stage.split("_")[0]
-    llm, encoding = load_llm(Path(s.out) / base)
-    llm.to(s.device).requires_grad_(False)
-    torch.manual_seed(s.seed)
-    if kind == "langbridge":
-        words = shared_vocabulary(s, encoding, load_llm(Path(s.out) / "llm_target")[1])
-        adapter = LangBridge(s.vit_D, words, s.align_hidden, s.align_coefficients).to(s.device)
-    else:
-        adapter = MLPAdapter(s.vit_D, llm.config.C).to(s.device)
-    adapter.set_basis(llm, encoding)
-    captions = lambda rng, scene: turn(rng.choice(CAPTION_REQUESTS), caption(scene, rng.randrange(len(WORDINGS))))
-    seconds, scores = tune(s, stage, adapter, llm, encoding, [adapter], optimizers(s.align_matrix_lr, s.align_lr, adapter),
-                           s.align_steps, s.align_batch, captions)
+    llm.requires_grad_(False)
+    facts = tune(s, stage, adapter, llm, encoding, [adapter], optimizers(s.align_matrix_lr, s.align_lr, adapter), s.align_steps, s.align_batch,
+                 lambda rng, scene: turn(rng.choice(CAPTION_REQUESTS), caption(scene, rng.randrange(len(WORDINGS)))), **watching)
     save_adapter(adapter, Path(s.out) / stage)
-    finish(s, stage, base=base, seconds=seconds, params=count(adapter), scores=scores,
-           shared_vocab=len(adapter.tokens) if kind == "langbridge" else None)
+    finish(s, stage, base=base, **facts)
 
 
-def instruct(s, stage, base="llm_source"):
-    """Stage 2: adapter and LLM learn together from conversations; loss on the answers only. 'blind' has no adapter."""
-    kind, folder = stage.split("_")[0], Path(s.out) / stage
-    llm, encoding = load_llm(Path(s.out) / base)
-    llm.to(s.device)
-    torch.manual_seed(s.seed)
-    adapter = None
-    if kind != "blind":
-        # The basis is a copy of the embeddings as they are now; it stays as it is while the LLM is tuned.
-        adapter = load_adapter(Path(s.out) / f"{kind}_align").to(s.device).set_basis(llm, encoding)
+def instruct(s, stage, adapter, llm, encoding, base, known=None, **watching):
+    """Stage 2: adapter and LLM learn together from conversations; loss on the answers only. Without an adapter: blind.
+
+    `known` are more facts for its config.json. The adapter's basis is a copy of the embeddings as they are at the start, and stays as it is while the LLM is tuned.
+    """
     modules = [m for m in (adapter, llm) if m is not None]
-    seconds, scores = tune(s, stage, adapter, llm, encoding, modules, optimizers(s.instruct_matrix_lr, s.instruct_lr, *modules),
-                           s.instruct_steps, s.instruct_batch, lambda rng, scene: conversation(scene, rng, s.instruct_turns, s.instruct_captions, weight=1.0))
-    save_llm(llm, encoding, folder)
+    facts = tune(s, stage, adapter, llm, encoding, modules, optimizers(s.instruct_matrix_lr, s.instruct_lr, *modules), s.instruct_steps,
+                 s.instruct_batch, lambda rng, scene: conversation(scene, rng, s.instruct_turns, s.instruct_captions, weight=1.0), **watching)
+    save_llm(llm, encoding, Path(s.out) / stage)
     if adapter is not None:
-        save_adapter(adapter, folder)
-    finish(s, stage, base=base, seconds=seconds, params=count(llm) + count(adapter), scores=scores)
+        save_adapter(adapter, Path(s.out) / stage)
+    finish(s, stage, base=base, **facts, **(known or {}))
 
 
-STAGES = {"llm_source": pretrain_llm, "llm_target": pretrain_llm, "vit": pretrain_vit, "langbridge_align": align, "mlp_align": align,
-          "langbridge_instruct": instruct, "mlp_instruct": instruct, "blind_instruct": instruct}
+def build_adapter(s, stage, base="llm_source"):
+    """An align or instruct stage of train.py's own: of the adapter that the stage's name begins with, on the source LLM."""
+    out, (kind, phase) = Path(s.out), stage.split("_")
+    llm, encoding = load_llm(out / base)
+    llm.to(s.device)
+    if kind == "blind":
+        adapter = None
+    elif phase == "align":
+        adapter = new_adapter(s, kind, llm, shared_vocabulary(s, encoding, load_llm(out / "llm_target")[1])).set_basis(llm, encoding)
+    else:
+        adapter = load_adapter(out / f"{kind}_align").to(s.device).set_basis(llm, encoding)
+    {"align": align, "instruct": instruct}[phase](s, stage, adapter, llm, encoding, base)
+
+
+STAGES = {"llm_source": pretrain_llm, "llm_target": pretrain_llm, "vit": pretrain_vit, "langbridge_align": build_adapter, "mlp_align": build_adapter,
+          "langbridge_instruct": build_adapter, "mlp_instruct": build_adapter, "blind_instruct": build_adapter}
 
 
 def needs(stage):
@@ -493,8 +525,10 @@ def needs(stage):
 
 # ---- the whole run -----------------------------------------------------------------------------------------------------
 
-def run_stages(s, stages):
+def run_stages(table, stages):
+    """One stage after the other; table: {stage: (settings, function)}. What is finished is not made again."""
     for stage in stages:
+        s, make = table[stage]
         config = finished(s, stage)
         if config:
             print(f"{stage}: already there")
@@ -502,23 +536,23 @@ def run_stages(s, stages):
             for other in needs(stage):
                 if not finished(s, other):
                     fail(f"{stage} needs {other}, which is not in {s.out!r}; python train.py --out {s.out} makes all stages in order")
-            STAGES[stage](s, stage)
+            make(s, stage)
             config = finished(s, stage)
         scores = config.get("scores") or {k: v for k, v in config.items() if isinstance(v, float) and "second" not in k}
         print(f"{stage}: " + ", ".join(f"{k} {v:.3f}" for k, v in scores.items() if isinstance(v, float))
               + f"  ({config['seconds']:.0f} s)", flush=True)
 
 
-def run_lanes(s, argv, *lanes):
+def run_lanes(threads, command, table, *lanes):
     """Lanes of stages side by side, one process each, on a CPU with several cores; one after the other elsewhere.
 
     At this size a step gains little from a second thread, so two stages on one thread each are done sooner than one
-    after the other on two threads.
+    after the other on two threads. `command` is the program and the arguments that, with --stages, make some of the table's stages.
     """
-    if s.device != "cpu" or s.threads < 2:
-        return run_stages(s, [stage for lane in lanes for stage in lane])
-    todo = [lane for lane in lanes if not all(finished(s, stage) for stage in lane)]
-    children = [subprocess.Popen([sys.executable, __file__, *argv, "--stages", ",".join(lane), "--threads", str(s.threads // len(todo))],
+    todo = [lane for lane in lanes if not all(finished(table[stage][0], stage) for stage in lane)]
+    if len(todo) < 2 or threads < 2 or any(s.device != "cpu" for s, _ in table.values()):
+        return run_stages(table, [stage for lane in lanes for stage in lane])
+    children = [subprocess.Popen([sys.executable, *command, "--stages", ",".join(lane), "--threads", str(max(1, threads // len(todo)))],
                                  env={**os.environ, "LANE": str(i)}) for i, lane in enumerate(todo)]
     try:
         while any(child.poll() is None for child in children):
@@ -546,7 +580,7 @@ def results(s, total):
                     "instruct": sum(c[f"{k}_instruct"]["seconds"] for k in ("mlp", "langbridge", "blind")),
                     "total": total},
         "llm": {"source": llm("llm_source"), "target": llm("llm_target")},
-        "shared_vocab": c["langbridge_align"]["shared_vocab"],
+        "shared_vocab": len(load_adapter(Path(s.out) / "langbridge_align").tokens),
         "vit": {k: c["vit"][k] for k in ("params", "retrieval_top1", "probe_color", "probe_shape")},
         "vlm": {kind: {"align": c[f"{kind}_align"]["scores"], "instruct": c[f"{kind}_instruct"]["scores"]} for kind in ("mlp", "langbridge")}
         | {"blind": c["blind_instruct"]["scores"], "chance": score_chance({"test": s.test_pictures, "comp": s.test_pictures // 2}, s.max_objects)},
@@ -569,15 +603,18 @@ def main(argv):
     torch.set_num_threads(s.threads)
     out = Path(s.out)
     out.mkdir(parents=True, exist_ok=True)
+    table = {stage: (s, make) for stage, make in STAGES.items()}
     if s.stages != "all":
-        return run_stages(s, s.stages.split(","))
+        return run_stages(table, s.stages.split(","))
+    save_settings(s)
     print(f"nanoLangBridge: preset {s.preset}, device {s.device}, {s.precision}, {s.threads} threads, torch {torch.__version__}, into {out}/")
     clock = out / "seconds.json"  # of the runs before this one, where it goes on from an interruption
     before = json.loads(clock.read_text(encoding="utf-8")) if clock.exists() else 0.0
     new = not all(finished(s, stage) for stage in STAGES)
     try:
-        run_lanes(s, argv, ["llm_source", "vit"], ["llm_target"])
-        run_lanes(s, argv, ["langbridge_align", "langbridge_instruct"], ["mlp_align", "mlp_instruct", "blind_instruct"])
+        command = [__file__, *argv]
+        run_lanes(s.threads, command, table, ["llm_source", "vit"], ["llm_target"])
+        run_lanes(s.threads, command, table, ["langbridge_align", "langbridge_instruct"], ["mlp_align", "mlp_instruct", "blind_instruct"])
     finally:
         total = before + new * (time.perf_counter() - began)
         write(clock, lambda path: path.write_text(json.dumps(total), encoding="utf-8"))
@@ -590,7 +627,8 @@ def main(argv):
           f"  python evaluate.py --out {out} --image picture.png")
 
 
-if __name__ == "__main__":
+def run_as_command(main):
+    """main(arguments) with a user's accidents told in one line."""
     try:
         main(sys.argv[1:])
     except KeyboardInterrupt:
@@ -600,3 +638,7 @@ if __name__ == "__main__":
             raise
         fail(f"cannot write: {str(error).splitlines()[0]}; free some space or check the folder, then run the same command again: "
              "it goes on from its last checkpoint")
+
+
+if __name__ == "__main__":
+    run_as_command(main)
