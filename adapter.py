@@ -9,6 +9,7 @@ import json
 
 import torch
 import torch.nn as nn
+import torch.nn.functional as F
 
 NOTHING = b" ."  # the word that an untrained LangBridge says everywhere: 'nothing here'
 COEFFICIENTS = ("softmax", "relu", "linear")
@@ -46,7 +47,11 @@ class LangBridge(nn.Module):
                    whichever tokenizer it meets
     coefficients:  'softmax' (weights >= 0 that sum to 1), 'relu' (weights >= 0) or 'linear' (any weight, as in the
                    paper's released code)
+    Set `drawn` for stage 1: while training, this share of the patches says one word, drawn by its weight, instead of the
+    mixture. A private code of many small weights does not survive that, words do: it is what makes an adapter speak to an LLM
+    that it was not trained with (README, 'What makes it transfer'). It needs weights that sum to 1: softmax.
     """
+    drawn = 0.0
 
     def __init__(self, D, tokens, hidden=256, coefficients="softmax"):
         super().__init__()
@@ -90,7 +95,13 @@ class LangBridge(nn.Module):
         return (logits.relu() if self.config["coefficients"] == "relu" else logits) * self.present
 
     def forward(self, x):
-        return self.weights(x) @ self.E  # (B, N, C)
+        beta = self.weights(x)  # (B, N, K)
+        if self.training and self.drawn > 0 and self.config["coefficients"] == "softmax":
+            word = torch.multinomial(beta.detach().flatten(0, 1), 1).view(*beta.shape[:2])  # (B, N)
+            alone = torch.rand(*beta.shape[:2], 1, device=beta.device) < self.drawn  # (B, N, 1)
+            one = F.one_hot(word, beta.size(-1)).to(beta.dtype)  # (B, N, K)
+            beta = beta + (alone * (one - beta)).detach()  # the word's value, the mixture's gradient ('straight through')
+        return beta @ self.E  # (B, N, C)
 
 
 def fingerprint(adapter):

@@ -1,9 +1,12 @@
-"""Scores, and questions about your own pictures.
+"""Scores, questions about your own pictures, and a look into the adapter.
 
+    python evaluate.py                                                        everything that is measured, into evaluate.json
     python evaluate.py --image picture.png --ask "what color is the circle?"
-    python evaluate.py --image picture.png                                    # without a question: a caption
+    python evaluate.py --image picture.png                                    a conversation; where there is no terminal, a caption
+    python evaluate.py --image picture.png --map words.png                    what each patch says
+    python evaluate.py --image picture.png --swap red=blue --ask "what color is the circle?"
 
-The scores compare with the generator's truth, so they are exact; train.py calls them after each stage.
+The exam itself, its questions and their scoring, is data/scoring.py.
 """
 import argparse
 import json
@@ -17,111 +20,54 @@ import torch
 import torch.nn.functional as F
 from PIL import Image, ImageDraw, UnidentifiedImageError
 
-from adapter import load_adapter
+from adapter import LangBridge, load_adapter
 from data.bpe import BOS
 from data.corpus import raster, sentences
-from data.world import (ANSWERS, CAPTION_REQUESTS, COLORS, COMP_PAIRS, NUMBERS, QUESTION_TYPES, SHAPES, ask, ask_any, caption,
-                        draw_split, make_scene, score_caption)
+from data.scoring import benchmark, by_objects, examine, intervals, score_answers, score_captions, score_chance, summarize
+from data.world import CAPTION_REQUESTS, COLORS, PLACES, QUESTION_TYPES, SHAPES, ask, ask_any, draw_split, make_scene
 from model import VLM, load_llm, same_length
 from vision import load_vit
 
 
 # ---- scores ------------------------------------------------------------------------------------------------------------
 
-def subject(qa):
-    """The (color, shape) pair that a question is about, its answer filled in; None in it where there is no pair."""
-    type, color, shape = qa.about
-    return (qa.answer if type == "color" else color, qa.answer if type == "shape" else shape)
-
-
-def benchmark(split, pictures, max_objects):
-    """The questions of a split: (scenes, [(picture, QA)], [(picture, exists-QA)]). Always the same for a split.
-
-    Two questions for each picture, types in turn where the scene allows; on 'comp', only questions about unseen pairs.
-    """
-    rng = random.Random(f"benchmark/{split}")
-    scenes = [make_scene(split, 0, i, max_objects) for i in range(pictures)]
-    questions, pope = [], []
-    for i, scene in enumerate(scenes):
-        for k in range(2):
-            qa = ask(scene, QUESTION_TYPES[(2 * i + k) % len(QUESTION_TYPES)], rng) or ask_any(scene, rng)
-            while split == "comp" and subject(qa) not in COMP_PAIRS:
-                qa = ask_any(scene, rng)
-            questions.append((i, qa))
-        pope.append((i, ask(scene, "exists", rng)))
-    return scenes, questions, pope
-
-
-def score_answers(questions, answers):
-    """Exact match, in all and by question type: (accuracy, {type: accuracy})"""
-    hits = defaultdict(list)
-    for qa, answer in zip(questions, answers):
-        hits[qa.type].append(answer == qa.answer)
-    return (float(np.mean(sum(hits.values(), []))), {type: float(np.mean(hits[type])) for type in QUESTION_TYPES if type in hits})
-
-
-def score_captions(captions, scenes):
-    """(F1 over objects, share of captions that are right and complete); an object counts when all its attributes are right."""
-    right, said, true = np.array([score_caption(c, s) for c, s in zip(captions, scenes)]).T
-    return float(2 * right.sum() / max(1, said.sum() + true.sum())), float(np.mean((right == said) & (right == true)))
-
-
 def score_llm(llm, encoding, dialect, seed, n, max_objects):
-    """Reading comprehension on n unseen scenes in words: can this LLM answer from sentences, and from rasters?"""
+    """Reading comprehension on n unseen scenes in words: can this LLM answer from sentences and from rasters, and can it
+    describe a raster? What it cannot do from words, it cannot do from patches that are combinations of words."""
     llm.eval()
-    scores, device = {}, llm.embedding.weight.device
-    for name in ("text_qa", "raster_qa"):
-        rng, prompts, questions = random.Random(f"{name}/{seed}"), [], []
-        for i in range(n):
-            scene = make_scene("text:test", seed, i, max_objects)
-            qa = ask(scene, QUESTION_TYPES[i % len(QUESTION_TYPES)], rng) or ask_any(scene, rng)
-            body = raster(scene, rng) if name == "raster_qa" else sentences(scene, dialect, rng)
-            questions.append(qa)
-            prompts.append(encoding.encode(f"{BOS}scene:\n{body}", allowed_special={BOS})
-                           + encoding.encode(f"question: {qa.question}"))
-        answers = [""] * n
+    device = llm.embedding.weight.device
+
+    def answer(bodies, questions):
+        prompts = [encoding.encode(f"{BOS}scene:\n{body}", allowed_special={BOS}) + encoding.encode(f"question: {question}")
+                   for body, question in zip(bodies, questions)]
+        answers = [""] * len(prompts)
         for rows, ids in same_length(prompts):
-            for i, tokens in zip(rows, llm.generate(llm.embed(ids.to(device)), encoding.encode_single_token(b"\n"), 8)):
+            for i, tokens in zip(rows, llm.generate(llm.embed(ids.to(device)), encoding.encode_single_token(b"\n"))):
                 answers[i] = encoding.decode(tokens).strip()
-        scores[name], scores[name + "_by_type"] = score_answers(questions, answers)
-    return scores
+        return answers
+
+    scores, scenes = {}, [make_scene("text:held-out", seed, i, max_objects) for i in range(n)]
+    for name in ("text_qa", "raster_qa"):
+        rng = random.Random(f"{name}/{seed}")
+        questions = [ask(scene, QUESTION_TYPES[i % len(QUESTION_TYPES)], rng) or ask_any(scene, rng) for i, scene in enumerate(scenes)]
+        bodies = [raster(scene, rng) if name == "raster_qa" else sentences(rng.sample(scene, len(scene)), dialect, rng) for scene in scenes]
+        scores[name], scores[name + "_by_type"] = score_answers(questions, answer(bodies, [qa.question for qa in questions]))
+    few = scenes[:n // 3]
+    captions = answer([raster(scene, rng) for scene in few], [CAPTION_REQUESTS[0]] * len(few))
+    return scores | {"raster_caption_f1": score_captions(captions, few)[0]}
 
 
-def score(answer, describe, pictures, max_objects):
-    """The scores S: `answer(split, [(picture, QA)])` and `describe(split, scenes)` give texts, the generator knows the truth.
-
-    pictures: {split: how many}. 'test' gives vqa (exact match), caption_f1 and caption_exact, and pope (balanced yes/no
-    questions with hard negatives, as in POPE, arXiv 2305.10355); 'comp' gives the comp_ scores.
-    """
-    scores = {}
-    for split, n in pictures.items():
-        scenes, questions, pope = benchmark(split, n, max_objects)
-        vqa, by_type = score_answers([qa for _, qa in questions], answer(split, questions))
-        f1, exact = score_captions(describe(split, scenes), scenes)
-        if split == "comp":
-            scores |= {"comp_vqa": vqa, "comp_caption_f1": f1}
-            continue
-        said = answer(split, pope)
-        scores |= {"vqa": vqa, "vqa_by_type": by_type, "caption_f1": f1, "caption_exact": exact,
-                   "pope_acc": score_answers([qa for _, qa in pope], said)[0],
-                   "pope_yes_rate": float(np.mean([a == "yes" for a in said]))}
-    return scores
+def examine_vlm(vlm, features, max_objects):
+    """What a VLM says about the exam's pictures; features: {split: (pictures, N, D)}. All answers are generated, none chosen from a list."""
+    vlm.eval()
+    return examine(lambda split, items: vlm.answer(features[split][[i for i, _ in items]], [qa.question for _, qa in items]),
+                   lambda split, scenes: vlm.answer(features[split], [CAPTION_REQUESTS[0]] * len(scenes)),
+                   {split: len(x) for split, x in features.items()}, max_objects)
 
 
 def score_vlm(vlm, features, max_objects):
-    """S of a VLM; features: {split: (pictures, N, D)}. All answers are generated, none are chosen from a list."""
-    vlm.eval()
-    return score(lambda split, items: vlm.answer(features[split][[i for i, _ in items]], [qa.question for _, qa in items]),
-                 lambda split, scenes: vlm.answer(features[split], [CAPTION_REQUESTS[0]] * len(scenes)),
-                 {split: len(x) for split, x in features.items()}, max_objects)
-
-
-def score_chance(pictures, max_objects):
-    """S of answers drawn at random from those possible, and of captions of other scenes, drawn at random."""
-    rng, possible = random.Random("chance"), ANSWERS | {"count": NUMBERS[:max_objects + 1]}
-    return score(lambda split, items: [rng.choice(possible[qa.type]) for _, qa in items],
-                 lambda split, scenes: [caption(make_scene(split, 1, i, max_objects)) for i in range(len(scenes))],
-                 pictures, max_objects)
+    """The scores S of a VLM (data/scoring.py)."""
+    return summarize(examine_vlm(vlm, features, max_objects))
 
 
 def linear_probe(x, y, x_test, y_test, classes):
@@ -141,9 +87,7 @@ def score_features(features, max_objects, train_pictures=3000):
         for i in range(pictures):
             for obj in make_scene(split, 0, i, max_objects):
                 grid = features[split][i].float()
-                side = int(len(grid) ** 0.5)
-                row, col, k = *divmod(obj.place, 3), side // 3
-                x.append(grid.view(side, side, -1)[row * k:(row + 1) * k, col * k:(col + 1) * k].flatten())
+                x.append(grid[patches_of(obj.place, int(len(grid) ** 0.5))].flatten())
                 colors.append(COLORS.index(obj.color))
                 shapes.append(SHAPES.index(obj.shape))
         return torch.stack(x), torch.tensor(colors), torch.tensor(shapes)
@@ -151,6 +95,141 @@ def score_features(features, max_objects, train_pictures=3000):
     x_test, colors_test, shapes_test = objects("test", len(features["test"]))
     return {"probe_color": linear_probe(x, colors, x_test, colors_test, len(COLORS)),
             "probe_shape": linear_probe(x, shapes, x_test, shapes_test, len(SHAPES))}
+
+
+# ---- what the adapter sees -----------------------------------------------------------------------------------------------
+
+def patches_of(place, side):
+    """The indices of the patches that a place of the 3 x 3 board covers, on a grid of side x side patches."""
+    (row, col), k = divmod(place, 3), side // 3
+    return [(row * k + i) * side + col * k + j for i in range(k) for j in range(k)]
+
+
+def embeddings(llm, encoding, words):
+    """One embedding a word, (len(words), C): that of its token, or the mean over its tokens where it has several."""
+    device = llm.embedding.weight.device
+    return torch.stack([llm.embed(torch.tensor(encoding.encode(f" {word}"), device=device)).mean(0) for word in words]).detach()
+
+
+@torch.no_grad()
+def subspace(vlm, features, max_objects, pictures=100):
+    """Do visual tokens lie near the words that describe them? (the paper's study of adapters during stage 1)
+
+    Means are removed first, of the visual tokens and of the word embeddings: each table has a large vector in common.
+      own_cos, other_cos: mean cosine of an object's patches to its own colour and shape, and to all other colours and shapes
+      explained_own: the share of these patches' energy in the span of the picture's caption words, |P v|^2 / |v|^2
+      explained_random: the same for as many random words of the vocabulary
+    Each is (mean, half of its 95% interval over pictures).
+    """
+    vlm.eval()
+    rng, v = random.Random("subspace"), vlm.adapter(features["test"][:pictures])  # (B, N, C)
+    side, v = int(v.size(1) ** 0.5), v - v.mean((0, 1))
+    words = COLORS + SHAPES + sorted({word for place in PLACES for word in place.split()})
+    vocabulary = [t.decode("latin-1") for t in vlm.encoding.token_byte_values() if t.isascii() and t[:1] == b" " and t[1:].isalpha() and len(t) > 3]
+    vocabulary = [word[1:] for word in vocabulary]
+    E, R = (embeddings(vlm.llm, vlm.encoding, names) for names in (words, vocabulary))
+    E, R = E - R.mean(0), R - R.mean(0)
+    unit = F.normalize(E, dim=-1)
+    measured = defaultdict(list)
+    for i in range(len(v)):
+        scene = make_scene("test", 0, i, max_objects)
+        patches = torch.cat([v[i, patches_of(o.place, side)] for o in scene])  # (patches of objects, C)
+        cos = F.normalize(patches, dim=-1) @ unit[:len(COLORS + SHAPES)].T
+        k = len(patches) // len(scene)
+        own = torch.zeros_like(cos, dtype=torch.bool)
+        for j, o in enumerate(scene):
+            own[j * k:(j + 1) * k, [COLORS.index(o.color), len(COLORS) + SHAPES.index(o.shape)]] = True
+        measured["own_cos"].append(cos[own].mean().item())
+        measured["other_cos"].append(cos[~own].mean().item())
+        said = sorted({word for o in scene for word in (o.color, o.shape, *PLACES[o.place].split())})
+        for name, span in (("explained_own", E[[words.index(word) for word in said]]),
+                           ("explained_random", R[rng.sample([j for j, word in enumerate(vocabulary) if word not in said], len(said))])):
+            basis = torch.linalg.qr(span.T)[0]  # (C, words): orthonormal
+            measured[name].append(((patches @ basis).square().sum() / patches.square().sum()).item())
+    return {name: [float(np.mean(x)), float(1.96 * np.std(x) / len(x) ** 0.5)] for name, x in measured.items()}
+
+
+@torch.no_grad()
+def say(vlm, x, words):
+    """How much each patch says each word, (B, N, D) -> (B, N, words): LangBridge's weights; an MLP's cosine to the embeddings."""
+    if isinstance(vlm.adapter, LangBridge):
+        return vlm.adapter.weights(x)[..., [vlm.adapter.tokens.index(f" {word}".encode()) for word in words]]
+    v, E = vlm.adapter(x), embeddings(vlm.llm, vlm.encoding, words)
+    return F.normalize(v - v.mean((0, 1)), dim=-1) @ F.normalize(E - E.mean(0), dim=-1).T
+
+
+def readable(tokens):
+    """The words among a LangBridge's tokens that stand alone: no bytes, punctuation or pieces of one or two letters."""
+    return [t[1:].decode() for t in tokens if t[:1] == b" " and len(t) > 3 and t.isascii() and t[1:].isalpha()]
+
+
+@torch.no_grad()
+def grounding(vlm, features, words, max_objects, top=5):
+    """Are an object's colour and shape among the `top` words of its patches (summed over them)?
+
+    Returns {"color", "shape", "chance_color", "chance_shape"}; chance: the words of the object, the colour and shape of one of
+    another picture.
+    """
+    scores, objects = say(vlm, features, words), []
+    side = int(scores.size(1) ** 0.5)
+    for i in range(len(scores)):
+        for o in make_scene("test", 0, i, max_objects):
+            found = scores[i, patches_of(o.place, side)].sum(0).topk(top).indices.tolist()
+            objects.append((o, {words[k] for k in found}))
+    shifted = objects[len(objects) // 2:] + objects[:len(objects) // 2]
+    rate = lambda pairs, part: float(np.mean([getattr(o, part) in said for o, said in pairs]))
+    other = [(o, said) for (o, _), (_, said) in zip(objects, shifted)]
+    return {"color": rate(objects, "color"), "shape": rate(objects, "shape"),
+            "chance_color": rate(other, "color"), "chance_shape": rate(other, "shape")}
+
+
+class Edited(torch.nn.Module):
+    """A LangBridge whose patches say one word where they said another: {"red": "blue"} moves the weight of red to blue."""
+
+    def __init__(self, adapter, swaps):
+        super().__init__()
+        self.adapter, self.swaps = adapter, [(adapter.tokens.index(f" {a}".encode()), adapter.tokens.index(f" {b}".encode()))
+                                             for a, b in swaps.items()]
+
+    def forward(self, x):
+        old = self.adapter.weights(x)  # (B, N, K)
+        new = old.clone()
+        for a, b in self.swaps:
+            new[..., a] -= old[..., a]
+            new[..., b] += old[..., a]
+        return new @ self.adapter.E  # (B, N, C)
+
+
+@torch.no_grad()
+def steering(vlm, features, max_objects):
+    """Swap an object's colour word in every patch and ask again: does the answer about its colour follow, do the others stay?
+
+    Each test picture with an object of unique colour and shape gives one edit, to a random colour that the picture lacks. Only
+    questions that are answered rightly without the edit count. After it, 'what color is the circle?' should be answered with the
+    new colour, its shape and place (asked with the new colour) and the place of another object as before.
+    """
+    rng, edits = random.Random("steering"), []
+    for i in range(len(features)):
+        scene = make_scene("test", 0, i, max_objects)
+        colors, shapes = [o.color for o in scene], [o.shape for o in scene]
+        single = [o for o in scene if colors.count(o.color) == 1 and shapes.count(o.shape) == 1]
+        if single:
+            o, new = rng.choice(single), rng.choice([c for c in COLORS if c not in colors])
+            asked = [("color", f"what color is the {o.shape}?", o.color, f"what color is the {o.shape}?", new),
+                     ("other", f"what shape is the {o.color} object?", o.shape, f"what shape is the {new} object?", o.shape),
+                     ("other", f"where is the {o.color} {o.shape}?", PLACES[o.place], f"where is the {new} {o.shape}?", PLACES[o.place])]
+            asked += [("other", *2 * (f"where is the {p.color} {p.shape}?", PLACES[p.place])) for p in scene if p != o][:1]
+            edits += [(i, o.color, new, *q) for q in asked]
+    before = vlm.answer(features[[e[0] for e in edits]], [e[4] for e in edits])
+    right = [e for e, answer in zip(edits, before) if answer == e[5]]
+    hits = defaultdict(list)
+    for pair in sorted({e[1:3] for e in right}):  # all pictures with the same edit at once
+        group = [e for e in right if e[1:3] == pair]
+        edited = VLM(Edited(vlm.adapter, {pair[0]: pair[1]}), vlm.llm, vlm.encoding)
+        for e, answer in zip(group, edited.answer(features[[e[0] for e in group]], [e[6] for e in group])):
+            hits[e[3]].append(answer == e[7])
+    rate = lambda answers: sum(answers) / max(1, len(answers))
+    return {"n": len(hits["color"]), "changed_as_edited": rate(hits["color"]), "others_kept": rate(hits["other"])}
 
 
 def results_table(runs):
@@ -175,8 +254,10 @@ def results_table(runs):
     lines += ["", "| the parts | score |", "| --- | --- |"]
     for name, path in [("source LLM reads sentences", "llm/source/text_qa"), ("its worst question type", "llm/source/text_qa_by_type"),
                        ("source LLM reads rasters", "llm/source/raster_qa"), ("its worst question type", "llm/source/raster_qa_by_type"),
+                       ("source LLM describes rasters (F1)", "llm/source/raster_caption_f1"),
                        ("target LLM reads sentences", "llm/target/text_qa"), ("its worst question type", "llm/target/text_qa_by_type"),
                        ("target LLM reads rasters", "llm/target/raster_qa"), ("its worst question type", "llm/target/raster_qa_by_type"),
+                       ("target LLM describes rasters (F1)", "llm/target/raster_caption_f1"),
                        ("ViT: retrieval among 100 pairs", "vit/retrieval_top1"), ("ViT: linear probe, colour", "vit/probe_color"),
                        ("ViT: linear probe, shape", "vit/probe_shape")]:
         lines.append(f"| {name} | {cell(path)} |")
@@ -233,6 +314,45 @@ def line_plot(path, title, panels, xlabel, note, log=False, ylim=(0.0, 1.0)):
     picture.save(path)
 
 
+def word_map(path, picture, panels, note, cell=92, shown=3):
+    """A picture and, beside it, what each of its patches says: words as large and as dark as their weight, as a PNG.
+
+    picture: (size, size, 3) uint8; panels: [(title, [[(word, weight from 0 to 1), ..] for each patch])]. Below each panel are the words
+    with the largest sums over the patches.
+    """
+    side = int(len(panels[0][1]) ** 0.5)
+    width, top = side * cell, 44
+    sheet = Image.new("RGB", ((len(panels) + 1) * (width + 24) + 24, top + width + 190), "white")
+    pen = ImageDraw.Draw(sheet)
+    large = Image.fromarray(picture).resize((width, width), Image.Resampling.NEAREST)
+    for p, (title, patches) in enumerate([("the picture", None), *panels]):
+        x0 = 24 + p * (width + 24)
+        pen.text((x0, top - 10), title, fill="black", font_size=19, anchor="lb")
+        sheet.paste(large if patches is None else Image.blend(large, Image.new("RGB", large.size, "white"), 0.8), (x0, top))
+        if patches is None:
+            continue
+        total = defaultdict(float)
+        for n, words in enumerate(patches):
+            x, y = x0 + n % side * cell, top + n // side * cell
+            pen.rectangle([x, y, x + cell, y + cell], outline="#cccccc")
+            for word, weight in words:
+                total[word] += weight
+            best = sorted(words, key=lambda w: -w[1])[:shown]
+            for k, (word, weight) in enumerate(best):
+                if weight >= 0.05:
+                    size, shade = 10 + 8 * min(weight, 1), int(190 * (1 - min(weight, 1)))
+                    pen.text((x + cell / 2, y + 18 + 28 * k), word, fill=(shade, shade, shade), font_size=size, anchor="mm")
+        most = sorted(total.items(), key=lambda w: -w[1])[:8]
+        for k, (word, weight) in enumerate(most):
+            x, y = x0 + k // 4 * width // 2, top + width + 34 + 28 * (k % 4)
+            pen.text((x, y), f"{word}", fill="black", font_size=14)
+            pen.rectangle([x + 74, y + 3, x + 74 + 120 * weight / max(most[0][1], 1e-9), y + 13], fill=INKS[p])
+            pen.text((x + 200, y), f"{weight:.1f}", fill="black", font_size=13)
+        pen.text((x0, top + width + 8), "summed over the patches:", fill="#444444", font_size=13)
+    pen.text((24, sheet.height - 26), note, fill="#444444", font_size=13)
+    sheet.save(path)
+
+
 # ---- your own pictures -------------------------------------------------------------------------------------------------
 
 def fail(message):
@@ -266,57 +386,214 @@ def read_picture(path, size):
 
 def load_vlm(out, name):
     """(ViT, VLM) from an --out folder; name: an adapter's folder there, such as 'langbridge_instruct'."""
-    for path in (out / "vit" / "config.json", out / name / "config.json", out / name / "adapter.json"):
+    for path in (out / "vit" / "config.json", out / name / "config.json", *[out / name / "adapter.json"] * (not name.startswith("blind"))):
         if not path.exists():
             fail(f"there is no {str(path)!r}; 'python train.py --out {out}' makes it")
-    vit, adapter = load_vit(out / "vit"), load_adapter(out / name)
     base = out / json.loads((out / name / "config.json").read_text(encoding="utf-8"))["base"]
-    adapter.set_basis(*load_llm(base))  # the embeddings before the LLM was tuned: those that the adapter was trained with
+    adapter = None
+    if not name.startswith("blind"):  # the embeddings before the LLM was tuned: those that the adapter was trained with
+        adapter = load_adapter(out / name).set_basis(*load_llm(base))
     llm, encoding = load_llm(out / name if (out / name / "llm.pt").exists() else base)
-    return vit.eval(), VLM(adapter, llm, encoding).eval()
+    return load_vit(out / "vit").eval(), VLM(adapter, llm, encoding).eval()
 
 
-def contact_sheet(out, path, pictures, max_objects, name="langbridge_instruct", count=6):
-    """Pictures of the test split with a question, the answer given and the true one, wrong answers first, as one PNG."""
-    vit, vlm = load_vlm(out, name)
-    _, questions, _ = benchmark("test", pictures, max_objects)
-    images = draw_split("test", range(pictures), vit.config.size, max_objects)
-    with torch.no_grad():
-        features = torch.cat([vit(torch.from_numpy(images[i:i + 100])) for i in range(0, pictures, 100)])
-    answers = vlm.answer(features[[i for i, _ in questions]], [qa.question for _, qa in questions])
-    rows = sorted(zip(questions, answers), key=lambda row: row[0][1].answer == row[1])[:count]
+def contact_sheet(path, said, size, max_objects, count=6):
+    """Pictures of the test split with a question, the answer given and the true one, wrong answers first, as one PNG.
+
+    said: what the model said (data.scoring.examine). Returns the rows [(picture, QA, answer)] that are shown.
+    """
+    questions = said["test"][1]
+    rows = sorted(questions, key=lambda row: row[1].answer == row[2])[:count]
     sheet = Image.new("RGB", (280 * 3, 290 * -(-count // 3)), "white")
     pen = ImageDraw.Draw(sheet)
-    for k, ((i, qa), answer) in enumerate(rows):
+    for k, (i, qa, answer) in enumerate(rows):
         x, y = 280 * (k % 3) + 25, 290 * (k // 3)
-        sheet.paste(Image.fromarray(images[i]).resize((200, 200), Image.Resampling.NEAREST), (x, y + 10))
+        image = draw_split("test", [i], size, max_objects)[0]
+        sheet.paste(Image.fromarray(image).resize((200, 200), Image.Resampling.NEAREST), (x, y + 10))
         for line, text, color in ((0, qa.question, "black"), (1, f"answer: {answer}", "darkgreen" if answer == qa.answer else "darkred"),
                                   (2, f"truth: {qa.answer}", "black")):
             pen.text((x, y + 216 + 20 * line), text, fill=color, font_size=14)
     sheet.save(path)
-    wrong = sum(qa.answer != answer for (_, qa), answer in zip(questions, answers))
+    wrong = sum(qa.answer != answer for _, qa, answer in questions)
     print(f"\n{count} test pictures, wrong answers first ({wrong} of {len(questions)} are wrong), in {path}:")
-    for (_, qa), answer in rows:
+    for _, qa, answer in rows:
         print(f"  {'right' if answer == qa.answer else 'WRONG'}  {qa.question}  {answer}  (truth: {qa.answer})")
+    return rows
+
+
+def held_out(out):
+    """The frozen features of the splits that nothing is trained on, in float32."""
+    features = torch.load(out / "vit" / "features.pt", mmap=True, weights_only=True)
+    return {split: features[split].float() for split in ("test", "comp")}
+
+
+# ---- python evaluate.py: everything that can be measured --------------------------------------------------------------------
+
+CHECKPOINTS = ["mlp_align", "langbridge_align", "mlp_instruct", "langbridge_instruct", "blind_instruct"]
+
+
+def write_json(path, data):
+    path.write_text(json.dumps(data, indent=1), encoding="utf-8")
+    print(f"written: {path}")
+
+
+def evaluate(out, names):
+    """Benchmarks with intervals, grounding, the study of stage 1, steering: into evaluate.json, with their figures."""
+    settings = json.loads((out / "settings.json").read_text(encoding="utf-8"))
+    features, most = held_out(out), settings["max_objects"]
+    result = {"checkpoints": {}}
+    print(f"{'':22}" + "".join(f"{name:>24}" for name in ("vqa", "caption_f1", "pope_acc", "comp_vqa")) + "   (95% interval)")
+    for name in names:
+        vit, vlm = load_vlm(out, name)
+        said = examine_vlm(vlm, features, most)
+        S = summarize(said) | {"intervals": intervals(said), "by_objects": by_objects(said)}
+        result["checkpoints"][name] = S
+        print(f"{name:22}" + "".join(f"{S[k]:10.3f} ({S['intervals'][k][0]:.3f}-{S['intervals'][k][1]:.3f})" for k in ("vqa", "caption_f1", "pope_acc", "comp_vqa")), flush=True)
+        if name == names[-1] or name == "langbridge_instruct":
+            best = said
+    chance = score_chance({split: len(x) for split, x in features.items()}, most)
+    result["chance"] = chance
+    print(f"{'chance':22}" + "".join(f"{chance[k]:10.3f}{'':14}" for k in ("vqa", "caption_f1", "pope_acc", "comp_vqa")))
+    contact_sheet(out / "mistakes.png", best, settings["vit_size"], most, count=10)
+    if all((out / name / "adapter.json").exists() for name in ("langbridge_align", "mlp_align", "langbridge_instruct")):
+        print("\nwhat the adapters see")
+        bridge = load_vlm(out, "langbridge_align")[1]
+        words = readable(bridge.adapter.tokens)
+        result["grounding"] = {}
+        for key, name in (("langbridge", "langbridge_align"), ("mlp_nearest", "mlp_align"), ("langbridge_after_instruct", "langbridge_instruct")):
+            vlm = load_vlm(out, name)[1]
+            score = grounding(vlm, features["test"], words, most)
+            result["grounding"][key] = {k: score[k] for k in ("color", "shape")}
+            result["grounding"].setdefault("chance", {})[key] = {k: score[f"chance_{k}"] for k in ("color", "shape")}
+            print(f"  {key}: its colour is among the 5 top words of an object's patches in {score['color']:.3f}, its shape in {score['shape']:.3f}"
+                  f" (of another picture: {score['chance_color']:.3f}, {score['chance_shape']:.3f}), of {len(words)} words")
+        result["steering"] = {key: steering(load_vlm(out, name)[1], features["test"], most)
+                              for key, name in (("align", "langbridge_align"), ("instruct", "langbridge_instruct"))}
+        result["steering"] |= result["steering"]["instruct"]  # the tuned model, as a user asks it
+        print("  steering, a colour swapped in every patch (after instruct): {n} edits, the colour answer follows in {changed_as_edited:.3f}, "
+              "other answers stay in {others_kept:.3f}".format(**result["steering"]))
+        result["subspace"] = study(out)
+    write_json(out / "evaluate.json", result)
+
+
+def study(out):
+    """The study of stage 1 that train.py recorded, as a figure and as lists: do adapters move towards the words?"""
+    result, lines = {}, ({}, {})
+    for kind, title in (("mlp", "MLP"), ("langbridge", "LangBridge")):
+        seen = json.loads((out / f"{kind}_align" / "config.json").read_text(encoding="utf-8"))["seen"]
+        result["steps"] = [step for step, _ in seen]
+        result[kind] = {name: [s[name][0] for _, s in seen] for name in seen[0][1]} | {f"{name}_interval": [s[name][1] for _, s in seen] for name in seen[0][1]}
+        for panel, names in zip(lines, (("own_cos", "other_cos"), ("explained_own", "explained_random"))):
+            for name, label in zip(names, ("own words", "other words" if panel is lines[0] else "random words")):
+                mean, half = np.array([s[name] for _, s in seen]).T
+                panel[f"{title}, {label}"] = result["steps"], mean, mean - half, mean + half
+        gap = [np.array(s["explained_own"]) - np.array(s["explained_random"]) * [1, -1] for _, s in seen]
+        print(f"  {title}: the caption's words explain {gap[0][0]:+.3f} (+-{gap[0][1]:.3f}) more of the patches' energy than random words "
+              f"before stage 1 and {gap[-1][0]:+.3f} (+-{gap[-1][1]:.3f}) after it")
+    line_plot(out / "subspace.png", "Stage 1 brings patches to the words that describe them",
+              [("cosine to word embeddings", lines[0]), ("energy explained by words", lines[1])], "steps of stage 1 (log)",
+              "100 test pictures, patches of objects, mean vectors removed; bands: 95% intervals.", log=True, ylim=(-0.2, 1.0))
+    return result
+
+
+@torch.no_grad()
+def draw_word_map(out, model, pixels, path):
+    """What LangBridge and the MLP of the same stage say about each patch of a picture, side by side."""
+    stage = model.rsplit("_", 1)[-1] if model in CHECKPOINTS else None
+    panels = []
+    names = [model] if stage is None else [f"langbridge_{stage}", f"mlp_{stage}"]
+    for name in names:
+        vit, vlm = load_vlm(out, name)
+        bridge = isinstance(vlm.adapter, LangBridge)
+        if bridge:
+            words = [t.decode("latin-1").strip() or "newline" for t in vlm.adapter.tokens]
+            scores = vlm.adapter.weights(vit(pixels))[0]
+        else:
+            words = readable(load_adapter(out / f"langbridge_{stage}").tokens)
+            scores = say(vlm, vit(pixels), words)[0]
+        panels.append(("LangBridge: its weights" if bridge else "MLP: nearest words (cosine)",
+                       [[(word, float(w)) for word, w in zip(words, row) if word != "."] for row in scores]))
+    word_map(path, pixels[0].numpy(), panels, f"{model} in {out.name}; words below 0.05 and the word for 'nothing here' (.) are not shown.")
+    print(f"written: {path}")
+
+
+# ---- a conversation ---------------------------------------------------------------------------------------------------------
+
+def parse_swap(text, tokens):
+    """'red=blue' -> {'red': 'blue'}, if the adapter has both words."""
+    parts = text.split("=")
+    for word in parts:
+        if len(parts) != 2 or f" {word}".encode() not in tokens:
+            fail(f"--swap {text}: expected WORD=WORD with words of the adapter: {', '.join(readable(tokens))}")
+    return {parts[0]: parts[1]}
+
+
+def chat(vlm, features, draw_map):
+    """Questions and answers about one picture until /quit."""
+    bridge, swaps = vlm.adapter, {}
+    print("Ask about the picture. An empty line describes it; /map draws what its patches say, /swap red=blue edits their words, "
+          "/swap undoes that, /quit ends.")
+    while True:
+        try:
+            line = input("> ").strip().lower()
+        except (EOFError, KeyboardInterrupt):
+            return print()
+        if line == "/quit":
+            return
+        elif line == "/map":
+            draw_map()
+        elif line.startswith("/swap"):
+            if not isinstance(bridge, LangBridge):
+                print("only a LangBridge has words to swap")
+                continue
+            try:
+                swaps = {**swaps, **parse_swap(line[5:].strip(), bridge.tokens)} if line[5:].strip() else {}
+                vlm.adapter = Edited(bridge, swaps)
+                print(f"every patch now says {', '.join(f'{b} for {a}' for a, b in swaps.items())}" if swaps else "nothing is swapped")
+            except SystemExit:
+                pass
+        elif line.startswith("/"):
+            print(f"unknown: {line}; there are /map, /swap WORD=WORD, /quit")
+        else:
+            print(vlm.answer(features, [line or CAPTION_REQUESTS[0]])[0])
 
 
 def main():
-    parser = argparse.ArgumentParser(description=__doc__.split("\n")[0], allow_abbrev=False)
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter, allow_abbrev=False)
     parser.add_argument("--out", type=Path, default=Path("out"), help="the folder that train.py wrote (default: out)")
-    parser.add_argument("--table", type=Path, nargs="+", metavar="JSON", help="print these results.json as the README's table, and stop")
+    parser.add_argument("--model", help="a model's folder in --out: for --image (default: langbridge_instruct), or the only one to examine")
     parser.add_argument("--image", type=Path, help="a picture: PNG or JPEG, any size")
-    parser.add_argument("--ask", help="a question about it; without one, it is described")
-    parser.add_argument("--model", default="langbridge_instruct", help="which adapter folder of --out answers (default: langbridge_instruct)")
+    parser.add_argument("--ask", help="a question about it; without one, it is described, or on a terminal a conversation begins")
+    parser.add_argument("--map", type=Path, metavar="PNG", help="draw what each patch of --image says, LangBridge beside the MLP")
+    parser.add_argument("--swap", metavar="WORD=WORD", help="let every patch say the second word where it says the first, as in red=blue")
+    parser.add_argument("--table", type=Path, nargs="+", metavar="JSON", help="print these results.json as the README's table, and stop")
     parser.error = lambda message: fail(f"{message}; see python evaluate.py --help")
     args = parser.parse_args()
     if args.table:
         return print(results_table([json.loads(path.read_text(encoding="utf-8")) for path in args.table]))
     if args.image is None:
-        fail("which picture? try --image picture.png")
+        if args.ask is not None or args.map or args.swap:
+            fail("which picture? --ask, --map and --swap need --image picture.png")
+        if not (args.out / "settings.json").exists():
+            fail(f"there is no {str(args.out / 'settings.json')!r}; 'python train.py --out {args.out}' makes it")
+        names = [args.model] if args.model else [name for name in CHECKPOINTS if (args.out / name / "config.json").exists()]
+        if not names:
+            fail(f"{str(args.out)!r} has no finished model yet; 'python train.py --out {args.out}' makes them")
+        return evaluate(args.out, names)
     if args.ask is not None and not args.ask.strip():
         fail("the question is empty; try --ask \"what color is the circle?\", or leave --ask away for a caption")
-    vit, vlm = load_vlm(args.out, args.model)
-    features = vit(read_picture(args.image, vit.config.size))
+    model = args.model or "langbridge_instruct"
+    vit, vlm = load_vlm(args.out, model)
+    pixels = read_picture(args.image, vit.config.size)
+    features = vit(pixels)
+    if args.swap:
+        if not isinstance(vlm.adapter, LangBridge):
+            fail(f"--swap needs a LangBridge, which {model} is not")
+        vlm.adapter = Edited(vlm.adapter, parse_swap(args.swap, vlm.adapter.tokens))
+    if args.map:
+        draw_word_map(args.out, model, pixels, args.map)
+    elif args.ask is None and not args.swap and sys.stdin.isatty():
+        return chat(vlm, features, lambda: draw_word_map(args.out, model, pixels, args.image.with_name(f"{args.image.stem}_words.png")))
     print(vlm.answer(features, [args.ask.strip().lower() if args.ask else CAPTION_REQUESTS[0]])[0])
 
 

@@ -37,8 +37,9 @@ from tqdm import tqdm
 from adapter import COEFFICIENTS, LangBridge, MLPAdapter, load_adapter, save_adapter
 from data.bpe import PATTERNS, shared_tokens, train_bpe
 from data.corpus import conversation, document, encode, train_tokenizer, turn
+from data.scoring import score_chance
 from data.world import CAPTION_REQUESTS, WORDINGS, caption, draw, draw_split, keywords, make_scene, twin
-from evaluate import contact_sheet, fail, score_chance, score_features, score_llm, score_vlm
+from evaluate import contact_sheet, examine_vlm, fail, held_out, load_vlm, score_features, score_llm, score_vlm, subspace
 from model import GPT, VLM, GPTConfig, load_llm, save_llm
 from vision import CLIP, ViTConfig, save_vit
 
@@ -61,14 +62,15 @@ class Settings:
     llm_source_V: int = 512  # vocabulary of the source LLM
     llm_source_C: int = 128  # width
     llm_source_layers: int = 2  # depth
-    llm_source_steps: int = 1400  # pretraining steps
+    llm_source_steps: int = 2000  # pretraining steps
     llm_target_V: int = 640  # vocabulary of the target LLM
     llm_target_C: int = 160  # width
     llm_target_layers: int = 3  # depth
-    llm_target_steps: int = 1300  # pretraining steps
+    llm_target_steps: int = 1800  # pretraining steps
     llm_H: int = 4  # attention heads of both
     llm_batch: int = 10  # documents a step; many small steps teach more than few large ones
     llm_turns: int = 8  # questions and captions that follow a scene, at most
+    llm_captions: float = 0.3  # share of these that ask for a description
     llm_rasters: float = 0.6  # share of scenes given as a raster of words instead of sentences
     llm_text_weight: float = 0.1  # weight in the loss of tokens that are no answer
     llm_matrix_lr: float = 0.03  # learning rate of the hidden matrices (Muon)
@@ -86,12 +88,13 @@ class Settings:
     align_K: int = 0  # words that a LangBridge may use; 0: all that both tokenizers have and conversations use
     align_hidden: int = 256  # hidden width of a LangBridge
     align_coefficients: str = "softmax"  # how a LangBridge weighs words: softmax, relu or linear
-    align_steps: int = 800  # steps
+    align_drawn: float = 0.25  # share of patches that, in training, say one word drawn by its weight instead of a mixture
+    align_steps: int = 600  # steps
     align_batch: int = 32  # pictures a step
     align_matrix_lr: float = 0.01  # learning rate of the adapter's matrices (Muon)
     align_lr: float = 0.003  # learning rate of its biases (AdamW)
     # instruct: stage 2, adapter and LLM on conversations
-    instruct_steps: int = 700  # steps
+    instruct_steps: int = 600  # steps
     instruct_batch: int = 16  # pictures a step
     instruct_turns: int = 4  # turns of a conversation, at most
     instruct_captions: float = 0.3  # share of the turns that ask for a caption
@@ -158,6 +161,8 @@ def check(s):
     for name in s.stages.split(",") if s.stages != "all" else []:
         if name not in STAGES:
             fail(f"--stages {name}: expected some of {', '.join(STAGES)}, or all")
+    if not 0 <= s.align_drawn <= 1:
+        fail(f"--align_drawn {s.align_drawn}: expected a share between 0 and 1")
     if s.precision not in ("fp32", "bf16"):
         fail(f"--precision {s.precision}: expected fp32, bf16 or auto")
     if s.vit_size != 6 * s.vit_patch:
@@ -367,7 +372,7 @@ def pretrain_llm(s, stage):
     torch.manual_seed(s.seed)
     encoding = train_tokenizer(dialect, mine["V"], s.seed, max_objects=s.max_objects)
     llm = GPT(GPTConfig(encoding.n_vocab, mine["C"], s.llm_H, mine["layers"])).to(s.device)
-    text = lambda i: document(dialect, s.seed, i, s.llm_rasters, s.llm_turns, max_objects=s.max_objects)
+    text = lambda i: document(dialect, s.seed, i, s.llm_rasters, s.llm_turns, s.llm_captions, max_objects=s.max_objects)
     print(f"{stage}: a GPT of {count(llm):,} parameters, all trained, on {mine['steps']} x {s.llm_batch} documents; vocabulary "
           f"{encoding.n_vocab}; the first loss should be ln V = {math.log(encoding.n_vocab):.2f}. The first document ([answers] count most):\n"
           + "".join(f"[{t}]" if w else t for t, w in text(0)))
@@ -479,6 +484,7 @@ def tune(s, stage, adapter, llm, encoding, modules, opts, steps, batch, samples,
 def align(s, stage, adapter, llm, encoding, base, **watching):
     """Stage 1: the adapter alone learns, from captions, to say pictures in the frozen LLM's language."""
     llm.requires_grad_(False)
+    adapter.drawn = s.align_drawn  # of a LangBridge: words, not mixtures
     facts = tune(s, stage, adapter, llm, encoding, [adapter], optimizers(s.align_matrix_lr, s.align_lr, adapter), s.align_steps, s.align_batch,
                  lambda rng, scene: turn(rng.choice(CAPTION_REQUESTS), caption(scene, rng.randrange(len(WORDINGS)))), **watching)
     save_adapter(adapter, Path(s.out) / stage)
@@ -492,7 +498,7 @@ def instruct(s, stage, adapter, llm, encoding, base, known=None, **watching):
     """
     modules = [m for m in (adapter, llm) if m is not None]
     facts = tune(s, stage, adapter, llm, encoding, modules, optimizers(s.instruct_matrix_lr, s.instruct_lr, *modules), s.instruct_steps,
-                 s.instruct_batch, lambda rng, scene: conversation(scene, rng, s.instruct_turns, s.instruct_captions, weight=1.0), **watching)
+                 s.instruct_batch, lambda rng, scene: conversation(scene, rng, s.instruct_turns, s.instruct_captions), **watching)
     save_llm(llm, encoding, Path(s.out) / stage)
     if adapter is not None:
         save_adapter(adapter, Path(s.out) / stage)
@@ -510,7 +516,10 @@ def build_adapter(s, stage, base="llm_source"):
         adapter = new_adapter(s, kind, llm, shared_vocabulary(s, encoding, load_llm(out / "llm_target")[1])).set_basis(llm, encoding)
     else:
         adapter = load_adapter(out / f"{kind}_align").to(s.device).set_basis(llm, encoding)
-    {"align": align, "instruct": instruct}[phase](s, stage, adapter, llm, encoding, base)
+    if phase == "instruct":
+        return instruct(s, stage, adapter, llm, encoding, base)
+    moments = sorted({0, s.align_steps} | {int(s.align_steps ** (i / 8)) for i in range(8)})  # for evaluate.py's study, log-spaced
+    align(s, stage, adapter, llm, encoding, base, watch=lambda vlm, features: subspace(vlm, features, s.max_objects), moments=moments)
 
 
 STAGES = {"llm_source": pretrain_llm, "llm_target": pretrain_llm, "vit": pretrain_vit, "langbridge_align": build_adapter, "mlp_align": build_adapter,
@@ -572,7 +581,7 @@ def run_lanes(threads, command, table, *lanes):
 def results(s, total):
     """results.json from the stages' configs; total: wall seconds of all the runs that it took."""
     c = {stage: finished(s, stage) for stage in STAGES}
-    llm = lambda name: {k: c[name][k] for k in ("params", "vocab", "text_qa", "raster_qa", "text_qa_by_type", "raster_qa_by_type")}
+    llm = lambda name: {k: c[name][k] for k in ("params", "vocab", "text_qa", "raster_qa", "raster_caption_f1", "text_qa_by_type", "raster_qa_by_type")}
     return {
         "seed": s.seed, "preset": s.preset, "device": s.device, "torch": torch.__version__,
         "seconds": {"data": c["vit"]["seconds_features"], "llm_source": c["llm_source"]["seconds"], "llm_target": c["llm_target"]["seconds"],
@@ -621,7 +630,8 @@ def main(argv):
     r = results(s, total)
     write(out / "results.json", lambda path: path.write_text(json.dumps(r, indent=1), encoding="utf-8"))
     print_table(r)
-    contact_sheet(out, out / "samples.png", s.test_pictures, s.max_objects)
+    contact_sheet(out / "samples.png", examine_vlm(load_vlm(out, "langbridge_instruct")[1], {"test": held_out(out)["test"]}, s.max_objects),
+                  s.vit_size, s.max_objects)
     print(f"\n{r['seconds']['total'] / 60:.1f} minutes. Scores: {out}/results.json. Try next:\n"
           f"  python evaluate.py --out {out} --image picture.png --ask \"what color is the circle?\"\n"
           f"  python evaluate.py --out {out} --image picture.png")

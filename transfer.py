@@ -45,7 +45,7 @@ from train import (STAGES, align, finish, finished, instruct, load_settings, new
 
 SCORES = ["vqa", "caption_f1", "pope_acc", "comp_vqa"]
 MOMENTS = [0, 1, 2, 5, 10, 20, 50, 100]  # percent of stage 2 at which the curves are measured
-CURVE_PICTURES = 150  # test pictures of a curve's points; the rows' scores use them all
+CURVE_PICTURES = 100  # test pictures of a curve's points; the rows' scores use them all
 
 
 @dataclass

@@ -51,10 +51,8 @@ def raster(scene, rng):
 
 
 def sentences(scene, dialect, rng):
-    """The scene in prose, the objects in random order."""
-    told = [rng.choice(SENTENCES[dialect]).format(c=o.color, s=o.shape, p=PLACES[o.place]) for o in scene]
-    rng.shuffle(told)
-    return " " + " ".join(told) + "\n"
+    """The scene in prose, the objects in the order in which they are given."""
+    return " " + " ".join(rng.choice(SENTENCES[dialect]).format(c=o.color, s=o.shape, p=PLACES[o.place]) for o in scene) + "\n"
 
 
 def story(dialect, rng):
@@ -62,21 +60,21 @@ def story(dialect, rng):
     return [(BOS + ". ".join(lines) + ".\n", 0.0)]
 
 
-def turn(question, answer, weight=1.0):
+def turn(question, answer):
     """One question and its answer; the space belongs to the answer's first token, the newline ends the answer."""
-    return [(f"question: {question}", 0.0), (f" {answer}\n", weight)]
+    return [(f"question: {question}", 0.0), (f" {answer}\n", 1.0)]
 
 
-def conversation(scene, rng, turns, captions=0.15, weight=0.3):
+def conversation(scene, rng, turns, captions=0.3):
     """Up to `turns` turns about a scene: each is its description with probability `captions`, otherwise a question.
 
     Nothing is asked twice. Otherwise the answer could be copied from the first time, which is easier to learn than
-    looking at the scene, and is learned instead of it. `weight` is that of a caption's many tokens beside an answer's few.
+    looking at the scene, and is learned instead of it.
     """
     pieces, told = [], set()
     for _ in range(3 * turns):  # a small scene has few questions; then the conversation is shorter
         if rng.random() < captions:
-            about, new = "caption", turn(rng.choice(CAPTION_REQUESTS), caption(scene, rng.randrange(len(WORDINGS))), weight)
+            about, new = "caption", turn(rng.choice(CAPTION_REQUESTS), caption(scene, rng.randrange(len(WORDINGS))))
         else:
             qa = ask_any(scene, rng)
             about, new = qa.about, turn(qa.question, qa.answer)
@@ -88,14 +86,21 @@ def conversation(scene, rng, turns, captions=0.15, weight=0.3):
     return pieces
 
 
-def document(dialect, seed, index, rasters=0.6, turns=8, stories=0.05, max_objects=3):
-    """Document `index` of an LLM's corpus: a scene in words and a conversation about it, or a story."""
+def document(dialect, seed, index, rasters=0.6, turns=8, captions=0.3, stories=0.05, max_objects=3):
+    """Document `index` of an LLM's corpus: a scene in words and a conversation about it, or a story.
+
+    Prose tells the objects in any order, and a description of it keeps that order, as one of a raster keeps the raster's.
+    """
     rng = random.Random(f"document/{dialect}/{seed}/{index}")
     if rng.random() < stories:
         return story(dialect, rng)
     scene = make_scene(f"text:{dialect}", seed, index, max_objects)
-    body = raster(scene, rng) if rng.random() < rasters else sentences(scene, dialect, rng)
-    return [(f"{BOS}scene:\n{body}", 0.0)] + conversation(scene, rng, turns)
+    if rng.random() < rasters:
+        body = raster(scene, rng)
+    else:
+        rng.shuffle(scene)
+        body = sentences(scene, dialect, rng)
+    return [(f"{BOS}scene:\n{body}", 0.0)] + conversation(scene, rng, turns, captions)
 
 
 def train_tokenizer(dialect, vocab_size, seed, documents=3000, **kwargs):

@@ -6,10 +6,10 @@ a 3 x 3 board:
 
     >>> scene = make_scene("test", seed=0, index=1)
     >>> caption(scene)
-    'a brown star at the middle center, a cyan triangle at the bottom left.'
+    'a purple triangle at the top center, a brown square at the bottom left.'
     >>> ask(scene, "color", random.Random(0)).answer
-    'cyan'
-    >>> score_caption("a brown star at the middle center.", scene)  # one of two objects found, none invented
+    'brown'
+    >>> score_caption("a brown square at the bottom left.", scene)  # one of two objects found, none invented
     (1, 1, 2)
 
 Splits are seeds: 'train', 'val' and 'test' never share a scene's random stream, and 'comp' holds only pictures with at
@@ -36,7 +36,7 @@ QUESTION_TYPES = ["color", "shape", "where", "count", "exists"]
 
 # The pairs that no training picture shows: one for each colour, and every shape is in one or two. The rest of a pair's
 # colour and of its shape are seen plenty, so a model that has understood both can name the pair.
-COMP_PAIRS = {(color, SHAPES[i % len(SHAPES)]) for i, color in enumerate(COLORS)}
+COMP_PAIRS = {(color, SHAPES[(i + 3) % len(SHAPES)]) for i, color in enumerate(COLORS)}
 
 QUESTIONS = {  # at least two wordings each; {c} colour, {s} shape
     "color": ["what color is the {s}?", "which color does the {s} have?"],

@@ -126,3 +126,18 @@ def test_a_saved_adapter_is_the_same_adapter(source, tmp_path):
     for adapter in (bridge("relu"), MLPAdapter(16, 32)):
         save_adapter(adapter, tmp_path)
         assert torch.equal(load_adapter(tmp_path).set_basis(*source)(x), adapter.set_basis(*source)(x))
+
+
+def test_words_are_drawn_by_their_weights_in_training_and_never_afterwards(source):
+    adapter, x = bridge().set_basis(*source), torch.randn(1, 36, 16)
+    adapter.drawn = 1.0
+    expected = adapter.eval()(x)
+    assert torch.equal(adapter(x), expected)  # nothing is drawn in evaluation
+    adapter.train()
+    v = adapter(x)
+    distance = torch.cdist(v[0], adapter.E)  # (36, K): each patch is exactly one word
+    assert (distance.min(-1).values < 1e-2).all() and not torch.allclose(v, expected)
+    mean = torch.stack([adapter(x) for _ in range(2000)]).mean(0)
+    assert (mean - expected).abs().mean() < 0.05 * expected.abs().mean() + 0.02
+    v.sum().backward()
+    assert all(p.grad is not None and p.grad.isfinite().all() for p in adapter.parameters())

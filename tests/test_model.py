@@ -5,7 +5,7 @@ import torch.nn.functional as F
 
 from adapter import LangBridge, MLPAdapter
 from data.corpus import train_tokenizer
-from model import GPT, VLM, GPTConfig, attention, load_llm, same_length, save_llm
+from model import GPT, VLM, GPTConfig, Taps, attention, load_llm, same_length, save_llm
 from vision import CLIP, ViT, ViTConfig, load_vit, save_vit
 
 
@@ -147,3 +147,9 @@ def test_padding_does_not_change_a_caption():
     short = clip(picture, ids, torch.ones(1, 6, dtype=torch.bool))
     padded = clip(picture, F.pad(ids, (0, 4)), F.pad(torch.ones(1, 6, dtype=torch.bool), (0, 4)))
     assert torch.allclose(short, padded, atol=1e-5)
+
+
+def test_the_taps_of_a_convolution_have_the_right_gradients():
+    u, w = torch.randn(2, 9, 3, dtype=torch.double, requires_grad=True), torch.randn(6, 3, dtype=torch.double, requires_grad=True)
+    y = sum(w[i] * u[:, 5 - i:9 - i] for i in range(6))  # (2, 4, 3)
+    assert torch.allclose(Taps.apply(u, w), y) and torch.autograd.gradcheck(Taps.apply, (u, w))

@@ -3,33 +3,15 @@ import json
 import os
 import signal
 import subprocess
-import sys
 import time
-from pathlib import Path
 
 import pytest
 import torch
 from PIL import Image
 
-ROOT = Path(__file__).parent.parent
+from conftest import ROOT, command, run
+
 SCORES = {"vqa", "vqa_by_type", "caption_f1", "caption_exact", "pope_acc", "pope_yes_rate", "comp_vqa", "comp_caption_f1"}
-
-
-def command(script, *args):
-    return [sys.executable, str(ROOT / script), *map(str, args)]
-
-
-def run(script, *args):
-    return subprocess.run(command(script, *args), capture_output=True, text=True, cwd=ROOT)
-
-
-@pytest.fixture(scope="module")
-def out(tmp_path_factory):
-    """A finished smoke run."""
-    out = tmp_path_factory.mktemp("smoke") / "out"
-    done = run("train.py", "--preset", "smoke", "--out", out)
-    assert done.returncode == 0, done.stdout + done.stderr
-    return out
 
 
 def test_the_results_have_every_field(out):
