@@ -10,6 +10,7 @@ The exam itself, its questions and their scoring, is data/scoring.py.
 """
 import argparse
 import json
+import os
 import random
 import sys
 from collections import defaultdict
@@ -442,6 +443,8 @@ def evaluate(out, names):
     settings = json.loads((out / "settings.json").read_text(encoding="utf-8"))
     features, most = held_out(out), settings["max_objects"]
     result = {"checkpoints": {}}
+    if (out / "evaluate.json").exists():  # the ablations are kept
+        result |= {k: v for k, v in json.loads((out / "evaluate.json").read_text(encoding="utf-8")).items() if k == "ablations"}
     print(f"{'':22}" + "".join(f"{name:>24}" for name in ("vqa", "caption_f1", "pope_acc", "comp_vqa")) + "   (95% interval)")
     for name in names:
         vit, vlm = load_vlm(out, name)
@@ -474,6 +477,65 @@ def evaluate(out, names):
               "other answers stay in {others_kept:.3f}".format(**result["steering"]))
         result["subspace"] = study(out)
     write_json(out / "evaluate.json", result)
+
+
+KINDS = ["native", "zero_shot", "transferred"]
+
+
+def ablation_table(what, sweep):
+    """A sweep (evaluate.json, 'ablations') as Markdown: mean (lowest to highest) over the seeds."""
+    kinds = [kind for kind in KINDS if kind in sweep["points"][0]]
+    spread = lambda values: f"{np.mean(values):.3f} ({min(values):.3f} to {max(values):.3f})"
+    lines = [f"| {sweep['setting']} | words | parameters | " + " | ".join(f"{kind.replace('_', '-')} {score}" for kind in kinds for score in ("vqa", "caption_f1")) + " |",
+             "| --- | --- | --- |" + " --- |" * 2 * len(kinds)]
+    for p in sweep["points"]:
+        lines.append(f"| {p['value']} | {p['K']} | {p['params']:,} | "
+                     + " | ".join(spread(p[kind][score]) for kind in kinds for score in ("vqa", "caption_f1")) + " |")
+    return "\n".join(lines + ["", f"Seeds {', '.join(map(str, sweep['seeds']))}. Native: on the source LLM, after stage 1; zero-shot: moved to the target, "
+                               "nothing trained there" + ("; transferred: tuned there in stage 2." if "transferred" in kinds else ".")])
+
+
+def findings(r):
+    """What evaluate.json says of the adapters' words, as a Markdown table."""
+    lines = ["| is it among the 5 top words of an object's patches? | its colour | its shape | those of another picture |", "| --- | --- | --- | --- |"]
+    for key, name in (("langbridge", "LangBridge, after align"), ("langbridge_after_instruct", "LangBridge, after instruct"), ("mlp_nearest", "MLP, nearest embeddings, after align")):
+        g, chance = r["grounding"][key], r["grounding"]["chance"][key]
+        lines.append(f"| {name} | {g['color']:.3f} | {g['shape']:.3f} | {chance['color']:.3f}, {chance['shape']:.3f} |")
+    s = r["steering"]
+    lines += ["", "| a colour swapped for another in every patch | edits | the colour answer follows | other answers stay |", "| --- | --- | --- | --- |"]
+    lines += [f"| after {stage} | {s[stage]['n']} | {s[stage]['changed_as_edited']:.3f} | {s[stage]['others_kept']:.3f} |" for stage in ("align", "instruct")]
+    lines += ["", "| energy of the patches explained by | before stage 1 | after it |", "| --- | --- | --- |"]
+    for kind, name in (("mlp", "MLP"), ("langbridge", "LangBridge")):
+        for span, what in (("explained_own", "the caption's words"), ("explained_random", "as many random words")):
+            v, half = r["subspace"][kind][span], r["subspace"][kind][f"{span}_interval"]
+            lines.append(f"| {name}: {what} | {v[0]:.3f} ± {half[0]:.3f} | {v[-1]:.3f} ± {half[-1]:.3f} |")
+    return "\n".join(lines)
+
+
+def run_ablation(out, what, seeds, stage2, stages):
+    """--ablate: transfer.ablate's sweep as a table, a figure, and a part of evaluate.json."""
+    from train import load_settings  # train.py imports this file
+    from transfer import SWEEPS, ablate
+    if what not in SWEEPS:
+        fail(f"--ablate {what}: expected one of {', '.join(SWEEPS)}")
+    s = load_settings(out)
+    s.threads, s.stages = os.cpu_count(), "all"
+    torch.set_num_threads(1 if stages else s.threads)
+    points = ablate(s, what, seeds, stage2, [__file__, *sys.argv[1:]], stages and stages.split(","))
+    if stages:
+        return
+    text = ablation_table(what, {"setting": SWEEPS[what][0], "seeds": seeds, "points": points})
+    print(text)
+    (out / f"ablate_{what}.md").write_text(text, encoding="utf-8")
+    kinds = [kind for kind in KINDS if kind in points[0]]
+    xs = list(range(len(points)))
+    panel = lambda score: {kind.replace("_", "-"): (xs, *[[f(p[kind][score]) for p in points] for f in (np.mean, min, max)]) for kind in kinds}
+    line_plot(out / f"ablate_{what}.png", f"Ablation of {what}: {', '.join(str(p['value']) for p in points)}", [("vqa", panel("vqa")), ("caption F1", panel("caption_f1"))],
+              f"{SWEEPS[what][0]}, the values of the title from left to right", f"Seeds {', '.join(map(str, seeds))}: mean, lowest and highest.")
+    path = out / "evaluate.json"
+    result = json.loads(path.read_text(encoding="utf-8")) if path.exists() else {}
+    result.setdefault("ablations", {})[what] = {"setting": SWEEPS[what][0], "seeds": seeds, "points": points}
+    write_json(path, result)
 
 
 def study(out):
@@ -566,11 +628,18 @@ def main():
     parser.add_argument("--ask", help="a question about it; without one, it is described, or on a terminal a conversation begins")
     parser.add_argument("--map", type=Path, metavar="PNG", help="draw what each patch of --image says, LangBridge beside the MLP")
     parser.add_argument("--swap", metavar="WORD=WORD", help="let every patch say the second word where it says the first, as in red=blue")
+    parser.add_argument("--ablate", metavar="WHAT", help="sweep one setting of the adapter: K, hidden, coefficients or drawn")
+    parser.add_argument("--seeds", default="0,1,2", help="seeds of --ablate (default: 0,1,2)")
+    parser.add_argument("--stage2", action=argparse.BooleanOptionalAction, default=True, help="let --ablate also tune on the target after the move")
+    parser.add_argument("--stages", help=argparse.SUPPRESS)  # what a process of its own is to do
+    parser.add_argument("--threads", help=argparse.SUPPRESS)
     parser.add_argument("--table", type=Path, nargs="+", metavar="JSON", help="print these results.json as the README's table, and stop")
     parser.error = lambda message: fail(f"{message}; see python evaluate.py --help")
     args = parser.parse_args()
     if args.table:
         return print(results_table([json.loads(path.read_text(encoding="utf-8")) for path in args.table]))
+    if args.ablate:
+        return run_ablation(args.out, args.ablate, [int(seed) for seed in args.seeds.split(",")], args.stage2, args.stages)
     if args.image is None:
         if args.ask is not None or args.map or args.swap:
             fail("which picture? --ask, --map and --swap need --image picture.png")

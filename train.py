@@ -34,7 +34,7 @@ import torch
 import torch.nn.functional as F
 from tqdm import tqdm
 
-from adapter import COEFFICIENTS, LangBridge, MLPAdapter, load_adapter, save_adapter
+from adapter import COEFFICIENTS, NOTHING, LangBridge, MLPAdapter, load_adapter, save_adapter
 from data.bpe import PATTERNS, shared_tokens, train_bpe
 from data.corpus import conversation, document, encode, train_tokenizer, turn
 from data.scoring import score_chance
@@ -85,7 +85,7 @@ class Settings:
     vit_matrix_lr: float = 0.01  # learning rate of the hidden matrices (Muon)
     vit_lr: float = 0.001  # learning rate of everything else (AdamW)
     # align: stage 1, the adapter on captions
-    align_K: int = 0  # words that a LangBridge may use; 0: all that both tokenizers have and conversations use
+    align_K: int = 0  # words that a LangBridge may use; 0: all that both tokenizers have and conversations use; 1000: every shared token
     align_hidden: int = 256  # hidden width of a LangBridge
     align_coefficients: str = "softmax"  # how a LangBridge weighs words: softmax, relu or linear
     align_drawn: float = 0.25  # share of patches that, in training, say one word drawn by its weight instead of a mixture
@@ -94,7 +94,7 @@ class Settings:
     align_matrix_lr: float = 0.01  # learning rate of the adapter's matrices (Muon)
     align_lr: float = 0.003  # learning rate of its biases (AdamW)
     # instruct: stage 2, adapter and LLM on conversations
-    instruct_steps: int = 600  # steps
+    instruct_steps: int = 800  # steps
     instruct_batch: int = 16  # pictures a step
     instruct_turns: int = 4  # turns of a conversation, at most
     instruct_captions: float = 0.3  # share of the turns that ask for a caption
@@ -436,13 +436,16 @@ def pretrain_vit(s, stage="vit"):
 
 
 def shared_vocabulary(s, source, target):
-    """The words of a LangBridge: tokens that both tokenizers have, ranked by how often conversations about pictures use them."""
+    """The words of a LangBridge: tokens that both tokenizers have, ranked by how often conversations about pictures use them.
+
+    Those that none uses come last, and only if align_K asks for more than the others.
+    """
     both = set(shared_tokens(source, target))
     texts = "".join("".join(t for t, _ in conversation(make_scene("train", 0, i, s.max_objects), random.Random(i), 4)) for i in range(1000))
     ids, times = np.unique(source.encode(texts), return_counts=True)
     ranked = [source.decode_single_token_bytes(int(i)) for i in ids[np.argsort(-times, kind="stable")]]
-    words = [b" ."] + [t for t in ranked if t in both and t != b" ."]
-    return words[:s.align_K or None]
+    used = [NOTHING] + [t for t in ranked if t in both and t != NOTHING]
+    return used[:s.align_K] + sorted(both - set(used))[:max(0, s.align_K - len(used))] if s.align_K else used
 
 
 def new_adapter(s, kind, llm, words):

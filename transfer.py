@@ -111,15 +111,15 @@ class Transfer:
     """One seed's adapters and rows: where they are, and what makes them.
 
     Adapters that were trained on an LLM lie in transfer/<LLM>/seed<k>/, rows that began elsewhere in .../from_<other LLM>/;
-    those that train.py has made are taken as they are.
+    those that train.py has made (own_seed is its seed) are taken as they are.
     """
 
-    def __init__(self, s, own_seed, source, target, steps):
-        self.own_seed, self.source, self.target, self.out = own_seed, source, target, Path(s.out)
+    def __init__(self, s, own_seed, source, target, steps, folder="transfer"):
+        self.own_seed, self.source, self.target, self.out, self.root = own_seed, source, target, Path(s.out), folder
         self.s, self.row = s, replace(s, instruct_steps=steps)  # the budgets of train.py's stages, and of the rows
 
     def home(self, llm):
-        return f"transfer/{Path(llm).name}/seed{self.s.seed}"
+        return f"{self.root}/{Path(llm).name}/seed{self.s.seed}"
 
     def trained(self, llm, kind, phase):
         """The stage that trained this adapter on this LLM."""
@@ -188,7 +188,9 @@ class Transfer:
         kinds = [kind for kind in ("langbridge", "mlp") if any(row.kind == kind for row in rows)]
         for kind in kinds:
             sources = {row.source for row in rows if row.kind == kind and row.start in ("moved", "shuffled", "stitched")}
-            for llm, phases in [(self.source, ["align", "instruct"][:1 + ("instruct" in sources)] if sources else []), (self.target, ["align"])]:
+            natives = [row for row in rows if row.kind == kind and row.start == "native"]
+            for llm, phases in [(self.source, ["align", "instruct"][:1 + ("instruct" in sources)] if sources else []),
+                                (self.target, ["align"] if natives else [])]:
                 chain = []
                 for phase in phases:
                     stage = self.trained(llm, kind, phase)
@@ -292,6 +294,43 @@ def draw_curves(r, path):
               f"Seeds {', '.join(map(str, r['seeds']))}: mean, lowest and highest, on {CURVE_PICTURES} test pictures.")
 
 
+# ---- ablations (python evaluate.py --ablate) ------------------------------------------------------------------------------
+
+SWEEPS = {  # what: (setting, values)
+    "K": ("align_K", [16, 32, 0, 128, 1000]),  # 0: the words that conversations use; 1000: every token that is shared
+    "hidden": ("align_hidden", [16, 64, 256, 512]),
+    "coefficients": ("align_coefficients", ["softmax", "relu", "linear"]),
+    "drawn": ("align_drawn", [0.0, 0.1, 0.25, 0.5, 1.0]),
+}
+
+
+def ablate(s, what, seeds, stage2, command, stages=None):
+    """Sweep one setting of the adapter: its score on the source LLM after stage 1, and on the target as it is and after stage 2.
+
+    Returns [{"value", "K", "params", "native": {score: [a value for each seed]}, "zero_shot": .., "transferred": ..}], a point each.
+    """
+    name, values = SWEEPS[what]
+    rows = [row for row in ROWS if row.name == "zero_shot_langbridge" or row.name == "transferred_langbridge" and stage2]
+    points = {value: [Transfer(replace(s, seed=seed, **{name: value}), None, "llm_source", "llm_target", 3 * s.instruct_steps // 8,
+                               f"ablate/{what}/{value}") for seed in seeds] for value in values}
+    table, adapters, makers = {}, [], []
+    for transfer in [t for transfers in points.values() for t in transfers]:
+        made, first, then = transfer.stages(rows)
+        table, adapters, makers = table | made, adapters + first, makers + then
+    if stages is not None:
+        return run_stages(table, stages)
+    for chains in (adapters, makers):
+        run_lanes(s.threads, command, table, *[sum(chains[i::s.threads], []) for i in range(s.threads)])
+    result = []
+    for value, transfers in points.items():
+        adapter = load_adapter(transfers[0].out / transfers[0].trained("llm_source", "langbridge", "align"))
+        S = lambda stages: {score: [c["scores"][score] for c in stages] for score in SCORES}
+        result.append({"value": value, "K": len(adapter.tokens), "params": sum(p.numel() for p in adapter.parameters()),
+                       "native": S([finished(t.s, t.trained("llm_source", "langbridge", "align")) for t in transfers])}
+                      | {row.name.removesuffix("_langbridge"): S([finished(t.row, t.folder(row)) for t in transfers]) for row in rows})
+    return result
+
+
 # ---- the command ---------------------------------------------------------------------------------------------------------
 
 def parse(argv):
@@ -306,7 +345,7 @@ def parse(argv):
     add("--corpus", choices=["both", "sentences"], default="both",
         help="sentences: LLMs that never read a raster, made in OUT-sentences with the ViT of --out, headline rows only (default: both)")
     add("--rows", choices=["all", "headline"], help="headline: native, transferred, zero-shot and its controls (default: all)")
-    add("--steps", type=int, default=0, help="steps of stage 2 on the target, in every row (default: half of train.py's)")
+    add("--steps", type=int, default=0, help="steps of stage 2 on the target, in every row (default: three eighths of train.py's)")
     add("--threads", type=int, default=0, help="CPU threads in all; 0: as many as there are cores")
     add("--device", help="cpu, cuda or mps (default: what train.py used)")
     add("--stages", help=argparse.SUPPRESS)  # what a process of its own is to do
@@ -363,7 +402,7 @@ def main(argv):
             if not (Path(own.out) / llm / "llm.pt").exists():
                 fail(f"there is no LLM in {str(Path(own.out) / llm)!r}; 'python train.py --out {own.out}' makes llm_source and llm_target")
         transfers.append(Transfer(replace(own, seed=seed), None if args.corpus == "sentences" else own.seed, source, target,
-                                  args.steps or s.instruct_steps // 2))
+                                  args.steps or 3 * s.instruct_steps // 8))
     rows = [row for row in ROWS if args.rows == "all" or row.headline]
     table, adapters, makers = {}, [], []
     for transfer in transfers:

@@ -3,7 +3,8 @@ import json
 import re
 from pathlib import Path
 
-from evaluate import results_table
+from evaluate import ablation_table, findings, results_table
+from transfer import markdown
 
 ROOT = Path(__file__).parent.parent
 README = (ROOT / "README.md").read_text(encoding="utf-8")
@@ -14,6 +15,24 @@ def test_the_results_in_the_readme_are_those_of_the_runs():
     assert runs and results_table(runs) in README
 
 
+def test_the_transfer_tables_in_the_readme_are_those_of_the_runs():
+    files = sorted((ROOT / "results").glob("transfer*.json"))
+    assert files
+    for path in files:
+        assert markdown(json.loads(path.read_text(encoding="utf-8"))) in README, path
+
+
+def test_the_numbers_of_what_the_adapter_sees_are_those_of_the_run():
+    r = json.loads((ROOT / "results" / "evaluate.json").read_text(encoding="utf-8"))
+    assert findings(r) in README
+
+
+def test_the_ablation_tables_in_the_readme_are_those_of_the_runs():
+    r = json.loads((ROOT / "results" / "evaluate.json").read_text(encoding="utf-8"))
+    for what, points in r.get("ablations", {}).items():
+        assert ablation_table(what, points) in README, what
+
+
 def test_every_file_that_the_readme_names_exists():
     for name in re.findall(r"`([\w/]+\.(?:py|json|png|txt))`|\]\(([\w/.]+)\)", README):
         name = name[0] or name[1]
@@ -22,5 +41,9 @@ def test_every_file_that_the_readme_names_exists():
 
 def test_every_setting_that_the_readme_names_exists():
     from train import field_help
-    named = set(re.findall(r"--(\w+)", README))
-    assert named <= set(field_help()) | {"help", "image", "ask", "model", "table"}, named
+    from transfer import parse
+    source = "".join((ROOT / f"{name}.py").read_text(encoding="utf-8") for name in ("transfer", "evaluate"))
+    flags = set(re.findall(r'add(?:_argument)?\("--([\w-]+)"', source)) | set(field_help()) | {"help"}
+    named = set(re.findall(r"--([a-z][\w-]*)", README))
+    assert named <= flags, named - flags
+    assert parse([]).seeds == "0,1,2"
