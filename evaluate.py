@@ -12,6 +12,7 @@ import argparse
 import json
 import os
 import random
+import re
 import sys
 from collections import defaultdict
 from pathlib import Path
@@ -126,8 +127,7 @@ def subspace(vlm, features, max_objects, pictures=100):
     rng, v = random.Random("subspace"), vlm.adapter(features["test"][:pictures])  # (B, N, C)
     side, v = int(v.size(1) ** 0.5), v - v.mean((0, 1))
     words = COLORS + SHAPES + sorted({word for place in PLACES for word in place.split()})
-    vocabulary = [t.decode("latin-1") for t in vlm.encoding.token_byte_values() if t.isascii() and t[:1] == b" " and t[1:].isalpha() and len(t) > 3]
-    vocabulary = [word[1:] for word in vocabulary]
+    vocabulary = readable(vlm.encoding.token_byte_values())
     E, R = (embeddings(vlm.llm, vlm.encoding, names) for names in (words, vocabulary))
     E, R = E - R.mean(0), R - R.mean(0)
     unit = F.normalize(E, dim=-1)
@@ -439,44 +439,43 @@ def write_json(path, data):
 
 
 def evaluate(out, names):
-    """Benchmarks with intervals, grounding, the study of stage 1, steering: into evaluate.json, with their figures."""
-    settings = json.loads((out / "settings.json").read_text(encoding="utf-8"))
+    """Benchmarks with intervals, grounding, steering, the study of stage 1: into evaluate.json, with their figures."""
+    settings, path = json.loads((out / "settings.json").read_text(encoding="utf-8")), out / "evaluate.json"
     features, most = held_out(out), settings["max_objects"]
-    result = {"checkpoints": {}}
-    if (out / "evaluate.json").exists():  # the ablations are kept
-        result |= {k: v for k, v in json.loads((out / "evaluate.json").read_text(encoding="utf-8")).items() if k == "ablations"}
-    print(f"{'':22}" + "".join(f"{name:>24}" for name in ("vqa", "caption_f1", "pope_acc", "comp_vqa")) + "   (95% interval)")
+    known = json.loads(path.read_text(encoding="utf-8")) if path.exists() else {}
+    result = {"checkpoints": {}, "ablations": known.get("ablations", {})}  # ablations are kept
+    scores = ("vqa", "caption_f1", "pope_acc", "comp_vqa")
+    print(f"{'':22}" + "".join(f"{score:>24}" for score in scores) + "   (95% interval)")
     for name in names:
-        vit, vlm = load_vlm(out, name)
-        said = examine_vlm(vlm, features, most)
+        said = examine_vlm(load_vlm(out, name)[1], features, most)
         S = summarize(said) | {"intervals": intervals(said), "by_objects": by_objects(said)}
         result["checkpoints"][name] = S
-        print(f"{name:22}" + "".join(f"{S[k]:10.3f} ({S['intervals'][k][0]:.3f}-{S['intervals'][k][1]:.3f})" for k in ("vqa", "caption_f1", "pope_acc", "comp_vqa")), flush=True)
-        if name == names[-1] or name == "langbridge_instruct":
-            best = said
-    chance = score_chance({split: len(x) for split, x in features.items()}, most)
-    result["chance"] = chance
-    print(f"{'chance':22}" + "".join(f"{chance[k]:10.3f}{'':14}" for k in ("vqa", "caption_f1", "pope_acc", "comp_vqa")))
-    contact_sheet(out / "mistakes.png", best, settings["vit_size"], most, count=10)
-    if all((out / name / "adapter.json").exists() for name in ("langbridge_align", "mlp_align", "langbridge_instruct")):
+        print(f"{name:22}" + "".join(f"{S[k]:10.3f} ({S['intervals'][k][0]:.3f}-{S['intervals'][k][1]:.3f})" for k in scores), flush=True)
+        if name == "langbridge_instruct" or len(names) == 1:
+            shown = said
+    result["chance"] = score_chance({split: len(x) for split, x in features.items()}, most)
+    print(f"{'chance':22}" + "".join(f"{result['chance'][k]:10.3f}{'':14}" for k in scores))
+    contact_sheet(out / "mistakes.png", shown, settings["vit_size"], most, count=10)
+    if {"langbridge_align", "mlp_align", "langbridge_instruct"} <= set(names):
         print("\nwhat the adapters see")
-        bridge = load_vlm(out, "langbridge_align")[1]
-        words = readable(bridge.adapter.tokens)
-        result["grounding"] = {}
-        for key, name in (("langbridge", "langbridge_align"), ("mlp_nearest", "mlp_align"), ("langbridge_after_instruct", "langbridge_instruct")):
-            vlm = load_vlm(out, name)[1]
-            score = grounding(vlm, features["test"], words, most)
-            result["grounding"][key] = {k: score[k] for k in ("color", "shape")}
-            result["grounding"].setdefault("chance", {})[key] = {k: score[f"chance_{k}"] for k in ("color", "shape")}
-            print(f"  {key}: its colour is among the 5 top words of an object's patches in {score['color']:.3f}, its shape in {score['shape']:.3f}"
-                  f" (of another picture: {score['chance_color']:.3f}, {score['chance_shape']:.3f}), of {len(words)} words")
-        result["steering"] = {key: steering(load_vlm(out, name)[1], features["test"], most)
-                              for key, name in (("align", "langbridge_align"), ("instruct", "langbridge_instruct"))}
-        result["steering"] |= result["steering"]["instruct"]  # the tuned model, as a user asks it
-        print("  steering, a colour swapped in every patch (after instruct): {n} edits, the colour answer follows in {changed_as_edited:.3f}, "
-              "other answers stay in {others_kept:.3f}".format(**result["steering"]))
-        result["subspace"] = study(out)
-    write_json(out / "evaluate.json", result)
+        result |= {"grounding": measure_grounding(out, features["test"], most), "subspace": study(out)}
+        steered = {stage: steering(load_vlm(out, f"langbridge_{stage}")[1], features["test"], most) for stage in ("align", "instruct")}
+        result["steering"] = steered | steered["instruct"]  # the tuned model's is the one a user meets
+        print("  a colour swapped in every patch, after instruct: {n} edits, the colour answer follows in {changed_as_edited:.3f}, "
+              "other answers stay in {others_kept:.3f}".format(**steered["instruct"]))
+    write_json(path, result)
+
+
+def measure_grounding(out, features, max_objects):
+    """grounding() of both adapters, over the words of the LangBridge that stand alone."""
+    words, result = readable(load_adapter(out / "langbridge_align").tokens), {"chance": {}}
+    for key, name in (("langbridge", "langbridge_align"), ("mlp_nearest", "mlp_align"), ("langbridge_after_instruct", "langbridge_instruct")):
+        g = grounding(load_vlm(out, name)[1], features, words, max_objects)
+        result[key] = {"color": g["color"], "shape": g["shape"]}
+        result["chance"][key] = {"color": g["chance_color"], "shape": g["chance_shape"]}
+        print(f"  {key}: an object's colour is among the 5 top words of its patches in {g['color']:.3f}, its shape in {g['shape']:.3f} "
+              f"(those of another picture: {g['chance_color']:.3f}, {g['chance_shape']:.3f}; {len(words)} words)")
+    return result
 
 
 KINDS = ["native", "zero_shot", "transferred"]
@@ -484,27 +483,33 @@ KINDS = ["native", "zero_shot", "transferred"]
 
 def ablation_table(what, sweep):
     """A sweep (evaluate.json, 'ablations') as Markdown: mean (lowest to highest) over the seeds."""
-    kinds = [kind for kind in KINDS if kind in sweep["points"][0]]
+    points, kinds = sweep["points"], [kind for kind in KINDS if kind in sweep["points"][0]]
+    columns = [(kind, score) for kind in kinds for score in ("vqa", "caption_f1")]
     spread = lambda values: f"{np.mean(values):.3f} ({min(values):.3f} to {max(values):.3f})"
-    lines = [f"| {sweep['setting']} | words | parameters | " + " | ".join(f"{kind.replace('_', '-')} {score}" for kind in kinds for score in ("vqa", "caption_f1")) + " |",
-             "| --- | --- | --- |" + " --- |" * 2 * len(kinds)]
-    for p in sweep["points"]:
-        lines.append(f"| {p['value']} | {p['K']} | {p['params']:,} | "
-                     + " | ".join(spread(p[kind][score]) for kind in kinds for score in ("vqa", "caption_f1")) + " |")
-    return "\n".join(lines + ["", f"Seeds {', '.join(map(str, sweep['seeds']))}. Native: on the source LLM, after stage 1; zero-shot: moved to the target, "
-                               "nothing trained there" + ("; transferred: tuned there in stage 2." if "transferred" in kinds else ".")])
+    lines = [f"| {sweep['setting']} | words | parameters | " + " | ".join(f"{kind.replace('_', '-')} {score}" for kind, score in columns) + " |",
+             "| --- |" * 3 + " --- |" * len(columns)]
+    for p in points:
+        cells = [str(p["value"]), str(p["K"]), f"{p['params']:,}", *(spread(p[kind][score]) for kind, score in columns)]
+        lines.append("| " + " | ".join(cells) + " |")
+    seeds = ", ".join(map(str, sweep["seeds"]))
+    return "\n".join(lines + ["", f"Seeds {seeds}. Native: on the source LLM, after stage 1; zero-shot: moved to the target, nothing trained "
+                              "there" + ("; transferred: tuned there in stage 2." if "transferred" in kinds else ".")])
 
 
 def findings(r):
-    """What evaluate.json says of the adapters' words, as a Markdown table."""
-    lines = ["| is it among the 5 top words of an object's patches? | its colour | its shape | those of another picture |", "| --- | --- | --- | --- |"]
-    for key, name in (("langbridge", "LangBridge, after align"), ("langbridge_after_instruct", "LangBridge, after instruct"), ("mlp_nearest", "MLP, nearest embeddings, after align")):
+    """What evaluate.json says of the adapters' words, as Markdown tables."""
+    lines = ["| among the 5 top words of an object's patches | its colour | its shape | those of another picture's object |",
+             "| --- | --- | --- | --- |"]
+    for key, name in (("langbridge", "LangBridge, after align"), ("langbridge_after_instruct", "LangBridge, after instruct"),
+                      ("mlp_nearest", "MLP, nearest embeddings, after align")):
         g, chance = r["grounding"][key], r["grounding"]["chance"][key]
         lines.append(f"| {name} | {g['color']:.3f} | {g['shape']:.3f} | {chance['color']:.3f}, {chance['shape']:.3f} |")
-    s = r["steering"]
-    lines += ["", "| a colour swapped for another in every patch | edits | the colour answer follows | other answers stay |", "| --- | --- | --- | --- |"]
-    lines += [f"| after {stage} | {s[stage]['n']} | {s[stage]['changed_as_edited']:.3f} | {s[stage]['others_kept']:.3f} |" for stage in ("align", "instruct")]
-    lines += ["", "| energy of the patches explained by | before stage 1 | after it |", "| --- | --- | --- |"]
+    lines += ["", "| one colour swapped for another in every patch | edits | the colour answer follows | other answers stay |",
+              "| --- | --- | --- | --- |"]
+    for stage in ("align", "instruct"):
+        s = r["steering"][stage]
+        lines.append(f"| after {stage} | {s['n']} | {s['changed_as_edited']:.3f} | {s['others_kept']:.3f} |")
+    lines += ["", "| energy of an object's patches that is explained by | before stage 1 | after it |", "| --- | --- | --- |"]
     for kind, name in (("mlp", "MLP"), ("langbridge", "LangBridge")):
         for span, what in (("explained_own", "the caption's words"), ("explained_random", "as many random words")):
             v, half = r["subspace"][kind][span], r["subspace"][kind][f"{span}_interval"]
@@ -529,9 +534,11 @@ def run_ablation(out, what, seeds, stage2, stages):
     (out / f"ablate_{what}.md").write_text(text, encoding="utf-8")
     kinds = [kind for kind in KINDS if kind in points[0]]
     xs = list(range(len(points)))
-    panel = lambda score: {kind.replace("_", "-"): (xs, *[[f(p[kind][score]) for p in points] for f in (np.mean, min, max)]) for kind in kinds}
-    line_plot(out / f"ablate_{what}.png", f"Ablation of {what}: {', '.join(str(p['value']) for p in points)}", [("vqa", panel("vqa")), ("caption F1", panel("caption_f1"))],
-              f"{SWEEPS[what][0]}, the values of the title from left to right", f"Seeds {', '.join(map(str, seeds))}: mean, lowest and highest.")
+    line = lambda kind, score: (xs, *[[f(p[kind][score]) for p in points] for f in (np.mean, min, max)])
+    panel = lambda score: {kind.replace("_", "-"): line(kind, score) for kind in kinds}
+    line_plot(out / f"ablate_{what}.png", f"Ablation of {what}: {', '.join(str(p['value']) for p in points)}",
+              [("vqa", panel("vqa")), ("caption F1", panel("caption_f1"))], f"{SWEEPS[what][0]}: the title's values, from left to right",
+              f"Seeds {', '.join(map(str, seeds))}: mean, lowest and highest.")
     path = out / "evaluate.json"
     result = json.loads(path.read_text(encoding="utf-8")) if path.exists() else {}
     result.setdefault("ablations", {})[what] = {"setting": SWEEPS[what][0], "seeds": seeds, "points": points}
@@ -540,20 +547,19 @@ def run_ablation(out, what, seeds, stage2, stages):
 
 def study(out):
     """The study of stage 1 that train.py recorded, as a figure and as lists: do adapters move towards the words?"""
-    result, lines = {}, ({}, {})
+    result, panels = {}, {"cosine to word embeddings": {}, "energy explained by words": {}}
+    measures = [("own_cos", "own words"), ("other_cos", "other words"), ("explained_own", "the caption's words"), ("explained_random", "random words")]
     for kind, title in (("mlp", "MLP"), ("langbridge", "LangBridge")):
         seen = json.loads((out / f"{kind}_align" / "config.json").read_text(encoding="utf-8"))["seen"]
-        result["steps"] = [step for step, _ in seen]
-        result[kind] = {name: [s[name][0] for _, s in seen] for name in seen[0][1]} | {f"{name}_interval": [s[name][1] for _, s in seen] for name in seen[0][1]}
-        for panel, names in zip(lines, (("own_cos", "other_cos"), ("explained_own", "explained_random"))):
-            for name, label in zip(names, ("own words", "other words" if panel is lines[0] else "random words")):
-                mean, half = np.array([s[name] for _, s in seen]).T
-                panel[f"{title}, {label}"] = result["steps"], mean, mean - half, mean + half
-        gap = [np.array(s["explained_own"]) - np.array(s["explained_random"]) * [1, -1] for _, s in seen]
-        print(f"  {title}: the caption's words explain {gap[0][0]:+.3f} (+-{gap[0][1]:.3f}) more of the patches' energy than random words "
-              f"before stage 1 and {gap[-1][0]:+.3f} (+-{gap[-1][1]:.3f}) after it")
-    line_plot(out / "subspace.png", "Stage 1 brings patches to the words that describe them",
-              [("cosine to word embeddings", lines[0]), ("energy explained by words", lines[1])], "steps of stage 1 (log)",
+        result["steps"], result[kind] = [step for step, _ in seen], {}
+        for name, label in measures:
+            mean, half = np.array([s[name] for _, s in seen]).T
+            result[kind] |= {name: mean.tolist(), f"{name}_interval": half.tolist()}
+            panels[list(panels)[name.startswith("explained")]][f"{title}, {label}"] = result["steps"], mean, mean - half, mean + half
+        own, random = result[kind]["explained_own"], result[kind]["explained_random"]
+        print(f"  {title}: the caption's words explain {own[0]:.3f} of the patches' energy before stage 1 and {own[-1]:.3f} after it, "
+              f"random words {random[0]:.3f} and {random[-1]:.3f}")
+    line_plot(out / "subspace.png", "Stage 1 brings patches to the words that describe them", list(panels.items()), "steps of stage 1 (log)",
               "100 test pictures, patches of objects, mean vectors removed; bands: 95% intervals.", log=True, ylim=(-0.2, 1.0))
     return result
 
@@ -571,12 +577,33 @@ def draw_word_map(out, model, pixels, path):
             words = [t.decode("latin-1").strip() or "newline" for t in vlm.adapter.tokens]
             scores = vlm.adapter.weights(vit(pixels))[0]
         else:
-            words = readable(load_adapter(out / f"langbridge_{stage}").tokens)
+            words = ["."] + readable(load_adapter(out / f"langbridge_{stage}").tokens)
             scores = say(vlm, vit(pixels), words)[0]
         panels.append(("LangBridge: its weights" if bridge else "MLP: nearest words (cosine)",
                        [[(word, float(w)) for word, w in zip(words, row) if word != "."] for row in scores]))
     word_map(path, pixels[0].numpy(), panels, f"{model} in {out.name}; words below 0.05 and the word for 'nothing here' (.) are not shown.")
     print(f"written: {path}")
+
+
+def fill_readme(text, folder):
+    """The README with its tables as the runs in results/ have them: what stands between <!-- NAME --> and <!-- end --> is written here.
+
+    NAME: seeds (results.json of several seeds), a transfer*.json, findings (evaluate.json), or ablate WHAT (its ablations).
+    """
+    from transfer import markdown
+
+    def table(name):
+        read = lambda file: json.loads((folder / file).read_text(encoding="utf-8"))
+        if name == "seeds":
+            return results_table([read(path.name) for path in sorted(folder.glob("seed*.json"))])
+        if name.startswith("transfer"):
+            return markdown(read(name))
+        if name.startswith("ablate "):
+            return ablation_table(name[7:], read("evaluate.json")["ablations"][name[7:]])
+        return findings(read("evaluate.json"))
+
+    return re.sub(r"<!-- (seeds|transfer\S*|findings|ablate \w+) -->\n.*?<!-- end -->",
+                  lambda found: f"<!-- {found[1]} -->\n{table(found[1])}\n<!-- end -->", text, flags=re.S)
 
 
 # ---- a conversation ---------------------------------------------------------------------------------------------------------
@@ -630,14 +657,17 @@ def main():
     parser.add_argument("--swap", metavar="WORD=WORD", help="let every patch say the second word where it says the first, as in red=blue")
     parser.add_argument("--ablate", metavar="WHAT", help="sweep one setting of the adapter: K, hidden, coefficients or drawn")
     parser.add_argument("--seeds", default="0,1,2", help="seeds of --ablate (default: 0,1,2)")
-    parser.add_argument("--stage2", action=argparse.BooleanOptionalAction, default=True, help="let --ablate also tune on the target after the move")
+    parser.add_argument("--stage2", action=argparse.BooleanOptionalAction, default=True,
+                        help="let --ablate also tune on the target after the move (default: yes)")
     parser.add_argument("--stages", help=argparse.SUPPRESS)  # what a process of its own is to do
     parser.add_argument("--threads", help=argparse.SUPPRESS)
-    parser.add_argument("--table", type=Path, nargs="+", metavar="JSON", help="print these results.json as the README's table, and stop")
+    parser.add_argument("--readme", action="store_true", help="write the tables of README.md anew from the runs in results/, and stop")
     parser.error = lambda message: fail(f"{message}; see python evaluate.py --help")
     args = parser.parse_args()
-    if args.table:
-        return print(results_table([json.loads(path.read_text(encoding="utf-8")) for path in args.table]))
+    if args.readme:
+        path = Path(__file__).with_name("README.md")
+        text = path.read_text(encoding="utf-8")
+        return path.write_text(fill_readme(text, path.with_name("results")), encoding="utf-8")
     if args.ablate:
         return run_ablation(args.out, args.ablate, [int(seed) for seed in args.seeds.split(",")], args.stage2, args.stages)
     if args.image is None:

@@ -464,7 +464,7 @@ def tune(s, stage, adapter, llm, encoding, modules, opts, steps, batch, samples,
     """
     vlm = VLM(adapter, llm, encoding)
     features = torch.load(Path(s.out) / "vit" / "features.pt", mmap=True, weights_only=True)
-    held_out = {k: v.float().to(s.device) for k, v in features.items() if k in ("test", "comp")}
+    exam = {k: v.float().to(s.device) for k, v in features.items() if k in ("test", "comp")}
     trained = sum(p.numel() for m in modules for p in m.parameters() if p.requires_grad)
     print(f"{stage}: {trained:,} of {count(adapter) + count(llm):,} parameters trained (adapter {count(adapter):,}, LLM {count(llm):,}), "
           f"on {steps} x {batch} of {len(features['train'])} pictures", flush=True)
@@ -480,8 +480,8 @@ def tune(s, stage, adapter, llm, encoding, modules, opts, steps, batch, samples,
         ids, weights = pad([i for i, _ in texts], torch.long).to(s.device), pad([w for _, w in texts], torch.float).to(s.device)
         return weighted_loss(vlm(features["train"][rows].float().to(s.device), ids), ids, weights)
 
-    seconds, seen = fit(s, Path(s.out) / stage, stage, modules, opts, steps, loss_at, lambda: watch(vlm, held_out), moments)
-    return {"seconds": seconds, "seen": seen, "params": count(adapter) + count(llm), "scores": score_vlm(vlm, held_out, s.max_objects)}
+    seconds, seen = fit(s, Path(s.out) / stage, stage, modules, opts, steps, loss_at, lambda: watch(vlm, exam), moments)
+    return {"seconds": seconds, "seen": seen, "params": count(adapter) + count(llm), "scores": score_vlm(vlm, exam, s.max_objects)}
 
 
 def align(s, stage, adapter, llm, encoding, base, **watching):
@@ -497,7 +497,8 @@ def align(s, stage, adapter, llm, encoding, base, **watching):
 def instruct(s, stage, adapter, llm, encoding, base, known=None, **watching):
     """Stage 2: adapter and LLM learn together from conversations; loss on the answers only. Without an adapter: blind.
 
-    `known` are more facts for its config.json. The adapter's basis is a copy of the embeddings as they are at the start, and stays as it is while the LLM is tuned.
+    `known` are more facts for its config.json. The adapter's basis is a copy of the embeddings as they are at the start, and
+    stays as it is while the LLM is tuned.
     """
     modules = [m for m in (adapter, llm) if m is not None]
     facts = tune(s, stage, adapter, llm, encoding, modules, optimizers(s.instruct_matrix_lr, s.instruct_lr, *modules), s.instruct_steps,
@@ -618,11 +619,11 @@ def main(argv):
     table = {stage: (s, make) for stage, make in STAGES.items()}
     if s.stages != "all":
         return run_stages(table, s.stages.split(","))
+    new = None in [finished(s, stage) for stage in STAGES]  # also refuses a folder of other settings before anything is written
     save_settings(s)
     print(f"nanoLangBridge: preset {s.preset}, device {s.device}, {s.precision}, {s.threads} threads, torch {torch.__version__}, into {out}/")
     clock = out / "seconds.json"  # of the runs before this one, where it goes on from an interruption
     before = json.loads(clock.read_text(encoding="utf-8")) if clock.exists() else 0.0
-    new = not all(finished(s, stage) for stage in STAGES)
     try:
         command = [__file__, *argv]
         run_lanes(s.threads, command, table, ["llm_source", "vit"], ["llm_target"])
@@ -637,7 +638,7 @@ def main(argv):
                   s.vit_size, s.max_objects)
     print(f"\n{r['seconds']['total'] / 60:.1f} minutes. Scores: {out}/results.json. Try next:\n"
           f"  python evaluate.py --out {out} --image picture.png --ask \"what color is the circle?\"\n"
-          f"  python evaluate.py --out {out} --image picture.png")
+          f"  python transfer.py --out {out}")
 
 
 def run_as_command(main):

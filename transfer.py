@@ -225,17 +225,13 @@ def collect(transfers, rows):
             "seconds": float(np.mean([c["seconds"] for c in configs]) + np.mean(stage1)),
             "steps": sum(steps), "samples": steps[0] * s.align_batch + steps[1] * s.instruct_batch})
     by_name = {row["name"]: row for row in result["rows"]}
-
-    def relative(row, base):
-        return {score: by_name[row]["scores"][score]["mean"] / max(by_name[base]["scores"][score]["mean"], 1e-9) for score in SCORES}
-
-    pairs = [("transferred", "native_mlp"), ("transferred", "native_langbridge"), ("zero_shot", "stage1_native_langbridge")]
+    mean_of = lambda name, score: by_name[name]["scores"][score]["mean"]
     result["relative"] = {}
     for suffix in ("", "_after_instruct"):
-        for what, base in pairs:
+        for what, base in [("transferred", "native_mlp"), ("transferred", "native_langbridge"), ("zero_shot", "stage1_native_langbridge")]:
             if f"{what}_langbridge{suffix}" in by_name:
-                result["relative"][f"{what}{suffix}_vs_{base}" if what == "transferred" else f"zero_shot{suffix}_vs_stage1_native_langbridge"] = \
-                    relative(f"{what}_langbridge{suffix}", base)
+                result["relative"][f"{what}{suffix}_vs_{base}"] = {
+                    score: mean_of(f"{what}_langbridge{suffix}", score) / max(mean_of(base, score), 1e-9) for score in SCORES}
     goal = 0.95 * by_name["native_mlp"]["curve"][-1][1]
     result["samples_to_95"] = {row["name"]: samples_to(row["curve"], goal) for row in result["rows"] if row["stage2"]}
     hashes = [finished(t.row, t.folder(next(r for r in rows if r.name == "zero_shot_langbridge"))) for t in transfers]
@@ -259,38 +255,34 @@ def samples_to(curve, goal):
 
 
 def markdown(r):
-    """The table that the README shows."""
-    by_name = {row["name"]: row for row in r["rows"]}
-    spread = lambda v: f"{v['mean']:.3f}" + (f" ({min(v['values']):.3f} to {max(v['values']):.3f})" if len(v["values"]) > 1 else "")
-    yes = lambda flag: "yes" if flag else "no"
-    lines = [f"{r['source']} to {r['target']}, seeds {', '.join(map(str, r['seeds']))}: mean (lowest to highest).", "",
-             "| row | stage 1 | stage 2 | " + " | ".join(SCORES) + " | vqa / native MLP | vqa / native LangBridge | seconds on the target | samples to 95% |",
-             "| --- | --- | --- |" + " --- |" * (len(SCORES) + 4)]
+    """The tables that the README shows."""
+    def spread(v):
+        return f"{v['mean']:.3f}" + (f" ({min(v['values']):.3f} to {max(v['values']):.3f})" if len(v["values"]) > 1 else "")
+
+    lines = [f"{Path(r['source']).name} to {Path(r['target']).name}, seeds {', '.join(map(str, r['seeds']))}: mean (lowest to highest).", "",
+             "| row | stage 1 | stage 2 | " + " | ".join(SCORES) + " | seconds on the target | samples to 95% |",
+             "| --- |" * 3 + " --- |" * (len(SCORES) + 2)]
     for row in r["rows"]:
-        vqa = row["scores"]["vqa"]["mean"]
-        base = "native" if row["stage2"] else "stage1_native"  # like is compared with like
-        ratio = lambda kind: f"{vqa / max(by_name[f'{base}_{kind}']['scores']['vqa']['mean'], 1e-9):.3f}" if f"{base}_{kind}" in by_name else ""
         samples = r["samples_to_95"].get(row["name"])
-        lines.append(f"| {row['name']} | {yes(row['stage1'])} | {yes(row['stage2'])} | "
-                     + " | ".join(spread(row["scores"][score]) for score in SCORES)
-                     + f" | {ratio('mlp')} | {ratio('langbridge')} | {row['seconds']:.0f} | "
-                     + (f"{samples:,.0f}" if samples is not None else "never" if row["stage2"] else "") + " |")
-    lines += ["", "Rows without stage 2 are compared with the native adapters after stage 1. "
-                  f"Stage 2 has {r['stage2_samples']:,} samples in every row; 'samples to 95%' is until 95% of native MLP's final vqa."]
+        cells = [row["name"], "yes" if row["stage1"] else "no", "yes" if row["stage2"] else "no", *(spread(row["scores"][k]) for k in SCORES),
+                 f"{row['seconds']:.0f}", f"{samples:,.0f}" if samples is not None else "never" if row["stage2"] else ""]
+        lines.append("| " + " | ".join(cells) + " |")
+    lines += ["", f"Stage 2 has {r['stage2_samples']:,} samples in every row; 'samples to 95%': until the curve reaches 95% of native MLP's final vqa.",
+              "", "| ratio of means | " + " | ".join(SCORES) + " |", "| --- |" * (1 + len(SCORES))]
+    for name, values in r["relative"].items():
+        lines.append(f"| {name.replace('_vs_', ' / ').replace('_', ' ')} | " + " | ".join(f"{values[k]:.3f}" for k in SCORES) + " |")
     return "\n".join(lines)
 
 
 def draw_curves(r, path):
     """vqa and caption F1 over the samples of stage 2, one line a row, with the band between the lowest and the highest seed."""
-    for_plot = []
-    for k, score in ((1, "vqa"), (2, "caption F1")):
-        lines = {}
-        for row in r["rows"]:
-            if row["stage2"]:
-                points = np.array(row["curves"])[:, :, [0, k]]  # (seeds, points, 2)
-                lines[row["name"].replace("_", " ")] = (points[0, :, 0], points[:, :, 1].mean(0), points[:, :, 1].min(0), points[:, :, 1].max(0))
-        for_plot.append((score, lines))
-    line_plot(path, f"Stage 2 on {r['target']}", for_plot, "samples of stage 2",
+    panels = {"vqa": {}, "caption F1": {}}
+    for row in r["rows"]:
+        if row["stage2"]:
+            xs, *scores = np.array(row["curves"]).transpose(2, 0, 1)  # 3 x (seeds, points)
+            for lines, ys in zip(panels.values(), scores):
+                lines[row["name"].replace("_", " ")] = xs[0], ys.mean(0), ys.min(0), ys.max(0)
+    line_plot(path, f"Stage 2 on {Path(r['target']).name}", list(panels.items()), "samples of stage 2",
               f"Seeds {', '.join(map(str, r['seeds']))}: mean, lowest and highest, on {CURVE_PICTURES} test pictures.")
 
 

@@ -18,7 +18,7 @@ def test_the_results_have_every_field(out):
     r = json.loads((out / "results.json").read_text(encoding="utf-8"))
     assert set(r["seconds"]) == {"data", "llm_source", "llm_target", "vit", "align", "instruct", "total"}
     for llm in ("source", "target"):
-        assert set(r["llm"][llm]) == {"params", "vocab", "text_qa", "raster_qa", "text_qa_by_type", "raster_qa_by_type"}
+        assert set(r["llm"][llm]) == {"params", "vocab", "text_qa", "raster_qa", "raster_caption_f1", "text_qa_by_type", "raster_qa_by_type"}
     assert set(r["vit"]) == {"params", "retrieval_top1", "probe_color", "probe_shape"} and r["shared_vocab"] > 20
     for scores in (r["vlm"]["blind"], r["vlm"]["chance"], *(r["vlm"][k][stage] for k in ("mlp", "langbridge") for stage in ("align", "instruct"))):
         assert set(scores) == SCORES
