@@ -560,12 +560,14 @@ def run_lanes(threads, command, table, *lanes):
     """Lanes of stages side by side, one process each, on a CPU with several cores; one after the other elsewhere.
 
     At this size a step gains little from a second thread, so two stages on one thread each are done sooner than one
-    after the other on two threads. `command` is the program and the arguments that, with --stages, make some of the table's stages.
+    after the other on two threads. A lane has the same number of threads whether the others are finished or not: with another
+    number, sums are rounded otherwise, and a run that goes on would not end like one that was not stopped. `command` is the
+    program and the arguments that, with --stages, make some of the table's stages.
     """
     todo = [lane for lane in lanes if not all(finished(table[stage][0], stage) for stage in lane)]
-    if len(todo) < 2 or threads < 2 or any(s.device != "cpu" for s, _ in table.values()):
+    if not todo or threads < 2 or any(s.device != "cpu" for s, _ in table.values()):
         return run_stages(table, [stage for lane in lanes for stage in lane])
-    children = [subprocess.Popen([sys.executable, *command, "--stages", ",".join(lane), "--threads", str(max(1, threads // len(todo)))],
+    children = [subprocess.Popen([sys.executable, *command, "--stages", ",".join(lane), "--threads", str(max(1, threads // len(lanes)))],
                                  env={**os.environ, "LANE": str(i)}) for i, lane in enumerate(todo)]
     try:
         while any(child.poll() is None for child in children):
