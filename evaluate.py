@@ -487,7 +487,7 @@ def ablation_table(what, sweep):
     columns = [(kind, score) for kind in kinds for score in ("vqa", "caption_f1")]
     spread = lambda values: f"{np.mean(values):.3f} ({min(values):.3f} to {max(values):.3f})"
     lines = [f"| {sweep['setting']} | words | parameters | " + " | ".join(f"{kind.replace('_', '-')} {score}" for kind, score in columns) + " |",
-             "| --- |" * 3 + " --- |" * len(columns)]
+             "|" + " --- |" * (3 + len(columns))]
     for p in points:
         cells = [str(p["value"]), str(p["K"]), f"{p['params']:,}", *(spread(p[kind][score]) for kind, score in columns)]
         lines.append("| " + " | ".join(cells) + " |")

@@ -26,6 +26,7 @@ import re
 import subprocess
 import sys
 import time
+from contextlib import contextmanager
 from dataclasses import asdict, dataclass, fields, replace
 from pathlib import Path
 
@@ -584,6 +585,17 @@ def run_lanes(threads, command, table, *lanes):
             sys.exit(child.returncode if child.returncode > 0 else 1)
 
 
+@contextmanager
+def clock(path, new=True):
+    """Adds the seconds inside the block to those in a file, so that a run that was interrupted knows what it took in all."""
+    began, before = time.perf_counter(), json.loads(path.read_text(encoding="utf-8")) if path.exists() else 0.0
+    try:
+        yield
+    finally:
+        total = before + new * (time.perf_counter() - began)
+        write(path, lambda path: path.write_text(json.dumps(total), encoding="utf-8"))
+
+
 def results(s, total):
     """results.json from the stages' configs; total: wall seconds of all the runs that it took."""
     c = {stage: finished(s, stage) for stage in STAGES}
@@ -612,7 +624,6 @@ def print_table(r):
 
 
 def main(argv):
-    began = time.perf_counter()
     s = parse_settings(argv)
     s.threads = s.threads or os.cpu_count()
     torch.set_num_threads(s.threads)
@@ -624,16 +635,11 @@ def main(argv):
     new = None in [finished(s, stage) for stage in STAGES]  # also refuses a folder of other settings before anything is written
     save_settings(s)
     print(f"nanoLangBridge: preset {s.preset}, device {s.device}, {s.precision}, {s.threads} threads, torch {torch.__version__}, into {out}/")
-    clock = out / "seconds.json"  # of the runs before this one, where it goes on from an interruption
-    before = json.loads(clock.read_text(encoding="utf-8")) if clock.exists() else 0.0
-    try:
-        command = [__file__, *argv]
+    command = [__file__, *argv]
+    with clock(out / "seconds.json", new):
         run_lanes(s.threads, command, table, ["llm_source", "vit"], ["llm_target"])
         run_lanes(s.threads, command, table, ["langbridge_align", "langbridge_instruct"], ["mlp_align", "mlp_instruct", "blind_instruct"])
-    finally:
-        total = before + new * (time.perf_counter() - began)
-        write(clock, lambda path: path.write_text(json.dumps(total), encoding="utf-8"))
-    r = results(s, total)
+    r = results(s, json.loads((out / "seconds.json").read_text(encoding="utf-8")))
     write(out / "results.json", lambda path: path.write_text(json.dumps(r, indent=1), encoding="utf-8"))
     print_table(r)
     contact_sheet(out / "samples.png", examine_vlm(load_vlm(out, "langbridge_instruct")[1], {"test": held_out(out)["test"]}, s.max_objects),

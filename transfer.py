@@ -29,7 +29,6 @@ import re
 import shutil
 import subprocess
 import sys
-import time
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 
@@ -40,8 +39,8 @@ import torch.nn as nn
 from adapter import fingerprint, load_adapter
 from evaluate import fail, line_plot, score_vlm
 from model import VLM, load_llm
-from train import (STAGES, align, finish, finished, instruct, load_settings, new_adapter, run_as_command, run_lanes, run_stages,
-                   shared_vocabulary, write)
+from train import (STAGES, align, clock, finish, finished, instruct, load_settings, new_adapter, run_as_command, run_lanes, run_stages,
+                   save_settings, shared_vocabulary, write)
 
 SCORES = ["vqa", "caption_f1", "pope_acc", "comp_vqa"]
 MOMENTS = [0, 1, 2, 5, 10, 20, 50, 100]  # percent of stage 2 at which the curves are measured
@@ -107,6 +106,11 @@ def stitch(mlp, source, target):
     return nn.Sequential(mlp, map)
 
 
+def label(llm):
+    """A name for an LLM's folder: llm_source; of one that was given by its path, the last two parts of it: out-seed1-llm_source."""
+    return "-".join(Path(llm).resolve().parts[-2:]) if "/" in str(llm) or os.sep in str(llm) else str(llm)
+
+
 class Transfer:
     """One seed's adapters and rows: where they are, and what makes them.
 
@@ -119,7 +123,7 @@ class Transfer:
         self.s, self.row = s, replace(s, instruct_steps=steps)  # the budgets of train.py's stages, and of the rows
 
     def home(self, llm):
-        return f"{self.root}/{Path(llm).name}/seed{self.s.seed}"
+        return f"{self.root}/{label(llm)}/seed{self.s.seed}"
 
     def trained(self, llm, kind, phase):
         """The stage that trained this adapter on this LLM."""
@@ -130,7 +134,7 @@ class Transfer:
         """The stage that holds a row's scores."""
         if row.start == "native":
             return f"{self.home(self.target)}/native_{row.kind}_instruct" if row.stage2 else self.trained(self.target, row.kind, "align")
-        return f"{self.home(self.target)}/from_{Path(self.source).name}/{row.name}"
+        return f"{self.home(self.target)}/from_{label(self.source)}/{row.name}"
 
     def load(self, llm):
         model, encoding = load_llm(self.out / llm)
@@ -259,16 +263,16 @@ def markdown(r):
     def spread(v):
         return f"{v['mean']:.3f}" + (f" ({min(v['values']):.3f} to {max(v['values']):.3f})" if len(v["values"]) > 1 else "")
 
-    lines = [f"{Path(r['source']).name} to {Path(r['target']).name}, seeds {', '.join(map(str, r['seeds']))}: mean (lowest to highest).", "",
+    lines = [f"{label(r['source'])} to {label(r['target'])}, seeds {', '.join(map(str, r['seeds']))}: mean (lowest to highest).", "",
              "| row | stage 1 | stage 2 | " + " | ".join(SCORES) + " | seconds on the target | samples to 95% |",
-             "| --- |" * 3 + " --- |" * (len(SCORES) + 2)]
+             "|" + " --- |" * (len(SCORES) + 5)]
     for row in r["rows"]:
         samples = r["samples_to_95"].get(row["name"])
         cells = [row["name"], "yes" if row["stage1"] else "no", "yes" if row["stage2"] else "no", *(spread(row["scores"][k]) for k in SCORES),
                  f"{row['seconds']:.0f}", f"{samples:,.0f}" if samples is not None else "never" if row["stage2"] else ""]
         lines.append("| " + " | ".join(cells) + " |")
     lines += ["", f"Stage 2 has {r['stage2_samples']:,} samples in every row; 'samples to 95%': until the curve reaches 95% of native MLP's final vqa.",
-              "", "| ratio of means | " + " | ".join(SCORES) + " |", "| --- |" * (1 + len(SCORES))]
+              "", "| ratio of means | " + " | ".join(SCORES) + " |", "|" + " --- |" * (1 + len(SCORES))]
     for name, values in r["relative"].items():
         lines.append(f"| {name.replace('_vs_', ' / ').replace('_', ' ')} | " + " | ".join(f"{values[k]:.3f}" for k in SCORES) + " |")
     return "\n".join(lines)
@@ -282,7 +286,7 @@ def draw_curves(r, path):
             xs, *scores = np.array(row["curves"]).transpose(2, 0, 1)  # 3 x (seeds, points)
             for lines, ys in zip(panels.values(), scores):
                 lines[row["name"].replace("_", " ")] = xs[0], ys.mean(0), ys.min(0), ys.max(0)
-    line_plot(path, f"Stage 2 on {Path(r['target']).name}", list(panels.items()), "samples of stage 2",
+    line_plot(path, f"Stage 2 on {label(r['target'])}", list(panels.items()), "samples of stage 2",
               f"Seeds {', '.join(map(str, r['seeds']))}: mean, lowest and highest, on {CURVE_PICTURES} test pictures.")
 
 
@@ -371,6 +375,7 @@ def prepare(args, settings):
         if args.corpus == "sentences":
             if not (Path(s.out) / "vit" / "config.json").exists():
                 shutil.copytree(Path(args.out) / "vit", Path(s.out) / "vit", dirs_exist_ok=True)
+            save_settings(s)
             run_lanes(s.threads, [str(train), *flags], {stage: (s, STAGES[stage]) for stage in STAGES}, ["llm_source"], ["llm_target"])
         elif args.full_seeds and not (Path(s.out) / "results.json").exists():
             if subprocess.run([sys.executable, str(train), *flags]).returncode:
@@ -378,7 +383,6 @@ def prepare(args, settings):
 
 
 def main(argv):
-    began = time.perf_counter()
     args = parse(argv)
     s = load_settings(args.out)
     s = replace(s, device=args.device or s.device, threads=args.threads or os.cpu_count(), stages="all")
@@ -407,12 +411,15 @@ def main(argv):
         return run_stages(table, args.stages.split(","))
     print(f"transfer: {source} to {target}, seeds {args.seeds}, {len(rows)} rows, stage 2 of {transfers[0].row.instruct_steps} steps x "
           f"{s.instruct_batch} pictures, device {s.device}, {s.threads} threads, settings of {args.out}/settings.json", flush=True)
-    for chains in (adapters, makers):
-        run_lanes(s.threads, command, table, *[sum(chains[i::s.threads], []) for i in range(s.threads)])
     mode = "".join(["_reverse" * args.reverse, "_full-seeds" * args.full_seeds, "_sentences" * (args.corpus == "sentences"),
-                    f"_{Path(source).name}_to_{Path(target).name}" if args.source or args.target else ""])
-    result, out = collect(transfers, rows), Path(args.out)
-    result["seconds"] = time.perf_counter() - began
+                    f"_{label(source)}_to_{label(target)}" if args.source or args.target else ""])
+    out, new = Path(args.out), not all(finished(own, stage) for stage, (own, _) in table.items())
+    seconds = out / "transfer" / f"seconds{mode}.json"
+    seconds.parent.mkdir(exist_ok=True)
+    with clock(seconds, new):
+        for chains in (adapters, makers):
+            run_lanes(s.threads, command, table, *[sum(chains[i::s.threads], []) for i in range(s.threads)])
+    result = collect(transfers, rows) | {"seconds": json.loads(seconds.read_text(encoding="utf-8"))}
     for suffix, text in ((".json", json.dumps(result, indent=1)), (".md", markdown(result))):
         write(out / f"transfer{mode}{suffix}", lambda path: path.write_text(text, encoding="utf-8"))
     draw_curves(result, out / f"transfer{mode}.png")
