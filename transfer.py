@@ -286,8 +286,8 @@ def draw_curves(r, path):
             xs, *scores = np.array(row["curves"]).transpose(2, 0, 1)  # 3 x (seeds, points)
             for lines, ys in zip(panels.values(), scores):
                 lines[row["name"].replace("_", " ")] = xs[0], ys.mean(0), ys.min(0), ys.max(0)
-    line_plot(path, f"Stage 2 on {label(r['target'])}", list(panels.items()), "samples of stage 2",
-              f"Seeds {', '.join(map(str, r['seeds']))}: mean, lowest and highest, on {CURVE_PICTURES} test pictures.")
+    line_plot(path, f"Stage 2 on {label(r['target'])}", list(panels.items()), "samples of stage 2 (log)",
+              f"Seeds {', '.join(map(str, r['seeds']))}: mean, lowest and highest, on {CURVE_PICTURES} test pictures.", log=True)
 
 
 # ---- ablations (python evaluate.py --ablate) ------------------------------------------------------------------------------
