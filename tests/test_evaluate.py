@@ -135,3 +135,12 @@ def test_a_wrong_flag_is_answered_in_one_line(out, tmp_path, args, says):
     Image.new("RGB", (60, 60), "red").save(tmp_path / "p.png")
     refused = run("evaluate.py", "--out", out, *[str(tmp_path / "p.png") if a == "PICTURE" else a for a in args])
     assert refused.returncode == 2 and says in refused.stderr and refused.stderr.count("\n") == 1
+
+
+def test_an_ablation_has_a_point_for_each_value(out):
+    done = run("evaluate.py", "--out", out, "--ablate", "coefficients", "--seeds", "0", "--no-stage2")
+    assert done.returncode == 0, done.stdout + done.stderr
+    sweep = json.loads((out / "evaluate.json").read_text(encoding="utf-8"))["ablations"]["coefficients"]
+    assert [p["value"] for p in sweep["points"]] == ["softmax", "relu", "linear"]
+    assert all(set(p) == {"value", "K", "params", "native", "zero_shot"} for p in sweep["points"])
+    assert (out / "ablate_coefficients.png").exists() and "| relu |" in (out / "ablate_coefficients.md").read_text(encoding="utf-8")

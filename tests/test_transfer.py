@@ -80,6 +80,13 @@ def test_transferring_again_redoes_nothing(moved):
     assert again.returncode == 0 and len(before) > 10 and before == {p: p.stat().st_mtime_ns for p in (moved / "transfer").rglob("*.pt")}
 
 
+def test_an_adapter_also_moves_from_the_target_to_the_source(moved):
+    done = run("transfer.py", "--out", moved, "--seeds", "1", "--reverse", "--rows", "headline")
+    assert done.returncode == 0, done.stdout + done.stderr
+    r = json.loads((moved / "transfer_reverse.json").read_text(encoding="utf-8"))
+    assert (r["source"], r["target"]) == ("llm_target", "llm_source") and r["adapter_hash"]["before"] == r["adapter_hash"]["after"]
+
+
 def test_the_moved_model_answers_questions(moved, tmp_path):
     from PIL import Image
     Image.new("RGB", (48, 48), "red").save(tmp_path / "picture.png")
