@@ -560,7 +560,7 @@ def study(out):
         print(f"  {title}: the caption's words explain {own[0]:.3f} of the patches' energy before stage 1 and {own[-1]:.3f} after it, "
               f"random words {random[0]:.3f} and {random[-1]:.3f}")
     line_plot(out / "subspace.png", "Stage 1 brings patches to the words that describe them", list(panels.items()), "steps of stage 1 (log)",
-              "100 test pictures, patches of objects, mean vectors removed; bands: 95% intervals.", log=True, ylim=(-0.2, 1.0))
+              "100 test pictures, patches of objects, mean vectors removed; bands: 95% intervals.", log=True, ylim=(-0.2, 0.8))
     return result
 
 
