@@ -5,7 +5,7 @@ import random
 import numpy as np
 import pytest
 import torch
-from conftest import run
+from conftest import run, run_here
 from PIL import Image
 
 from adapter import LangBridge, MLPAdapter
@@ -120,9 +120,9 @@ def test_everything_is_measured_and_written(out):
 
 def test_a_word_map_is_drawn_and_a_word_is_swapped(out, tmp_path):
     Image.new("RGB", (60, 60), "red").save(tmp_path / "p.png")
-    assert run("evaluate.py", "--out", out, "--image", tmp_path / "p.png", "--map", tmp_path / "words.png").returncode == 0
+    assert run_here("evaluate.py", "--out", out, "--image", tmp_path / "p.png", "--map", tmp_path / "words.png").returncode == 0
     assert Image.open(tmp_path / "words.png").size[0] > 1000
-    assert run("evaluate.py", "--out", out, "--image", tmp_path / "p.png", "--swap", "red=blue", "--ask", "what color is it?").returncode == 0
+    assert run_here("evaluate.py", "--out", out, "--image", tmp_path / "p.png", "--swap", "red=blue", "--ask", "what color is it?").returncode == 0
 
 
 @pytest.mark.parametrize("args, says", [
@@ -133,7 +133,7 @@ def test_a_word_map_is_drawn_and_a_word_is_swapped(out, tmp_path):
 ])
 def test_a_wrong_flag_is_answered_in_one_line(out, tmp_path, args, says):
     Image.new("RGB", (60, 60), "red").save(tmp_path / "p.png")
-    refused = run("evaluate.py", "--out", out, *[str(tmp_path / "p.png") if a == "PICTURE" else a for a in args])
+    refused = run_here("evaluate.py", "--out", out, *[str(tmp_path / "p.png") if a == "PICTURE" else a for a in args])
     assert refused.returncode == 2 and says in refused.stderr and refused.stderr.count("\n") == 1
 
 

@@ -9,7 +9,7 @@ import pytest
 import torch
 from PIL import Image
 
-from conftest import ROOT, command, run
+from conftest import ROOT, command, run, run_here
 
 SCORES = {"vqa", "vqa_by_type", "caption_f1", "caption_exact", "pope_acc", "pope_yes_rate", "comp_vqa", "comp_caption_f1"}
 
@@ -52,7 +52,7 @@ def test_a_run_killed_anywhere_ends_bit_for_bit_like_one_that_was_not(out, tmp_p
 
 
 def test_other_settings_in_the_same_folder_are_refused(out):
-    refused = run("train.py", "--preset", "smoke", "--out", out, "--vit_steps", "21")
+    refused = run_here("train.py", "--preset", "smoke", "--out", out, "--vit_steps", "21")
     assert refused.returncode == 2 and "vit_steps was 20, now 21" in refused.stderr and "Traceback" not in refused.stderr
 
 
@@ -74,13 +74,13 @@ def test_bf16_autocast_runs_where_the_gpu_preset_will_use_it(tmp_path):
     (["--vit_size", "50"], "6 x 6"),
 ])
 def test_a_wrong_setting_is_answered_in_one_line(tmp_path, args, says):
-    refused = run("train.py", "--out", tmp_path / "new", *args)
+    refused = run_here("train.py", "--out", tmp_path / "new", *args)
     assert refused.returncode == 2 and says in refused.stderr and refused.stderr.count("\n") == 1
     assert not (tmp_path / "new").exists()
 
 
 def test_a_stage_without_those_before_it_says_what_makes_them(tmp_path):
-    refused = run("train.py", "--preset", "smoke", "--out", tmp_path / "new", "--stages", "mlp_align")
+    refused = run_here("train.py", "--preset", "smoke", "--out", tmp_path / "new", "--stages", "mlp_align")
     assert refused.returncode == 2 and "python train.py --out" in refused.stderr and refused.stderr.count("\n") == 1
 
 
@@ -91,7 +91,7 @@ def test_every_preset_passes_the_check():
 
 
 def test_help_explains_every_setting():
-    said = run("train.py", "--help").stdout
+    said = run_here("train.py", "--help").stdout
     from dataclasses import fields
     from train import Settings, field_help
     assert set(field_help()) == {f.name for f in fields(Settings)}
@@ -121,7 +121,7 @@ def test_any_picture_can_be_read(tmp_path, mode, suffix):
 def test_a_question_about_a_file_is_answered(out, tmp_path):
     Image.new("RGB", (100, 80), "red").save(tmp_path / "picture.png")
     for args in (["--ask", "what color is the circle?"], []):
-        done = run("evaluate.py", "--out", out, "--image", tmp_path / "picture.png", *args)
+        done = run_here("evaluate.py", "--out", out, "--image", tmp_path / "picture.png", *args)
         assert done.returncode == 0 and done.stderr == ""
 
 
@@ -135,5 +135,5 @@ def test_a_wrong_question_is_answered_in_one_line(out, tmp_path):
                        ([*good, "--ask", "  "], "the question is empty"),
                        (["--out", tmp_path / "nowhere", "--image", tmp_path / "picture.png"], "python train.py --out"),
                        ([*good, "--model", "other"], "python train.py --out")]:
-        refused = run("evaluate.py", *args)
+        refused = run_here("evaluate.py", *args)
         assert refused.returncode == 2 and says in refused.stderr and refused.stderr.count("\n") == 1, refused.stderr

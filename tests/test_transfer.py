@@ -3,7 +3,7 @@ import json
 
 import pytest
 import torch
-from conftest import run
+from conftest import run, run_here
 
 from adapter import LangBridge, MLPAdapter, fingerprint
 from data.corpus import train_tokenizer
@@ -90,7 +90,7 @@ def test_an_adapter_also_moves_from_the_target_to_the_source(moved):
 def test_the_moved_model_answers_questions(moved, tmp_path):
     from PIL import Image
     Image.new("RGB", (48, 48), "red").save(tmp_path / "picture.png")
-    done = run("evaluate.py", "--out", moved, "--model", "transfer/llm_target/seed1/from_llm_source/transferred_langbridge", "--image", tmp_path / "picture.png")
+    done = run_here("evaluate.py", "--out", moved, "--model", "transfer/llm_target/seed1/from_llm_source/transferred_langbridge", "--image", tmp_path / "picture.png")
     assert done.returncode == 0 and done.stderr == ""
 
 
@@ -101,10 +101,10 @@ def test_the_moved_model_answers_questions(moved, tmp_path):
     (["--source", "nowhere"], "there is no LLM in"),
 ])
 def test_a_wrong_flag_is_answered_in_one_line(out, args, says):
-    refused = run("transfer.py", "--out", out, *args)
+    refused = run_here("transfer.py", "--out", out, *args)
     assert refused.returncode == 2 and says in refused.stderr and refused.stderr.count("\n") == 1
 
 
 def test_transfer_before_train_says_what_to_run_first(tmp_path):
-    refused = run("transfer.py", "--out", tmp_path / "nowhere")
+    refused = run_here("transfer.py", "--out", tmp_path / "nowhere")
     assert refused.returncode == 2 and "python train.py --out" in refused.stderr and refused.stderr.count("\n") == 1
