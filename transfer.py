@@ -201,7 +201,7 @@ class Transfer:
                     if "/" in stage:  # train.py's own are there already
                         made[stage] = (self.s, lambda s, stage, a=(llm, kind, phase): self.train_adapter(stage, *a))
                         chain.append(stage)
-                adapters.append(chain)
+                adapters += [chain] if chain else []  # an empty one would unbalance the lanes
         rows = [row for row in rows if row.stage2 or row.start != "native"]
         made |= {self.folder(row): (self.row, lambda s, stage, row=row: self.make_row(stage, row)) for row in rows}
         return made, adapters, [[self.folder(row)] for row in rows]
