@@ -25,7 +25,7 @@ from PIL import Image, ImageDraw, UnidentifiedImageError
 from adapter import LangBridge, load_adapter
 from data.bpe import BOS
 from data.corpus import raster, sentences
-from data.scoring import benchmark, by_objects, examine, intervals, score_answers, score_captions, score_chance, summarize
+from data.scoring import by_objects, examine, intervals, score_answers, score_captions, score_chance, summarize
 from data.world import CAPTION_REQUESTS, COLORS, PLACES, QUESTION_TYPES, SHAPES, ask, ask_any, draw_split, make_scene
 from model import VLM, load_llm, same_length
 from vision import load_vit
@@ -401,7 +401,7 @@ def load_vlm(out, name):
 def contact_sheet(path, said, size, max_objects, count=6):
     """Pictures of the test split with a question, the answer given and the true one, wrong answers first, as one PNG.
 
-    said: what the model said (data.scoring.examine). Returns the rows [(picture, QA, answer)] that are shown.
+    said: what the model said (data.scoring.examine).
     """
     questions = said["test"][1]
     rows = sorted(questions, key=lambda row: row[1].answer == row[2])[:count]
@@ -419,7 +419,6 @@ def contact_sheet(path, said, size, max_objects, count=6):
     print(f"\n{count} test pictures, wrong answers first ({wrong} of {len(questions)} are wrong), in {path}:")
     for _, qa, answer in rows:
         print(f"  {'right' if answer == qa.answer else 'WRONG'}  {qa.question}  {answer}  (truth: {qa.answer})")
-    return rows
 
 
 def held_out(out):

@@ -37,7 +37,8 @@ import torch
 import torch.nn as nn
 
 from adapter import fingerprint, load_adapter
-from evaluate import fail, line_plot, score_vlm
+from data.bpe import shared_tokens
+from evaluate import fail, held_out, line_plot, score_vlm
 from model import VLM, load_llm
 from train import (STAGES, align, clock, finish, finished, instruct, load_settings, new_adapter, run_as_command, run_lanes, run_stages,
                    save_settings, shared_vocabulary, write)
@@ -93,7 +94,7 @@ def stitch(mlp, source, target):
     M, b = argmin sum_k |M e_k + b - e'_k|^2 over the words that both LLMs have, e_k and e'_k being a word's two embeddings.
     source, target: (GPT, tiktoken.Encoding).
     """
-    words = [t for t in source[1].token_byte_values() if t in set(target[1].token_byte_values()) and len(t) > 1]
+    words = [t for t in shared_tokens(source[1], target[1]) if len(t) > 1]
     embed = lambda llm, encoding: llm.embed(torch.tensor([encoding.encode_single_token(t) for t in words],
                                                          device=llm.embedding.weight.device)).detach()
     e, e_target = embed(*source), embed(*target)  # (K, C), (K, C')
@@ -180,9 +181,8 @@ class Transfer:
             watch = lambda vlm, features: score_vlm(vlm, {"test": features["test"][:CURVE_PICTURES]}, self.s.max_objects)
             moments = sorted({self.row.instruct_steps * m // 100 for m in MOMENTS})
             return instruct(self.row, stage, adapter, llm, encoding, self.target, watch=watch, moments=moments, known=moved)
-        features = torch.load(self.out / "vit" / "features.pt", mmap=True, weights_only=True)
-        vlm = VLM(adapter, llm, encoding)
-        scores = score_vlm(vlm, {k: features[k].float().to(self.s.device) for k in ("test", "comp")}, self.s.max_objects)
+        exam = {split: x.to(self.s.device) for split, x in held_out(self.out).items()}
+        scores = score_vlm(VLM(adapter, llm, encoding), exam, self.s.max_objects)
         (self.out / stage).mkdir(parents=True, exist_ok=True)
         finish(self.row, stage, base=self.target, seconds=0.0, scores=scores, **moved)
 
@@ -205,6 +205,21 @@ class Transfer:
         rows = [row for row in rows if row.stage2 or row.start != "native"]
         made |= {self.folder(row): (self.row, lambda s, stage, row=row: self.make_row(stage, row)) for row in rows}
         return made, adapters, [[self.folder(row)] for row in rows]
+
+
+def plan(transfers, rows):
+    """Transfer.stages of several seeds as one: ({stage: (settings, function)}, chains of the first wave, of the second)"""
+    table, adapters, makers = {}, [], []
+    for transfer in transfers:
+        made, first, then = transfer.stages(rows)
+        table, adapters, makers = table | made, adapters + first, makers + then
+    return table, adapters, makers
+
+
+def run_waves(threads, command, table, *waves):
+    """One wave of chains after the other, each spread over a lane a thread."""
+    for chains in waves:
+        run_lanes(threads, command, table, *[sum(chains[i::threads], []) for i in range(threads)])
 
 
 # ---- the table -----------------------------------------------------------------------------------------------------------
@@ -309,14 +324,10 @@ def ablate(s, what, seeds, stage2, command, stages=None):
     rows = [row for row in ROWS if row.name == "zero_shot_langbridge" or row.name == "transferred_langbridge" and stage2]
     points = {value: [Transfer(replace(s, seed=seed, **{name: value}), None, "llm_source", "llm_target", 3 * s.instruct_steps // 8,
                                f"ablate/{what}/{value}") for seed in seeds] for value in values}
-    table, adapters, makers = {}, [], []
-    for transfer in [t for transfers in points.values() for t in transfers]:
-        made, first, then = transfer.stages(rows)
-        table, adapters, makers = table | made, adapters + first, makers + then
+    table, *waves = plan([t for transfers in points.values() for t in transfers], rows)
     if stages is not None:
         return run_stages(table, stages)
-    for chains in (adapters, makers):
-        run_lanes(s.threads, command, table, *[sum(chains[i::s.threads], []) for i in range(s.threads)])
+    run_waves(s.threads, command, table, *waves)
     result = []
     for value, transfers in points.items():
         adapter = load_adapter(transfers[0].out / transfers[0].trained("llm_source", "langbridge", "align"))
@@ -400,12 +411,7 @@ def main(argv):
         transfers.append(Transfer(replace(own, seed=seed), None if args.corpus == "sentences" else own.seed, source, target,
                                   args.steps or 3 * s.instruct_steps // 8))
     rows = [row for row in ROWS if args.rows == "all" or row.headline]
-    table, adapters, makers = {}, [], []
-    for transfer in transfers:
-        made, first, then = transfer.stages(rows)
-        table |= made
-        adapters += first
-        makers += then
+    table, *waves = plan(transfers, rows)
     command = [__file__, *argv]
     if args.stages is not None:
         return run_stages(table, args.stages.split(","))
@@ -417,8 +423,7 @@ def main(argv):
     seconds = out / "transfer" / f"seconds{mode}.json"
     seconds.parent.mkdir(exist_ok=True)
     with clock(seconds, new):
-        for chains in (adapters, makers):
-            run_lanes(s.threads, command, table, *[sum(chains[i::s.threads], []) for i in range(s.threads)])
+        run_waves(s.threads, command, table, *waves)
     result = collect(transfers, rows) | {"seconds": json.loads(seconds.read_text(encoding="utf-8"))}
     for suffix, text in ((".json", json.dumps(result, indent=1)), (".md", markdown(result))):
         write(out / f"transfer{mode}{suffix}", lambda path: path.write_text(text, encoding="utf-8"))
