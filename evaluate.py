@@ -62,8 +62,8 @@ def score_llm(llm, encoding, dialect, seed, n, max_objects):
 def examine_vlm(vlm, features, max_objects):
     """What a VLM says about the exam's pictures; features: {split: (pictures, N, D)}. All answers are generated, none chosen from a list."""
     vlm.eval()
-    return examine(lambda split, items: vlm.answer(features[split][[i for i, _ in items]], [qa.question for _, qa in items]),
-                   lambda split, scenes: vlm.answer(features[split], [CAPTION_REQUESTS[0]] * len(scenes)),
+    return examine(lambda split, items: vlm.answer(features[split], [(i, qa.question) for i, qa in items]),
+                   lambda split, scenes: vlm.answer(features[split], [(i, CAPTION_REQUESTS[0]) for i in range(len(scenes))]),
                    {split: len(x) for split, x in features.items()}, max_objects)
 
 
@@ -221,13 +221,13 @@ def steering(vlm, features, max_objects):
                      ("other", f"where is the {o.color} {o.shape}?", PLACES[o.place], f"where is the {new} {o.shape}?", PLACES[o.place])]
             asked += [("other", *2 * (f"where is the {p.color} {p.shape}?", PLACES[p.place])) for p in scene if p != o][:1]
             edits += [(i, o.color, new, *q) for q in asked]
-    before = vlm.answer(features[[e[0] for e in edits]], [e[4] for e in edits])
+    before = vlm.answer(features, [(e[0], e[4]) for e in edits])
     right = [e for e, answer in zip(edits, before) if answer == e[5]]
     hits = defaultdict(list)
     for pair in sorted({e[1:3] for e in right}):  # all pictures with the same edit at once
         group = [e for e in right if e[1:3] == pair]
         edited = VLM(Edited(vlm.adapter, {pair[0]: pair[1]}), vlm.llm, vlm.encoding)
-        for e, answer in zip(group, edited.answer(features[[e[0] for e in group]], [e[6] for e in group])):
+        for e, answer in zip(group, edited.answer(features[[e[0] for e in group]], [(k, e[6]) for k, e in enumerate(group)])):
             hits[e[3]].append(answer == e[7])
     rate = lambda answers: sum(answers) / max(1, len(answers))
     return {"n": len(hits["color"]), "changed_as_edited": rate(hits["color"]), "others_kept": rate(hits["other"])}
@@ -643,7 +643,7 @@ def chat(vlm, features, draw_map):
         elif line.startswith("/"):
             print(f"unknown: {line}; there are /map, /swap WORD=WORD, /quit")
         else:
-            print(vlm.answer(features, [line or CAPTION_REQUESTS[0]])[0])
+            print(vlm.answer(features, [(0, line or CAPTION_REQUESTS[0])])[0])
 
 
 def main():
@@ -692,7 +692,7 @@ def main():
         draw_word_map(args.out, model, pixels, args.map)
     elif args.ask is None and not args.swap and sys.stdin.isatty():
         return chat(vlm, features, lambda: draw_word_map(args.out, model, pixels, args.image.with_name(f"{args.image.stem}_words.png")))
-    print(vlm.answer(features, [args.ask.strip().lower() if args.ask else CAPTION_REQUESTS[0]])[0])
+    print(vlm.answer(features, [(0, args.ask.strip().lower() if args.ask else CAPTION_REQUESTS[0])])[0])
 
 
 if __name__ == "__main__":

@@ -188,14 +188,15 @@ class GPT(nn.Module):
         return self.head(norm(x))  # (B, T, V)
 
     @torch.no_grad()
-    def generate(self, x, stop, max_tokens=60):
+    def generate(self, x, stop, max_tokens=60, cache=None):
         """Greedy continuation of the prompts x (B, T, C), all of one length; returns B lists of token ids, without `stop`.
 
         The cache keeps what each layer needs of the past (keys, values, the convolutions' last inputs), so a step costs
-        one token and not the whole sequence.
+        one token and not the whole sequence. One that is given holds what comes before the prompts.
         """
-        cache, out, running = {}, [[] for _ in x], torch.ones(len(x), dtype=torch.bool, device=x.device)
-        for _ in range(min(max_tokens, self.config.context - x.size(1))):
+        cache = {} if cache is None else cache
+        out, running = [[] for _ in x], torch.ones(len(x), dtype=torch.bool, device=x.device)
+        for _ in range(min(max_tokens, self.config.context - cache.get("length", 0) - x.size(1))):
             ids = self(x, cache)[:, -1].argmax(-1)  # (B,)
             running &= ids != stop
             for i in running.nonzero().flatten().tolist():
@@ -204,6 +205,12 @@ class GPT(nn.Module):
                 break
             x = self.embed(ids[:, None])  # (B, 1, C)
         return out
+
+
+def pick(cache, rows):
+    """The cache of these rows of the batch; a row may be wanted several times."""
+    of = lambda part: part if isinstance(part, int) else tuple(x[rows] for x in part) if isinstance(part, tuple) else part[rows]
+    return {layer: of(part) for layer, part in cache.items()}
 
 
 def same_length(ids, batch=100):
@@ -246,31 +253,39 @@ class VLM(nn.Module):
         self.newline = encoding.encode_single_token(b"\n")
         self.prefix = encoding.encode(f"{BOS}scene:\n", allowed_special={BOS})
 
-    def embed(self, features, ids):
-        """features (B, N, D) and text ids (B, T) -> (B, prefix + N + rows + T, C)"""
-        B = len(ids)
-        parts = [self.llm.embed(ids.new_tensor([self.prefix]).expand(B, -1))]  # (B, prefix, C)
+    def picture(self, features):
+        """What comes before the text: features (B, N, D) -> (B, prefix + N + rows, C)"""
+        B, device = len(features), self.llm.embedding.weight.device
+        parts = [self.llm.embed(torch.tensor([self.prefix], device=device)).expand(B, -1, -1)]  # (B, prefix, C)
         if self.adapter is not None:
             v = self.adapter(features)  # (B, N, C)
             side = math.isqrt(v.size(1))
-            newline = self.llm.embed(ids.new_tensor([self.newline])).expand(B, side, 1, -1)  # (B, side, 1, C)
+            newline = self.llm.embed(torch.tensor([self.newline], device=device)).expand(B, side, 1, -1)  # (B, side, 1, C)
             rows = torch.cat([v.view(B, side, side, -1), newline.to(v.dtype)], dim=2)  # (B, side, side + 1, C)
             parts.append(rows.flatten(1, 2))
-        return torch.cat(parts + [self.llm.embed(ids)], dim=1)
+        return torch.cat(parts, dim=1)
 
     def forward(self, features, ids):
         """Logits (B, T, V) that predict the text ids (B, T), each from the picture and the text before it."""
-        T = ids.size(1)
-        x = self.embed(features, ids)[:, :-1]
-        return self.llm(x)[:, -T:]
+        x = torch.cat([self.picture(features), self.llm.embed(ids)], dim=1)[:, :-1]
+        return self.llm(x)[:, -ids.size(1):]
 
     @torch.no_grad()
-    def answer(self, features, questions):
-        """Greedy answers (strings) to one question about each picture; features (B, N, D)."""
-        ids = [self.encoding.encode(f"question: {question}") for question in questions]
-        answers = [""] * len(questions)
-        for rows, text in same_length(ids):
-            text = text.to(features.device)
-            for i, tokens in zip(rows, self.llm.generate(self.embed(features[rows], text), self.newline)):
-                answers[i] = self.encoding.decode(tokens).strip()
+    def answer(self, features, asked, batch=100):
+        """Greedy answers (strings) to questions about pictures; features (B, N, D), asked: [(picture's index, question), ..].
+
+        Each picture is read once, whatever is asked about it: every question goes on from a copy of the picture's cache.
+        """
+        ids = [self.encoding.encode(f"question: {question}") for _, question in asked]
+        answers = [""] * len(asked)
+        for start in range(0, len(features), batch):
+            about = [k for k, (i, _) in enumerate(asked) if start <= i < start + batch]
+            cache = {}
+            self.llm(self.picture(features[start:start + batch]), cache)
+            for rows, text in same_length([ids[k] for k in about]):
+                rows = [about[row] for row in rows]
+                own = pick(cache, [asked[k][0] - start for k in rows])
+                text = self.llm.embed(text.to(features.device))  # (questions, T, C)
+                for k, tokens in zip(rows, self.llm.generate(text, self.newline, cache=own)):
+                    answers[k] = self.encoding.decode(tokens).strip()
         return answers

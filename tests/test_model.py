@@ -83,13 +83,14 @@ def test_batches_of_one_length_hold_every_prompt_once():
 def test_the_picture_lies_between_prefix_and_text_with_a_newline_after_each_row(llm, encoding):
     vlm = VLM(MLPAdapter(16, 32), llm, encoding)
     features, ids = torch.randn(2, 36, 16), torch.randint(0, 300, (2, 5))
-    x = vlm.embed(features, ids)  # (2, prefix + 42 + 5, 32)
+    x = vlm.picture(features)  # (2, prefix + 42, 32)
     start = len(vlm.prefix)
-    assert x.shape == (2, start + 42 + 5, 32)
-    rows = x[:, start:start + 42].view(2, 6, 7, 32)
+    assert x.shape == (2, start + 42, 32) and torch.equal(x[:, :start], llm.embed(torch.tensor([vlm.prefix] * 2)))
+    rows = x[:, start:].view(2, 6, 7, 32)
     assert torch.equal(rows[:, :, 6], llm.embed(torch.tensor([encoding.encode_single_token(b"\n")])).expand(2, 6, 32))
     assert torch.equal(rows[:, :, :6].flatten(1, 2), vlm.adapter(features))
-    assert torch.equal(x[:, -5:], llm.embed(ids)) and vlm(features, ids).shape == (2, 5, llm.config.V)
+    whole = llm(torch.cat([x, llm.embed(ids)], dim=1))
+    assert torch.allclose(vlm(features, ids), whole[:, -6:-1], atol=1e-6)  # each token from all that comes before it
 
 
 def test_the_picture_matters_and_a_blind_model_has_none(llm, encoding):
@@ -99,11 +100,15 @@ def test_the_picture_matters_and_a_blind_model_has_none(llm, encoding):
 
 
 def test_answers_do_not_depend_on_what_else_is_asked(llm, encoding):
-    vlm = VLM(MLPAdapter(16, 32), llm, encoding)
+    vlm = VLM(MLPAdapter(16, 32), llm, encoding).eval()
     features = torch.randn(4, 36, 16)
-    questions = ["what color is the circle?", "is there a red star?", "how many objects are there?", "is there a red star?"]
-    together = vlm.answer(features, questions)
-    assert together == [vlm.answer(features[i:i + 1], [q])[0] for i, q in enumerate(questions)]
+    asked = [(3, "what color is the circle?"), (0, "is there a red star?"), (0, "how many objects are there?"), (1, "is there a red star?")]
+    together = vlm.answer(features, asked, batch=2)
+    assert together == [vlm.answer(features[i:i + 1], [(0, question)])[0] for i, question in asked]
+    for (i, question), answer in zip(asked, together):  # and the shared cache changes nothing
+        text = llm.embed(torch.tensor([encoding.encode(f"question: {question}")]))
+        tokens = llm.generate(torch.cat([vlm.picture(features[i:i + 1]), text], dim=1), vlm.newline)[0]
+        assert encoding.decode(tokens).strip() == answer
 
 
 @pytest.mark.parametrize("kind", ["mlp", "langbridge"])
