@@ -13,6 +13,7 @@ import torch.nn.functional as F
 
 NOTHING = b" ."  # the word that an untrained LangBridge says everywhere: 'nothing here'
 COEFFICIENTS = ("softmax", "relu", "linear")
+BASES = ("words", "centered")
 
 
 class MLPAdapter(nn.Module):
@@ -47,18 +48,20 @@ class LangBridge(nn.Module):
                    whichever tokenizer it meets
     coefficients:  'softmax' (weights >= 0 that sum to 1), 'relu' (weights >= 0) or 'linear' (any weight, as in the
                    paper's released code)
+    basis:         'words', or 'centered': their differences from their mean, which the patches then lack
     Set `drawn` for stage 1: while training, this share of the patches says one word, drawn by its weight, instead of the
     mixture. A private code of many small weights does not survive that, words do: it is what makes an adapter speak to an LLM
     that it was not trained with (README, 'What makes it transfer'). It needs weights that sum to 1: softmax.
     """
     drawn = 0.0
 
-    def __init__(self, D, tokens, hidden=256, coefficients="softmax"):
+    def __init__(self, D, tokens, hidden=256, coefficients="softmax", basis="words"):
         super().__init__()
-        if coefficients not in COEFFICIENTS:
-            raise ValueError(f"coefficients must be one of {', '.join(COEFFICIENTS)}, not {coefficients!r}")
+        for value, known, what in ((coefficients, COEFFICIENTS, "coefficients"), (basis, BASES, "basis")):
+            if value not in known:
+                raise ValueError(f"{what} must be one of {', '.join(known)}, not {value!r}")
         self.tokens = [bytes(t) for t in tokens]
-        self.config = {"kind": "langbridge", "D": D, "hidden": hidden, "coefficients": coefficients,
+        self.config = {"kind": "langbridge", "D": D, "hidden": hidden, "coefficients": coefficients, "basis": basis,
                        "tokens": [t.decode("latin-1") for t in self.tokens]}
         self.W = nn.Sequential(nn.Linear(D, hidden), nn.GELU(), nn.Linear(hidden, hidden), nn.Linear(hidden, len(tokens)))
         # Where a mixture starts decides whether it learns: uniform weights are the mean of all words, the same for every
@@ -82,8 +85,10 @@ class LangBridge(nn.Module):
                              f"(it lacks {self.missing[:5]} ...): they do not share enough of a vocabulary")
         device = llm.embedding.weight.device
         ids = [encoding.encode_single_token(t) if ok else 0 for t, ok in zip(self.tokens, present)]
-        E = llm.embed(torch.tensor(ids, device=device)).detach() * present[:, None].to(device)  # (K, C)
-        self.register_buffer("E", E.clone(), persistent=False)
+        E = llm.embed(torch.tensor(ids, device=device)).detach().clone()  # (K, C)
+        if self.config["basis"] == "centered":
+            E -= E[present.to(device)].mean(0)
+        self.register_buffer("E", E * present[:, None].to(device), persistent=False)
         self.register_buffer("present", present.to(device), persistent=False)
         return self
 

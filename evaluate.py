@@ -26,14 +26,14 @@ from adapter import LangBridge, load_adapter
 from data.bpe import BOS
 from data.corpus import raster, sentences
 from data.scoring import by_objects, examine, intervals, score_answers, score_captions, score_chance, summarize
-from data.world import CAPTION_REQUESTS, COLORS, PLACES, QUESTION_TYPES, SHAPES, ask, ask_any, draw_split, make_scene
+from data.world import CAPTION_REQUESTS, COLORS, PLACES, SHAPES, World, ask, ask_any, draw_split, make_scene, types_of
 from model import VLM, load_llm, same_length
 from vision import load_vit
 
 
 # ---- scores ------------------------------------------------------------------------------------------------------------
 
-def score_llm(llm, encoding, dialect, seed, n, max_objects):
+def score_llm(llm, encoding, dialect, seed, n, world):
     """Reading comprehension on n unseen scenes in words: can this LLM answer from sentences and from rasters, and can it
     describe a raster? What it cannot do from words, it cannot do from patches that are combinations of words."""
     llm.eval()
@@ -48,10 +48,10 @@ def score_llm(llm, encoding, dialect, seed, n, max_objects):
                 answers[i] = encoding.decode(tokens).strip()
         return answers
 
-    scores, scenes = {}, [make_scene("text:held-out", seed, i, max_objects) for i in range(n)]
+    scores, scenes = {}, [make_scene("text:held-out", seed, i, world) for i in range(n)]
     for name in ("text_qa", "raster_qa"):
         rng = random.Random(f"{name}/{seed}")
-        questions = [ask(scene, QUESTION_TYPES[i % len(QUESTION_TYPES)], rng) or ask_any(scene, rng) for i, scene in enumerate(scenes)]
+        questions = [ask(scene, types_of(scene)[i % len(types_of(scene))], rng) or ask_any(scene, rng) for i, scene in enumerate(scenes)]
         bodies = [raster(scene, rng) if name == "raster_qa" else sentences(rng.sample(scene, len(scene)), dialect, rng) for scene in scenes]
         scores[name], scores[name + "_by_type"] = score_answers(questions, answer(bodies, [qa.question for qa in questions]))
     few = scenes[:n // 3]
@@ -59,17 +59,17 @@ def score_llm(llm, encoding, dialect, seed, n, max_objects):
     return scores | {"raster_caption_f1": score_captions(captions, few)[0]}
 
 
-def examine_vlm(vlm, features, max_objects):
+def examine_vlm(vlm, features, world):
     """What a VLM says about the exam's pictures; features: {split: (pictures, N, D)}. All answers are generated, none chosen from a list."""
     vlm.eval()
     return examine(lambda split, items: vlm.answer(features[split], [(i, qa.question) for i, qa in items]),
                    lambda split, scenes: vlm.answer(features[split], [(i, CAPTION_REQUESTS[0]) for i in range(len(scenes))]),
-                   {split: len(x) for split, x in features.items()}, max_objects)
+                   {split: len(x) for split, x in features.items()}, world)
 
 
-def score_vlm(vlm, features, max_objects):
+def score_vlm(vlm, features, world):
     """The scores S of a VLM (data/scoring.py)."""
-    return summarize(examine_vlm(vlm, features, max_objects))
+    return summarize(examine_vlm(vlm, features, world))
 
 
 def linear_probe(x, y, x_test, y_test, classes):
@@ -82,12 +82,12 @@ def linear_probe(x, y, x_test, y_test, classes):
     return ((x_test @ weights).argmax(1) == y_test).double().mean().item()
 
 
-def score_features(features, max_objects, train_pictures=3000):
+def score_features(features, world, train_pictures=3000):
     """Linear probes for an object's colour and shape on the frozen patch features of its place (2 x 2 patches side by side)."""
     def objects(split, pictures):
         x, colors, shapes = [], [], []
         for i in range(pictures):
-            for obj in make_scene(split, 0, i, max_objects):
+            for obj in make_scene(split, 0, i, world):
                 grid = features[split][i].float()
                 x.append(grid[patches_of(obj.place, int(len(grid) ** 0.5))].flatten())
                 colors.append(COLORS.index(obj.color))
@@ -114,7 +114,7 @@ def embeddings(llm, encoding, words):
 
 
 @torch.no_grad()
-def subspace(vlm, features, max_objects, pictures=100):
+def subspace(vlm, features, world, pictures=100):
     """Do visual tokens lie near the words that describe them? (the paper's study of adapters during stage 1)
 
     Means are removed first, of the visual tokens and of the word embeddings: each table has a large vector in common.
@@ -133,7 +133,7 @@ def subspace(vlm, features, max_objects, pictures=100):
     unit = F.normalize(E, dim=-1)
     measured = defaultdict(list)
     for i in range(len(v)):
-        scene = make_scene("test", 0, i, max_objects)
+        scene = make_scene("test", 0, i, world)
         patches = torch.cat([v[i, patches_of(o.place, side)] for o in scene])  # (patches of objects, C)
         cos = F.normalize(patches, dim=-1) @ unit[:len(COLORS + SHAPES)].T
         k = len(patches) // len(scene)
@@ -165,7 +165,7 @@ def readable(tokens):
 
 
 @torch.no_grad()
-def grounding(vlm, features, words, max_objects, top=5):
+def grounding(vlm, features, words, world, top=5):
     """Are an object's colour and shape among the `top` words of its patches (summed over them)?
 
     Returns {"color", "shape", "chance_color", "chance_shape"}; chance: the words of the object, the colour and shape of one of
@@ -174,7 +174,7 @@ def grounding(vlm, features, words, max_objects, top=5):
     scores, objects = say(vlm, features, words), []
     side = int(scores.size(1) ** 0.5)
     for i in range(len(scores)):
-        for o in make_scene("test", 0, i, max_objects):
+        for o in make_scene("test", 0, i, world):
             found = scores[i, patches_of(o.place, side)].sum(0).topk(top).indices.tolist()
             objects.append((o, {words[k] for k in found}))
     shifted = objects[len(objects) // 2:] + objects[:len(objects) // 2]
@@ -182,6 +182,19 @@ def grounding(vlm, features, words, max_objects, top=5):
     other = [(o, said) for (o, _), (_, said) in zip(objects, shifted)]
     return {"color": rate(objects, "color"), "shape": rate(objects, "shape"),
             "chance_color": rate(other, "color"), "chance_shape": rate(other, "shape")}
+
+
+@torch.no_grad()
+def own_weight(vlm, features, world):
+    """How much of what a LangBridge's patches of an object say is the object's own colour and shape: the share of |weight| on them."""
+    beta, shares = vlm.adapter.weights(features).abs(), []  # (B, N, K)
+    side = int(beta.size(1) ** 0.5)
+    for i in range(len(beta)):
+        for o in make_scene("test", 0, i, world):
+            said = beta[i, patches_of(o.place, side)].sum(0)  # (K,)
+            own = [k for k, token in enumerate(vlm.adapter.tokens) if token in (f" {o.color}".encode(), f" {o.shape}".encode())]
+            shares.append((said[own].sum() / said.sum().clamp(min=1e-9)).item())
+    return float(np.mean(shares))
 
 
 class Edited(torch.nn.Module):
@@ -202,7 +215,7 @@ class Edited(torch.nn.Module):
 
 
 @torch.no_grad()
-def steering(vlm, features, max_objects):
+def steering(vlm, features, world):
     """Swap an object's colour word in every patch and ask again: does the answer about its colour follow, do the others stay?
 
     Each test picture with an object of unique colour and shape gives one edit, to a random colour that the picture lacks. Only
@@ -211,7 +224,7 @@ def steering(vlm, features, max_objects):
     """
     rng, edits = random.Random("steering"), []
     for i in range(len(features)):
-        scene = make_scene("test", 0, i, max_objects)
+        scene = make_scene("test", 0, i, world)
         colors, shapes = [o.color for o in scene], [o.shape for o in scene]
         single = [o for o in scene if colors.count(o.color) == 1 and shapes.count(o.shape) == 1]
         if single:
@@ -398,7 +411,7 @@ def load_vlm(out, name):
     return load_vit(out / "vit").eval(), VLM(adapter, llm, encoding).eval()
 
 
-def contact_sheet(path, said, size, max_objects, count=6):
+def contact_sheet(path, said, size, world, count=6):
     """Pictures of the test split with a question, the answer given and the true one, wrong answers first, as one PNG.
 
     said: what the model said (data.scoring.examine).
@@ -409,7 +422,7 @@ def contact_sheet(path, said, size, max_objects, count=6):
     pen = ImageDraw.Draw(sheet)
     for k, (i, qa, answer) in enumerate(rows):
         x, y = 280 * (k % 3) + 25, 290 * (k // 3)
-        image = draw_split("test", [i], size, max_objects)[0]
+        image = draw_split("test", [i], size, world)[0]
         sheet.paste(Image.fromarray(image).resize((200, 200), Image.Resampling.NEAREST), (x, y + 10))
         for line, text, color in ((0, qa.question, "black"), (1, f"answer: {answer}", "darkgreen" if answer == qa.answer else "darkred"),
                                   (2, f"truth: {qa.answer}", "black")):
@@ -440,36 +453,36 @@ def write_json(path, data):
 def evaluate(out, names):
     """Benchmarks with intervals, grounding, steering, the study of stage 1: into evaluate.json, with their figures."""
     settings, path = json.loads((out / "settings.json").read_text(encoding="utf-8")), out / "evaluate.json"
-    features, most = held_out(out), settings["max_objects"]
+    features, world = held_out(out), World(settings["max_objects"], settings.get("rich", False))
     known = json.loads(path.read_text(encoding="utf-8")) if path.exists() else {}
     result = {"checkpoints": {}, "ablations": known.get("ablations", {})}  # ablations are kept
     scores = ("vqa", "caption_f1", "pope_acc", "comp_vqa")
     print(f"{'':22}" + "".join(f"{score:>24}" for score in scores) + "   (95% interval)")
     for name in names:
-        said = examine_vlm(load_vlm(out, name)[1], features, most)
+        said = examine_vlm(load_vlm(out, name)[1], features, world)
         S = summarize(said) | {"intervals": intervals(said), "by_objects": by_objects(said)}
         result["checkpoints"][name] = S
         print(f"{name:22}" + "".join(f"{S[k]:10.3f} ({S['intervals'][k][0]:.3f}-{S['intervals'][k][1]:.3f})" for k in scores), flush=True)
         if name == "langbridge_instruct" or len(names) == 1:
             shown = said
-    result["chance"] = score_chance({split: len(x) for split, x in features.items()}, most)
+    result["chance"] = score_chance({split: len(x) for split, x in features.items()}, world)
     print(f"{'chance':22}" + "".join(f"{result['chance'][k]:10.3f}{'':14}" for k in scores))
-    contact_sheet(out / "mistakes.png", shown, settings["vit_size"], most, count=10)
+    contact_sheet(out / "mistakes.png", shown, settings["vit_size"], world, count=10)
     if {"langbridge_align", "mlp_align", "langbridge_instruct"} <= set(names):
         print("\nwhat the adapters see")
-        result |= {"grounding": measure_grounding(out, features["test"], most), "subspace": study(out)}
-        steered = {stage: steering(load_vlm(out, f"langbridge_{stage}")[1], features["test"], most) for stage in ("align", "instruct")}
+        result |= {"grounding": measure_grounding(out, features["test"], world), "subspace": study(out)}
+        steered = {stage: steering(load_vlm(out, f"langbridge_{stage}")[1], features["test"], world) for stage in ("align", "instruct")}
         result["steering"] = steered | steered["instruct"]  # the tuned model's is the one a user meets
         print("  a colour swapped in every patch, after instruct: {n} edits, the colour answer follows in {changed_as_edited:.3f}, "
               "other answers stay in {others_kept:.3f}".format(**steered["instruct"]))
     write_json(path, result)
 
 
-def measure_grounding(out, features, max_objects):
+def measure_grounding(out, features, world):
     """grounding() of both adapters, over the words of the LangBridge that stand alone."""
     words, result = readable(load_adapter(out / "langbridge_align").tokens), {"chance": {}}
     for key, name in (("langbridge", "langbridge_align"), ("mlp_nearest", "mlp_align"), ("langbridge_after_instruct", "langbridge_instruct")):
-        g = grounding(load_vlm(out, name)[1], features, words, max_objects)
+        g = grounding(load_vlm(out, name)[1], features, words, world)
         result[key] = {"color": g["color"], "shape": g["shape"]}
         result["chance"][key] = {"color": g["chance_color"], "shape": g["chance_shape"]}
         print(f"  {key}: an object's colour is among the 5 top words of its patches in {g['color']:.3f}, its shape in {g['shape']:.3f} "
@@ -485,14 +498,15 @@ def ablation_table(what, sweep):
     points, kinds = sweep["points"], [kind for kind in KINDS if kind in sweep["points"][0]]
     columns = [(kind, score) for kind in kinds for score in ("vqa", "caption_f1")]
     spread = lambda values: f"{np.mean(values):.3f} ({min(values):.3f} to {max(values):.3f})"
-    lines = [f"| {sweep['setting']} | words | parameters | " + " | ".join(f"{kind.replace('_', '-')} {score}" for kind, score in columns) + " |",
-             "|" + " --- |" * (3 + len(columns))]
+    lines = [f"| {sweep['setting']} | words | parameters | " + " | ".join(f"{kind.replace('_', '-')} {score}" for kind, score in columns)
+             + " | weight on own words |", "|" + " --- |" * (4 + len(columns))]
     for p in points:
-        cells = [str(p["value"]), str(p["K"]), f"{p['params']:,}", *(spread(p[kind][score]) for kind, score in columns)]
+        cells = [str(p["value"]), str(p["K"]), f"{p['params']:,}", *(spread(p[kind][score]) for kind, score in columns), spread(p["own_weight"])]
         lines.append("| " + " | ".join(cells) + " |")
     seeds = ", ".join(map(str, sweep["seeds"]))
     return "\n".join(lines + ["", f"Seeds {seeds}. Native: on the source LLM, after stage 1; zero-shot: moved to the target, nothing trained "
-                              "there" + ("; transferred: tuned there in stage 2." if "transferred" in kinds else ".")])
+                              "there" + ("; transferred: tuned there in stage 2" if "transferred" in kinds else "") + "; weight on own words: the "
+                              "share of weight that an object's patches put on its own colour and shape, after stage 1."])
 
 
 def findings(r):
@@ -654,7 +668,7 @@ def main():
     parser.add_argument("--ask", help="a question about it; without one, it is described, or on a terminal a conversation begins")
     parser.add_argument("--map", type=Path, metavar="PNG", help="draw what each patch of --image says, LangBridge beside the MLP")
     parser.add_argument("--swap", metavar="WORD=WORD", help="let every patch say the second word where it says the first, as in red=blue")
-    parser.add_argument("--ablate", metavar="WHAT", help="sweep one setting of the adapter: K, hidden, coefficients or drawn")
+    parser.add_argument("--ablate", metavar="WHAT", help="sweep one setting: K, hidden, coefficients, basis, patches or drawn")
     parser.add_argument("--seeds", default="0,1,2", help="seeds of --ablate (default: 0,1,2)")
     parser.add_argument("--stage2", action=argparse.BooleanOptionalAction, default=True,
                         help="let --ablate also tune on the target after the move (default: yes)")

@@ -35,11 +35,11 @@ import torch
 import torch.nn.functional as F
 from tqdm import tqdm
 
-from adapter import COEFFICIENTS, NOTHING, LangBridge, MLPAdapter, load_adapter, save_adapter
+from adapter import BASES, COEFFICIENTS, NOTHING, LangBridge, MLPAdapter, load_adapter, save_adapter
 from data.bpe import PATTERNS, shared_tokens, train_bpe
-from data.corpus import conversation, document, encode, train_tokenizer, turn
+from data.corpus import conversation, description, document, encode, train_tokenizer
 from data.scoring import score_chance
-from data.world import CAPTION_REQUESTS, WORDINGS, caption, draw, draw_split, keywords, make_scene, twin
+from data.world import World, draw, draw_split, keywords, make_scene, twin
 from evaluate import contact_sheet, examine_vlm, fail, held_out, load_vlm, score_features, score_llm, score_vlm, subspace
 from model import GPT, VLM, GPTConfig, load_llm, save_llm
 from vision import CLIP, ViTConfig, save_vit
@@ -57,6 +57,7 @@ class Settings:
     seed: int = 0  # of weights, order of data, documents
     # the world
     max_objects: int = 3  # most objects in a scene
+    rich: bool = False  # sizes, relations (left of, above), synonyms and more wordings
     pictures: int = 12000  # training pictures for align and instruct
     test_pictures: int = 600  # pictures of the test split; each has two questions, one yes/no question and a caption
     # llm: the two language models
@@ -89,6 +90,7 @@ class Settings:
     align_K: int = 0  # words that a LangBridge may use; 0: all that both tokenizers have and conversations use; 1000: every shared token
     align_hidden: int = 256  # hidden width of a LangBridge
     align_coefficients: str = "softmax"  # how a LangBridge weighs words: softmax, relu or linear
+    align_basis: str = "words"  # what a LangBridge combines: words, or centered (their differences from their mean)
     align_drawn: float = 0.25  # share of patches that, in training, say one word drawn by its weight instead of a mixture
     align_steps: int = 600  # steps
     align_batch: int = 32  # pictures a step
@@ -102,13 +104,17 @@ class Settings:
     instruct_lr: float = 0.001  # learning rate of embeddings, head and small parts (AdamW)
     instruct_matrix_lr: float = 0.006  # learning rate of the matrices of adapter and LLM (Muon)
 
+    @property
+    def world(self):
+        return World(self.max_objects, self.rich)
+
 
 PRESETS = {
     "laptop": {},
     "smoke": dict(pictures=64, test_pictures=20, llm_source_C=32, llm_source_layers=1, llm_source_steps=30, llm_target_C=48, llm_target_layers=2,
                   llm_target_steps=30, llm_batch=4, llm_turns=4, vit_D=32, vit_layers=1, vit_steps=20, vit_batch=16,
                   align_hidden=32, align_steps=20, align_batch=8, instruct_steps=20, instruct_batch=8),
-    "gpu": dict(max_objects=5, pictures=40000, test_pictures=1000, llm_source_C=256, llm_source_layers=3, llm_source_steps=4000,
+    "gpu": dict(max_objects=5, rich=True, pictures=40000, test_pictures=1000, llm_source_C=256, llm_source_layers=3, llm_source_steps=4000,
                 llm_target_C=384, llm_target_layers=4, llm_target_steps=4000, llm_H=8, llm_batch=32, llm_turns=12, vit_size=96, vit_patch=16,
                 vit_D=256, vit_layers=4, vit_steps=1500, vit_batch=128, align_hidden=1024, align_steps=1500, align_batch=64,
                 instruct_steps=1000, instruct_batch=64),
@@ -127,8 +133,8 @@ def parse_settings(argv):
     parser = argparse.ArgumentParser(description=__doc__.split("\n\n")[0], allow_abbrev=False)
     help = field_help()
     for f in fields(Settings):
-        parser.add_argument(f"--{f.name}", type=type(f.default), default=None, metavar=type(f.default).__name__.upper(),
-                            help=f"{help[f.name].replace('%', '%%')} (default: {f.default})")
+        kind = dict(action=argparse.BooleanOptionalAction) if f.type is bool else dict(type=f.type, metavar=f.type.__name__.upper())
+        parser.add_argument(f"--{f.name}", default=None, help=f"{help[f.name].replace('%', '%%')} (default: {f.default})", **kind)
     parser.error = lambda message: fail(f"{message}; see python train.py --help")
     given, unknown = parser.parse_known_args(argv)
     if unknown:
@@ -151,6 +157,12 @@ def parse_settings(argv):
     return s
 
 
+def as_flags(s):
+    """Settings as a command line that parse_settings reads; without `stages`."""
+    flag = lambda name, value: f"--{name}={value}" if not isinstance(value, bool) else f"--{name}" if value else f"--no-{name}"
+    return [flag(name, value) for name, value in asdict(s).items() if name != "stages"]
+
+
 def check(s):
     """Refuse settings that cannot work, before anything is made."""
     try:
@@ -159,6 +171,8 @@ def check(s):
         fail(f"--device {s.device}: this machine or this torch has no such device; try --device cpu")
     if s.align_coefficients not in COEFFICIENTS:
         fail(f"--align_coefficients {s.align_coefficients}: expected one of {', '.join(COEFFICIENTS)}")
+    if s.align_basis not in BASES:
+        fail(f"--align_basis {s.align_basis}: expected one of {', '.join(BASES)}")
     for name in s.stages.split(",") if s.stages != "all" else []:
         if name not in STAGES:
             fail(f"--stages {name}: expected some of {', '.join(STAGES)}, or all")
@@ -166,9 +180,9 @@ def check(s):
         fail(f"--align_drawn {s.align_drawn}: expected a share between 0 and 1")
     if s.precision not in ("fp32", "bf16"):
         fail(f"--precision {s.precision}: expected fp32, bf16 or auto")
-    if s.vit_size != 6 * s.vit_patch:
-        fail(f"--vit_size {s.vit_size} --vit_patch {s.vit_patch}: a picture has 6 x 6 patches, as the rasters that the LLMs read "
-             f"have 6 x 6 words; use --vit_patch {s.vit_size // 6} --vit_size {s.vit_size // 6 * 6}")
+    if s.vit_patch < 1 or s.vit_size % (3 * s.vit_patch):
+        fail(f"--vit_size {s.vit_size} --vit_patch {s.vit_patch}: a place of the 3 x 3 board must be a whole number of patches; best are "
+             f"6 x 6 patches, for the rasters that the LLMs read have 6 x 6 words: --vit_patch {s.vit_size // 6} --vit_size {s.vit_size // 6 * 6}")
     if not 1 <= s.max_objects <= 6:
         fail(f"--max_objects {s.max_objects}: expected 1 to 6")
     for name in ("llm_source_C", "llm_target_C"):
@@ -199,7 +213,7 @@ def recipe(s, stage):
     kind = next((k for k in order if k in stage), "instruct")
     before = ("llm",) if kind == "llm" else ("vit",) if kind == "vit" else tuple(order[:order.index(kind) + 1])
     other = {"llm_source": "llm_target", "llm_target": "llm_source"}.get(stage, " ")
-    return {k: v for k, v in asdict(s).items() if k in ("seed", "max_objects") or k.startswith(before) and not k.startswith(other)
+    return {k: v for k, v in asdict(s).items() if k in ("seed", "max_objects", "rich") or k.startswith(before) and not k.startswith(other)
             or k in ("pictures", "test_pictures") and kind != "llm"}
 
 
@@ -371,9 +385,9 @@ def pretrain_llm(s, stage):
     dialect = stage.removeprefix("llm_")
     mine = {k.removeprefix(f"{stage}_"): v for k, v in asdict(s).items() if k.startswith(stage)}
     torch.manual_seed(s.seed)
-    encoding = train_tokenizer(dialect, mine["V"], s.seed, max_objects=s.max_objects)
+    encoding = train_tokenizer(dialect, mine["V"], s.seed, world=s.world)
     llm = GPT(GPTConfig(encoding.n_vocab, mine["C"], s.llm_H, mine["layers"])).to(s.device)
-    text = lambda i: document(dialect, s.seed, i, s.llm_rasters, s.llm_turns, s.llm_captions, max_objects=s.max_objects)
+    text = lambda i: document(dialect, s.seed, i, s.llm_rasters, s.llm_turns, s.llm_captions, world=s.world)
     print(f"{stage}: a GPT of {count(llm):,} parameters, all trained, on {mine['steps']} x {s.llm_batch} documents; vocabulary "
           f"{encoding.n_vocab}; the first loss should be ln V = {math.log(encoding.n_vocab):.2f}. The first document ([answers] count most):\n"
           + "".join(f"[{t}]" if w else t for t, w in text(0)))
@@ -387,7 +401,7 @@ def pretrain_llm(s, stage):
     folder = Path(s.out) / stage
     seconds, _ = fit(s, folder, stage, [llm], optimizers(s.llm_matrix_lr, s.llm_lr, llm), mine["steps"], loss_at)
     save_llm(llm, encoding, folder)
-    scores = score_llm(llm, encoding, dialect, s.seed, 5 * s.test_pictures // 3, s.max_objects)
+    scores = score_llm(llm, encoding, dialect, s.seed, 5 * s.test_pictures // 3, s.world)
     finish(s, stage, seconds=seconds, params=count(llm), vocab=encoding.n_vocab, **scores)
 
 
@@ -395,7 +409,7 @@ def pretrain_llm(s, stage):
 def encode_pictures(s, vit, split, n):
     """Frozen features of the first n pictures of a split, computed once and for all: (n, N, D) in half precision."""
     parts = (range(start, min(start + 100, n)) for start in range(0, n, 100))
-    return torch.cat([vit(torch.from_numpy(draw_split(split, part, s.vit_size, s.max_objects)).to(s.device)).half().cpu() for part in parts])
+    return torch.cat([vit(torch.from_numpy(draw_split(split, part, s.vit_size, s.world)).to(s.device)).half().cpu() for part in parts])
 
 
 def pretrain_vit(s, stage="vit"):
@@ -405,7 +419,7 @@ def pretrain_vit(s, stage="vit"):
     seen in every detail, not only in those that happen to differ among random scenes.
     """
     torch.manual_seed(s.seed)
-    first = [make_scene("train", s.seed, i, s.max_objects) for i in range(500)]
+    first = [make_scene("train", s.seed, i, s.world) for i in range(500)]
     encoding = train_bpe([keywords(scene) for scene in first], 400, PATTERNS["source"], name="captions")
     clip = CLIP(ViTConfig(s.vit_size, s.vit_patch, s.vit_D, s.llm_H, s.vit_layers), encoding.n_vocab).to(s.device)
     print(f"vit: a ViT of {count(clip.vit):,} parameters and its text tower of {count(clip.text):,}, all trained, on {s.vit_steps} x "
@@ -419,7 +433,7 @@ def pretrain_vit(s, stage="vit"):
 
     def loss_at(step):
         half, rng = s.vit_batch // 2, random.Random(f"twins/{s.seed}/{step}")
-        scenes = [make_scene("train", s.seed + 1, step * half + i, s.max_objects) for i in range(half)]
+        scenes = [make_scene("train", s.seed + 1, step * half + i, s.world) for i in range(half)]
         return clip.loss(*batch(scenes + [twin(scene, rng) for scene in scenes], step))
 
     folder = Path(s.out) / stage
@@ -427,13 +441,13 @@ def pretrain_vit(s, stage="vit"):
     vit, began = clip.vit, time.perf_counter()
     save_vit(vit, folder)
     with torch.no_grad():
-        top1 = [(clip(*batch([make_scene("test", 0, 100 * k + i, s.max_objects) for i in range(100)], 0)).argmax(1).cpu()
+        top1 = [(clip(*batch([make_scene("test", 0, 100 * k + i, s.world) for i in range(100)], 0)).argmax(1).cpu()
                  == torch.arange(100)).float().mean().item() for k in range(5)]
     features = {split: encode_pictures(s, vit, split, n) for split, n in
                 (("train", s.pictures), ("val", s.test_pictures // 2), ("test", s.test_pictures), ("comp", s.test_pictures // 2))}
     write(folder / "features.pt", lambda path: torch.save(features, path))
     finish(s, stage, seconds=seconds, seconds_features=time.perf_counter() - began, params=count(vit),
-           retrieval_top1=float(np.mean(top1)), **score_features(features, s.max_objects))
+           retrieval_top1=float(np.mean(top1)), **score_features(features, s.world))
 
 
 def shared_vocabulary(s, source, target):
@@ -442,7 +456,7 @@ def shared_vocabulary(s, source, target):
     Those that none uses come last, and only if align_K asks for more than the others.
     """
     both = set(shared_tokens(source, target))
-    texts = "".join("".join(t for t, _ in conversation(make_scene("train", 0, i, s.max_objects), random.Random(i), 4)) for i in range(1000))
+    texts = "".join("".join(t for t, _ in conversation(make_scene("train", 0, i, s.world), random.Random(i), 4)) for i in range(1000))
     ids, times = np.unique(source.encode(texts), return_counts=True)
     ranked = [source.decode_single_token_bytes(int(i)) for i in ids[np.argsort(-times, kind="stable")]]
     used = [NOTHING] + [t for t in ranked if t in both and t != NOTHING]
@@ -454,7 +468,7 @@ def new_adapter(s, kind, llm, words):
     torch.manual_seed(s.seed)
     if kind == "mlp":
         return MLPAdapter(s.vit_D, llm.config.C).to(s.device)
-    return LangBridge(s.vit_D, words, s.align_hidden, s.align_coefficients).to(s.device)
+    return LangBridge(s.vit_D, words, s.align_hidden, s.align_coefficients, s.align_basis).to(s.device)
 
 
 def tune(s, stage, adapter, llm, encoding, modules, opts, steps, batch, samples, watch=None, moments=()):
@@ -471,18 +485,18 @@ def tune(s, stage, adapter, llm, encoding, modules, opts, steps, batch, samples,
           f"on {steps} x {batch} of {len(features['train'])} pictures", flush=True)
     if "/" not in stage:  # the many stages of transfer.py would say the same
         print("the first sample ([answers] are learned):\n[picture] " + "".join(
-            f"[{t}]" if w else t for t, w in samples(random.Random(0), make_scene("train", 0, 0, s.max_objects))), flush=True)
+            f"[{t}]" if w else t for t, w in samples(random.Random(0), make_scene("train", 0, 0, s.world))), flush=True)
 
     def loss_at(step):
         rng = random.Random(f"{stage.split('_')[-1]}/{s.seed}/{step}")  # adapters meet the same samples in the same order
         rows = [rng.randrange(len(features["train"])) for _ in range(batch)]
-        texts = [encode(encoding, samples(rng, make_scene("train", 0, row, s.max_objects))) for row in rows]
+        texts = [encode(encoding, samples(rng, make_scene("train", 0, row, s.world))) for row in rows]
         assert all(sum(weights) > 0 for _, weights in texts), "a sample without an answer teaches nothing"
         ids, weights = pad([i for i, _ in texts], torch.long).to(s.device), pad([w for _, w in texts], torch.float).to(s.device)
         return weighted_loss(vlm(features["train"][rows].float().to(s.device), ids), ids, weights)
 
     seconds, seen = fit(s, Path(s.out) / stage, stage, modules, opts, steps, loss_at, lambda: watch(vlm, exam), moments)
-    return {"seconds": seconds, "seen": seen, "params": count(adapter) + count(llm), "scores": score_vlm(vlm, exam, s.max_objects)}
+    return {"seconds": seconds, "seen": seen, "params": count(adapter) + count(llm), "scores": score_vlm(vlm, exam, s.world)}
 
 
 def align(s, stage, adapter, llm, encoding, base, **watching):
@@ -490,7 +504,7 @@ def align(s, stage, adapter, llm, encoding, base, **watching):
     llm.requires_grad_(False)
     adapter.drawn = s.align_drawn  # of a LangBridge: words, not mixtures
     facts = tune(s, stage, adapter, llm, encoding, [adapter], optimizers(s.align_matrix_lr, s.align_lr, adapter), s.align_steps, s.align_batch,
-                 lambda rng, scene: turn(rng.choice(CAPTION_REQUESTS), caption(scene, rng.randrange(len(WORDINGS)))), **watching)
+                 lambda rng, scene: description(scene, rng), **watching)
     save_adapter(adapter, Path(s.out) / stage)
     finish(s, stage, base=base, **facts)
 
@@ -524,7 +538,7 @@ def build_adapter(s, stage, base="llm_source"):
     if phase == "instruct":
         return instruct(s, stage, adapter, llm, encoding, base)
     moments = sorted({0, s.align_steps} | {int(s.align_steps ** (i / 8)) for i in range(8)})  # for evaluate.py's study, log-spaced
-    align(s, stage, adapter, llm, encoding, base, watch=lambda vlm, features: subspace(vlm, features, s.max_objects), moments=moments)
+    align(s, stage, adapter, llm, encoding, base, watch=lambda vlm, features: subspace(vlm, features, s.world), moments=moments)
 
 
 STAGES = {"llm_source": pretrain_llm, "llm_target": pretrain_llm, "vit": pretrain_vit, "langbridge_align": build_adapter, "mlp_align": build_adapter,
@@ -610,7 +624,7 @@ def results(s, total):
         "shared_vocab": len(load_adapter(Path(s.out) / "langbridge_align").tokens),
         "vit": {k: c["vit"][k] for k in ("params", "retrieval_top1", "probe_color", "probe_shape")},
         "vlm": {kind: {"align": c[f"{kind}_align"]["scores"], "instruct": c[f"{kind}_instruct"]["scores"]} for kind in ("mlp", "langbridge")}
-        | {"blind": c["blind_instruct"]["scores"], "chance": score_chance({"test": s.test_pictures, "comp": s.test_pictures // 2}, s.max_objects)},
+        | {"blind": c["blind_instruct"]["scores"], "chance": score_chance({"test": s.test_pictures, "comp": s.test_pictures // 2}, s.world)},
     }
 
 
@@ -642,8 +656,8 @@ def main(argv):
     r = results(s, json.loads((out / "seconds.json").read_text(encoding="utf-8")))
     write(out / "results.json", lambda path: path.write_text(json.dumps(r, indent=1), encoding="utf-8"))
     print_table(r)
-    contact_sheet(out / "samples.png", examine_vlm(load_vlm(out, "langbridge_instruct")[1], {"test": held_out(out)["test"]}, s.max_objects),
-                  s.vit_size, s.max_objects)
+    contact_sheet(out / "samples.png", examine_vlm(load_vlm(out, "langbridge_instruct")[1], {"test": held_out(out)["test"]}, s.world),
+                  s.vit_size, s.world)
     print(f"\n{r['seconds']['total'] / 60:.1f} minutes. Scores: {out}/results.json. Try next:\n"
           f"  python evaluate.py --out {out} --image picture.png --ask \"what color is the circle?\"\n"
           f"  python transfer.py --out {out}")

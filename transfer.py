@@ -29,7 +29,7 @@ import re
 import shutil
 import subprocess
 import sys
-from dataclasses import asdict, dataclass, replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
@@ -38,9 +38,9 @@ import torch.nn as nn
 
 from adapter import fingerprint, load_adapter
 from data.bpe import shared_tokens
-from evaluate import fail, held_out, line_plot, score_vlm
+from evaluate import fail, held_out, line_plot, load_vlm, own_weight, score_vlm
 from model import VLM, load_llm
-from train import (STAGES, align, clock, finish, finished, instruct, load_settings, new_adapter, run_as_command, run_lanes, run_stages,
+from train import (STAGES, align, as_flags, clock, finish, finished, instruct, load_settings, new_adapter, run_as_command, run_lanes, run_stages,
                    save_settings, shared_vocabulary, write)
 
 SCORES = ["vqa", "caption_f1", "pope_acc", "comp_vqa"]
@@ -178,11 +178,11 @@ class Transfer:
                   + (f", and goes without {b', '.join(missing[:10]).decode('latin-1')}" if missing else "")
                   + f"; trained parameters before and after the swap: {moved['hash_before']}, {moved['hash_after']}")
         if row.stage2:
-            watch = lambda vlm, features: score_vlm(vlm, {"test": features["test"][:CURVE_PICTURES]}, self.s.max_objects)
+            watch = lambda vlm, features: score_vlm(vlm, {"test": features["test"][:CURVE_PICTURES]}, self.s.world)
             moments = sorted({self.row.instruct_steps * m // 100 for m in MOMENTS})
             return instruct(self.row, stage, adapter, llm, encoding, self.target, watch=watch, moments=moments, known=moved)
         exam = {split: x.to(self.s.device) for split, x in held_out(self.out).items()}
-        scores = score_vlm(VLM(adapter, llm, encoding), exam, self.s.max_objects)
+        scores = score_vlm(VLM(adapter, llm, encoding), exam, self.s.world)
         (self.out / stage).mkdir(parents=True, exist_ok=True)
         finish(self.row, stage, base=self.target, seconds=0.0, scores=scores, **moved)
 
@@ -308,31 +308,53 @@ def draw_curves(r, path):
 # ---- ablations (python evaluate.py --ablate) ------------------------------------------------------------------------------
 
 SWEEPS = {  # what: (setting, values)
-    "K": ("align_K", [16, 32, 0, 128, 1000]),  # 0: the words that conversations use; 1000: every token that is shared
-    "hidden": ("align_hidden", [16, 64, 256, 512]),
+    "K": ("align_K", [16, 32, 0, 1000]),  # 0: the words that conversations use; 1000: every token that is shared
+    "hidden": ("align_hidden", [16, 64, 256]),
     "coefficients": ("align_coefficients", ["softmax", "relu", "linear"]),
+    "basis": ("align_basis", ["words", "centered"]),
+    "patches": ("vit_patch", [16, 8]),  # pixels a side: 3 x 3 and 6 x 6 patches, each with a ViT of its own
     "drawn": ("align_drawn", [0.0, 0.1, 0.25, 0.5, 1.0]),
 }
 
 
-def ablate(s, what, seeds, stage2, command, stages=None):
-    """Sweep one setting of the adapter: its score on the source LLM after stage 1, and on the target as it is and after stage 2.
+def give_vit(s, own):
+    """A folder with the LLMs of another one and a ViT of its own."""
+    for llm in ("llm_source", "llm_target"):
+        if not (Path(own.out) / llm / "config.json").exists():
+            shutil.copytree(Path(s.out) / llm, Path(own.out) / llm, dirs_exist_ok=True)
+    save_settings(own)
+    run_stages({"vit": (own, STAGES["vit"])}, ["vit"])
 
-    Returns [{"value", "K", "params", "native": {score: [a value for each seed]}, "zero_shot": .., "transferred": ..}], a point each.
+
+def ablate(s, what, seeds, stage2, command, stages=None):
+    """Sweep one setting of the adapter: its score on the source LLM after stage 1, and on the target as it is and after stage 2,
+    and how much it uses words as words.
+
+    The point of train.py's own setting is what transfer.py has made or would make.
+    Returns [{"value", "K", "params", "own_weight", "native": {score: [a value for each seed]}, "zero_shot", "transferred"}], a point each.
     """
     name, values = SWEEPS[what]
     rows = [row for row in ROWS if row.name == "zero_shot_langbridge" or row.name == "transferred_langbridge" and stage2]
-    points = {value: [Transfer(replace(s, seed=seed, **{name: value}), None, "llm_source", "llm_target", 3 * s.instruct_steps // 8,
-                               f"ablate/{what}/{value}") for seed in seeds] for value in values}
+    points = {}
+    for value in values:
+        usual = getattr(s, name) == value
+        own = s if usual else replace(s, **{name: value}, out=f"{s.out}/ablate/patches{value}" if what == "patches" else s.out)
+        points[value] = [Transfer(replace(own, seed=seed), s.seed if usual else None, "llm_source", "llm_target", 3 * s.instruct_steps // 8,
+                                  "transfer" if usual else f"ablate/{what}/{value}") for seed in seeds]
+        if what == "patches" and not usual and stages is None:
+            give_vit(s, own)
     table, *waves = plan([t for transfers in points.values() for t in transfers], rows)
     if stages is not None:
         return run_stages(table, stages)
     run_waves(s.threads, command, table, *waves)
     result = []
     for value, transfers in points.items():
-        adapter = load_adapter(transfers[0].out / transfers[0].trained("llm_source", "langbridge", "align"))
+        features = held_out(transfers[0].out)["test"]
+        vlms = [load_vlm(t.out, t.trained("llm_source", "langbridge", "align"))[1] for t in transfers]
+        adapter = vlms[0].adapter
         S = lambda stages: {score: [c["scores"][score] for c in stages] for score in SCORES}
         result.append({"value": value, "K": len(adapter.tokens), "params": sum(p.numel() for p in adapter.parameters()),
+                       "own_weight": [own_weight(vlm, features, s.world) for vlm in vlms],
                        "native": S([finished(t.s, t.trained("llm_source", "langbridge", "align")) for t in transfers])}
                       | {row.name.removesuffix("_langbridge"): S([finished(t.row, t.folder(row)) for t in transfers]) for row in rows})
     return result
@@ -382,7 +404,7 @@ def prepare(args, settings):
     """What a mode needs and is not there, train.py makes."""
     train = Path(__file__).with_name("train.py")
     for s in settings.values():
-        flags = [f"--{name}={value}" for name, value in asdict(s).items() if name != "stages"]
+        flags = as_flags(s)
         if args.corpus == "sentences":
             if not (Path(s.out) / "vit" / "config.json").exists():
                 shutil.copytree(Path(args.out) / "vit", Path(s.out) / "vit", dirs_exist_ok=True)

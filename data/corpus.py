@@ -19,7 +19,7 @@ are to be predicted, 0 for what is no answer; pieces are encoded one by one, so 
 import random
 
 from data.bpe import BOS, PATTERNS, train_bpe
-from data.world import CAPTION_REQUESTS, PLACES, WORDINGS, ask_any, caption, make_scene
+from data.world import CAPTION_REQUESTS, PLACES, World, any_caption, ask_any, make_scene
 
 GRID = 6  # tiles a side: a place of the 3 x 3 board is 2 x 2 tiles
 NOTHING = " ."  # the word for an empty tile
@@ -41,18 +41,21 @@ STORIES = {  # and some pages on something else, which give each vocabulary word
 
 
 def raster(scene, rng):
-    """The scene as a grid of words, GRID lines; an object's tiles show its colour and its shape, in random order."""
+    """The scene as a grid of words, GRID lines; an object's four tiles show its colour, its shape and, in the rich world, its size."""
     tiles = [[NOTHING] * GRID for _ in range(GRID)]
     for obj in scene:
         row, col = divmod(obj.place, 3)
         for i in (2 * row, 2 * row + 1):
-            tiles[i][2 * col:2 * col + 2] = rng.sample([f" {obj.color}", f" {obj.shape}"], 2)
+            words = [f" {obj.color}", f" {obj.shape}"]
+            if obj.size and i % 2:  # one of the two lines
+                words[rng.randrange(2)] = f" {obj.size}"
+            tiles[i][2 * col:2 * col + 2] = rng.sample(words, 2)
     return "".join("".join(line) + "\n" for line in tiles)
 
 
 def sentences(scene, dialect, rng):
     """The scene in prose, the objects in the order in which they are given."""
-    return " " + " ".join(rng.choice(SENTENCES[dialect]).format(c=o.color, s=o.shape, p=PLACES[o.place]) for o in scene) + "\n"
+    return " " + " ".join(rng.choice(SENTENCES[dialect]).format(c=f"{o.size} {o.color}".strip(), s=o.shape, p=PLACES[o.place]) for o in scene) + "\n"
 
 
 def story(dialect, rng):
@@ -65,6 +68,11 @@ def turn(question, answer):
     return [(f"question: {question}", 0.0), (f" {answer}\n", 1.0)]
 
 
+def description(scene, rng):
+    """The turn that describes a scene, in a random wording."""
+    return turn(rng.choice(CAPTION_REQUESTS), any_caption(scene, rng))
+
+
 def conversation(scene, rng, turns, captions=0.3):
     """Up to `turns` turns about a scene: each is its description with probability `captions`, otherwise a question.
 
@@ -74,7 +82,7 @@ def conversation(scene, rng, turns, captions=0.3):
     pieces, told = [], set()
     for _ in range(3 * turns):  # a small scene has few questions; then the conversation is shorter
         if rng.random() < captions:
-            about, new = "caption", turn(rng.choice(CAPTION_REQUESTS), caption(scene, rng.randrange(len(WORDINGS))))
+            about, new = "caption", description(scene, rng)
         else:
             qa = ask_any(scene, rng)
             about, new = qa.about, turn(qa.question, qa.answer)
@@ -86,7 +94,7 @@ def conversation(scene, rng, turns, captions=0.3):
     return pieces
 
 
-def document(dialect, seed, index, rasters=0.6, turns=8, captions=0.3, stories=0.05, max_objects=3):
+def document(dialect, seed, index, rasters=0.6, turns=8, captions=0.3, stories=0.05, world=World()):
     """Document `index` of an LLM's corpus: a scene in words and a conversation about it, or a story.
 
     Prose tells the objects in any order, and a description of it keeps that order, as one of a raster keeps the raster's.
@@ -94,7 +102,7 @@ def document(dialect, seed, index, rasters=0.6, turns=8, captions=0.3, stories=0
     rng = random.Random(f"document/{dialect}/{seed}/{index}")
     if rng.random() < stories:
         return story(dialect, rng)
-    scene = make_scene(f"text:{dialect}", seed, index, max_objects)
+    scene = make_scene(f"text:{dialect}", seed, index, world)
     if rng.random() < rasters:
         body = raster(scene, rng)
     else:

@@ -14,26 +14,27 @@ from collections import defaultdict
 
 import numpy as np
 
-from data.world import (ANSWERS, COMP_PAIRS, NUMBERS, QUESTION_TYPES, ask, ask_any, caption, make_scene, score_caption)
+from data.world import ANSWERS, COMP_PAIRS, NUMBERS, RICH_TYPES, ask, ask_any, caption, make_scene, score_caption, types_of
 
 
 def subject(qa):
     """The (color, shape) pair that a question is about, its answer filled in; None in it where there is no pair."""
-    type, color, shape = qa.about
+    type, color, shape = qa.about[:3]
     return (qa.answer if type == "color" else color, qa.answer if type == "shape" else shape)
 
 
-def benchmark(split, pictures, max_objects):
+def benchmark(split, pictures, world):
     """The questions of a split: (scenes, [(picture, QA)], [(picture, exists-QA)]). Always the same for a split.
 
     Two questions for each picture, types in turn where the scene allows; on 'comp', only questions about unseen pairs.
     """
     rng = random.Random(f"benchmark/{split}")
-    scenes = [make_scene(split, 0, i, max_objects) for i in range(pictures)]
+    scenes = [make_scene(split, 0, i, world) for i in range(pictures)]
     questions, pope = [], []
     for i, scene in enumerate(scenes):
         for k in range(2):
-            qa = ask(scene, QUESTION_TYPES[(2 * i + k) % len(QUESTION_TYPES)], rng) or ask_any(scene, rng)
+            types = types_of(scene)
+            qa = ask(scene, types[(2 * i + k) % len(types)], rng) or ask_any(scene, rng)
             while split == "comp" and subject(qa) not in COMP_PAIRS:
                 qa = ask_any(scene, rng)
             questions.append((i, qa))
@@ -41,14 +42,14 @@ def benchmark(split, pictures, max_objects):
     return scenes, questions, pope
 
 
-def examine(answer, describe, pictures, max_objects):
+def examine(answer, describe, pictures, world):
     """What a model says: `answer(split, [(picture, QA)])` and `describe(split, scenes)` give texts; pictures: {split: how many}.
 
     Returns {split: (scenes, [(picture, QA, answer)], [(picture, exists-QA, answer)], [caption])}.
     """
     said = {}
     for split, n in pictures.items():
-        scenes, questions, pope = benchmark(split, n, max_objects)
+        scenes, questions, pope = benchmark(split, n, world)
         pope = [] if split == "comp" else pope
         answers = answer(split, questions + pope)
         asked = [(i, qa, a) for (i, qa), a in zip(questions + pope, answers)]
@@ -61,7 +62,7 @@ def score_answers(questions, answers):
     hits = defaultdict(list)
     for qa, answer in zip(questions, answers):
         hits[qa.type].append(answer == qa.answer)
-    return (float(np.mean(sum(hits.values(), []))), {type: float(np.mean(hits[type])) for type in QUESTION_TYPES if type in hits})
+    return (float(np.mean(sum(hits.values(), []))), {type: float(np.mean(hits[type])) for type in RICH_TYPES if type in hits})
 
 
 def score_captions(captions, scenes):
@@ -121,9 +122,9 @@ def by_objects(said):
     return result
 
 
-def score_chance(pictures, max_objects):
+def score_chance(pictures, world):
     """S of answers drawn at random from those possible, and of captions of other scenes, drawn at random."""
-    rng, possible = random.Random("chance"), ANSWERS | {"count": NUMBERS[:max_objects + 1]}
+    rng, possible = random.Random("chance"), ANSWERS | {"count": NUMBERS[:world.max_objects + 1]}
     return summarize(examine(lambda split, items: [rng.choice(possible[qa.type]) for _, qa in items],
-                             lambda split, scenes: [caption(make_scene(split, 1, i, max_objects)) for i in range(len(scenes))],
-                             pictures, max_objects))
+                             lambda split, scenes: [caption(make_scene(split, 1, i, world)) for i in range(len(scenes))],
+                             pictures, world))

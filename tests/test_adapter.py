@@ -41,6 +41,14 @@ def test_every_visual_token_lies_in_the_span_of_the_basis(source, coefficients):
     assert residual.norm() < 1e-4 * v.norm()
 
 
+def test_a_centered_basis_is_words_without_their_mean(source, target):
+    adapter = LangBridge(16, WORDS + [b" xyzzy"], 24, basis="centered").set_basis(*source)
+    E = source[0].embed(torch.tensor([source[1].encode_single_token(t) for t in WORDS])).detach()
+    assert adapter.missing == [b" xyzzy"] and torch.allclose(adapter.E[:-1], E - E.mean(0)) and not adapter.E[-1].any()
+    with pytest.raises(ValueError, match="words, centered"):
+        LangBridge(16, WORDS, 24, basis="whitened")
+
+
 def test_softmax_weights_sum_to_one_and_relu_weights_are_not_negative(source):
     x = torch.randn(2, 36, 16)
     softmax = bridge("softmax").set_basis(*source).weights(x)

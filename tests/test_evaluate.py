@@ -11,9 +11,10 @@ from PIL import Image
 from adapter import LangBridge, MLPAdapter
 from data.corpus import train_tokenizer
 from data.scoring import by_objects, examine, intervals, summarize
-from data.world import COLORS, caption
-from evaluate import Edited, grounding, line_plot, patches_of, readable, say, subspace
+from data.world import COLORS, World, caption
+from evaluate import Edited, grounding, line_plot, own_weight, patches_of, readable, say, subspace
 from model import GPT, VLM, GPTConfig
+from transfer import SWEEPS
 
 TOKENS = [b" .", b" red", b" blue", b" circle", b" square", b" top"]
 
@@ -29,7 +30,7 @@ def exam(accuracy):
     """What a model that is right so often says, by the generator's own truth."""
     rng = random.Random(0)
     return examine(lambda split, items: [qa.answer if rng.random() < accuracy else "?" for _, qa in items],
-                   lambda split, scenes: [caption(s) if rng.random() < accuracy else "?" for s in scenes], {"test": 300, "comp": 100}, 3)
+                   lambda split, scenes: [caption(s) if rng.random() < accuracy else "?" for s in scenes], {"test": 300, "comp": 100}, World())
 
 
 def test_the_truth_scores_one_and_nonsense_zero():
@@ -74,8 +75,10 @@ def test_an_oracle_that_says_the_words_of_each_object_is_grounded_and_chance_is_
         for o in make_scene("test", 0, i):
             features[i, patches_of(o.place, 6), words.index(o.color)] = 1
             features[i, patches_of(o.place, 6), words.index(o.shape)] = 0.5
-    score = grounding(VLM(adapter, *llm), features, words, 3, top=2)
+    score = grounding(VLM(adapter, *llm), features, words, World(), top=2)
     assert score["color"] == score["shape"] == 1 and score["chance_color"] < 0.3 and score["chance_shape"] < 0.4
+    assert own_weight(VLM(adapter, *llm), features, World()) == pytest.approx(1)
+    assert own_weight(VLM(adapter, *llm), features + 0.1, World()) == pytest.approx(1.7 / 2.9, abs=1e-4)  # 14 words, 0.1 more on each
 
 
 def test_visual_tokens_that_are_words_are_explained_by_them(llm):
@@ -86,8 +89,8 @@ def test_visual_tokens_that_are_words_are_explained_by_them(llm):
     for i in range(50):
         for o in make_scene("test", 0, i):
             v[i, patches_of(o.place, 6)] = model.embed(torch.tensor(encoding.encode(f" {o.color} {o.shape}"))).mean(0).detach()
-    said = subspace(VLM(torch.nn.Identity(), *llm), {"test": v}, 3, pictures=50)
-    noise = subspace(VLM(torch.nn.Identity(), *llm), {"test": torch.randn(50, 36, 32)}, 3, pictures=50)
+    said = subspace(VLM(torch.nn.Identity(), *llm), {"test": v}, World(), pictures=50)
+    noise = subspace(VLM(torch.nn.Identity(), *llm), {"test": torch.randn(50, 36, 32)}, World(), pictures=50)
     assert said["own_cos"][0] > said["other_cos"][0] + 0.3 and said["explained_own"][0] > said["explained_random"][0] + 0.3
     assert abs(noise["explained_own"][0] - noise["explained_random"][0]) < 0.1
 
@@ -137,10 +140,12 @@ def test_a_wrong_flag_is_answered_in_one_line(out, tmp_path, args, says):
     assert refused.returncode == 2 and says in refused.stderr and refused.stderr.count("\n") == 1
 
 
-def test_an_ablation_has_a_point_for_each_value(out):
-    done = run("evaluate.py", "--out", out, "--ablate", "coefficients", "--seeds", "0", "--no-stage2")
+@pytest.mark.parametrize("what", ["coefficients", "patches"])
+def test_an_ablation_has_a_point_for_each_value(out, what):
+    done = run("evaluate.py", "--out", out, "--ablate", what, "--seeds", "0", "--no-stage2")
     assert done.returncode == 0, done.stdout + done.stderr
-    sweep = json.loads((out / "evaluate.json").read_text(encoding="utf-8"))["ablations"]["coefficients"]
-    assert [p["value"] for p in sweep["points"]] == ["softmax", "relu", "linear"]
-    assert all(set(p) == {"value", "K", "params", "native", "zero_shot"} for p in sweep["points"])
-    assert (out / "ablate_coefficients.png").exists() and "| relu |" in (out / "ablate_coefficients.md").read_text(encoding="utf-8")
+    sweep = json.loads((out / "evaluate.json").read_text(encoding="utf-8"))["ablations"][what]
+    assert [p["value"] for p in sweep["points"]] == SWEEPS[what][1]
+    assert all(set(p) == {"value", "K", "params", "own_weight", "native", "zero_shot"} for p in sweep["points"])
+    text = (out / f"ablate_{what}.md").read_text(encoding="utf-8")
+    assert (out / f"ablate_{what}.png").exists() and all(f"| {value} |" in text for value in SWEEPS[what][1])

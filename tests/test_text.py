@@ -5,7 +5,7 @@ import pytest
 
 from data.bpe import load_encoding, merge, save_encoding, shared_tokens
 from data.corpus import conversation, document, encode, raster, train_tokenizer
-from data.world import COLORS, PLACES, SHAPES, make_scene
+from data.world import COLORS, PLACES, SHAPES, SIZES, World, make_scene
 
 
 @pytest.fixture(scope="module")
@@ -36,6 +36,8 @@ def test_the_vocabularies_differ(encodings):
 def test_the_words_of_the_world_are_single_tokens_of_both(encodings):
     words = {*COLORS, *SHAPES, *" ".join(PLACES).split(), "."}
     assert {f" {w}".encode() for w in words} <= set(shared_tokens(*encodings))
+    rich = shared_tokens(*(train_tokenizer(dialect, 512, 0, documents=1000, world=World(5, rich=True)) for dialect in ("source", "target")))
+    assert {f" {w}".encode() for w in {*words, *SIZES}} <= set(rich)
 
 
 def test_merging_replaces_every_occurrence():
@@ -53,6 +55,16 @@ def test_a_raster_shows_each_object_where_it_is():
         for line in tiles[2 * row:2 * row + 2]:
             assert set(line[2 * col:2 * col + 2]) == {obj.color, obj.shape}
     assert sum(line.count(".") for line in tiles) == 36 - 4 * len(scene)
+
+
+def test_a_raster_of_the_rich_world_names_all_attributes_of_each_object():
+    for i in range(100):
+        scene = make_scene("test", 0, i, World(rich=True))
+        tiles = [line.split() for line in raster(scene, random.Random(i)).splitlines()]
+        for obj in scene:
+            row, col = divmod(obj.place, 3)
+            words = sum((line[2 * col:2 * col + 2] for line in tiles[2 * row:2 * row + 2]), [])
+            assert set(words) == {obj.color, obj.shape, obj.size}
 
 
 def test_nothing_is_asked_twice_in_a_conversation():

@@ -57,8 +57,8 @@ def test_other_settings_in_the_same_folder_are_refused(out):
 
 
 def test_bf16_autocast_runs_where_the_gpu_preset_will_use_it(tmp_path):
-    """The GPU preset's code path, at tiny size on the CPU: more objects, larger pictures, bf16."""
-    done = run("train.py", "--preset", "smoke", "--precision", "bf16", "--max_objects", "5", "--vit_size", "96", "--vit_patch", "16",
+    """The GPU preset's code path, at tiny size on the CPU: the rich world, larger pictures, bf16."""
+    done = run("train.py", "--preset", "smoke", "--precision", "bf16", "--max_objects", "5", "--rich", "--vit_size", "96", "--vit_patch", "16",
                "--llm_source_steps", "3", "--llm_target_steps", "3", "--vit_steps", "3", "--align_steps", "3", "--instruct_steps", "3",
                "--pictures", "24", "--test_pictures", "20", "--out", tmp_path / "out")
     assert done.returncode == 0, done.stderr
@@ -69,9 +69,11 @@ def test_bf16_autocast_runs_where_the_gpu_preset_will_use_it(tmp_path):
     (["--preset", "desktop"], "laptop"),
     (["--vit_steps", "many"], "invalid int value: 'many'"),
     (["--align_coefficients", "sigmoid"], "softmax, relu, linear"),
+    (["--align_basis", "whitened"], "words, centered"),
     (["--device", "cuda:77"], "--device cpu"),
     (["--stages", "vision"], "llm_source"),
     (["--vit_size", "50"], "6 x 6"),
+    (["--vit_patch", "12"], "6 x 6"),
 ])
 def test_a_wrong_setting_is_answered_in_one_line(tmp_path, args, says):
     refused = run_here("train.py", "--out", tmp_path / "new", *args)
@@ -99,12 +101,13 @@ def test_help_explains_every_setting():
 
 
 def test_a_loaded_model_scores_what_the_trained_one_scored(out):
+    from data.world import World
     from evaluate import load_vlm, score_vlm
     features = torch.load(out / "vit" / "features.pt", weights_only=True)
     for name in ("langbridge_align", "langbridge_instruct", "mlp_instruct"):
         vit, vlm = load_vlm(out, name)
         scores = json.loads((out / name / "config.json").read_text(encoding="utf-8"))["scores"]
-        assert score_vlm(vlm, {k: features[k].float() for k in ("test", "comp")}, 3) == scores
+        assert score_vlm(vlm, {k: features[k].float() for k in ("test", "comp")}, World()) == scores
 
 
 # ---- python evaluate.py --image ----------------------------------------------------------------------------------------
