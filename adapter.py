@@ -6,13 +6,14 @@
 """
 import hashlib
 import json
+import math
 
 import torch
 import torch.nn as nn
 import torch.nn.functional as F
 
 NOTHING = b" ."  # the word that an untrained LangBridge says everywhere: 'nothing here'
-COEFFICIENTS = ("softmax", "relu", "linear")
+COEFFICIENTS = ("softplus", "softmax", "relu", "linear")
 BASES = ("words", "centered")
 
 
@@ -46,16 +47,17 @@ class LangBridge(nn.Module):
 
     tokens:        the K shared tokens, as byte strings: the adapter knows words, not ids, and looks their ids up in
                    whichever tokenizer it meets
-    coefficients:  'softmax' (weights >= 0 that sum to 1), 'relu' (weights >= 0) or 'linear' (any weight, as in the
-                   paper's released code)
+    coefficients:  how W's outputs l become weights. 'softplus': w / sum(w) with w = ln(1 + e^l), 'softmax': the same with w = e^l;
+                   both >= 0 and of sum 1. 'relu': max(l, 0). 'linear': l, as in the paper's released code. Softmax soon says
+                   one word with all its weight, and how sure a patch is gets lost; softplus keeps it (README, 'Which coefficients')
     basis:         'words', or 'centered': their differences from their mean, which the patches then lack
     Set `drawn` for stage 1: while training, this share of the patches says one word, drawn by its weight, instead of the
     mixture. A private code of many small weights does not survive that, words do: it is what makes an adapter speak to an LLM
-    that it was not trained with (README, 'What makes it transfer'). It needs weights that sum to 1: softmax.
+    that it was not trained with (README, 'What makes it transfer'). It needs weights that sum to 1: softplus or softmax.
     """
     drawn = 0.0
 
-    def __init__(self, D, tokens, hidden=256, coefficients="softmax", basis="words"):
+    def __init__(self, D, tokens, hidden=256, coefficients="softplus", basis="words"):
         super().__init__()
         for value, known, what in ((coefficients, COEFFICIENTS, "coefficients"), (basis, BASES, "basis")):
             if value not in known:
@@ -67,9 +69,9 @@ class LangBridge(nn.Module):
         # Where a mixture starts decides whether it learns: uniform weights are the mean of all words, the same for every
         # patch and far from any text. So it starts near one word, 'nothing here', as most of a picture is background.
         nn.init.normal_(self.W[-1].weight, std=0.02)
-        nn.init.zeros_(self.W[-1].bias)
+        nn.init.constant_(self.W[-1].bias, -math.log(len(tokens)) if coefficients == "softplus" else 0.0)  # all together about 1
         if NOTHING in self.tokens:
-            nn.init.constant_(self.W[-1].bias[self.tokens.index(NOTHING)], 3.0 if coefficients == "softmax" else 1.0)
+            nn.init.constant_(self.W[-1].bias[self.tokens.index(NOTHING)], {"softplus": 4.0, "softmax": 3.0}.get(coefficients, 1.0))
 
     def set_basis(self, llm, encoding):
         """Speak to this LLM from now on: E becomes its embeddings of the shared tokens; W is untouched.
@@ -94,14 +96,15 @@ class LangBridge(nn.Module):
 
     def weights(self, x):
         """The coefficients: what each patch says, in words.  x (B, N, D) -> (B, N, K)"""
-        logits = self.W(x).float()  # (B, N, K)
-        if self.config["coefficients"] == "softmax":
+        logits, kind = self.W(x).float(), self.config["coefficients"]  # (B, N, K)
+        if kind == "softmax":
             return logits.masked_fill(~self.present, -torch.inf).softmax(-1)
-        return (logits.relu() if self.config["coefficients"] == "relu" else logits) * self.present
+        w = {"softplus": F.softplus, "relu": F.relu, "linear": lambda l: l}[kind](logits) * self.present
+        return w / w.sum(-1, keepdim=True) if kind == "softplus" else w
 
     def forward(self, x):
         beta = self.weights(x)  # (B, N, K)
-        if self.training and self.drawn > 0 and self.config["coefficients"] == "softmax":
+        if self.training and self.drawn > 0 and self.config["coefficients"] in ("softplus", "softmax"):
             word = torch.multinomial(beta.detach().flatten(0, 1), 1).view(*beta.shape[:2])  # (B, N)
             alone = torch.rand(*beta.shape[:2], 1, device=beta.device) < self.drawn  # (B, N, 1)
             one = F.one_hot(word, beta.size(-1)).to(beta.dtype)  # (B, N, K)

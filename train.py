@@ -89,7 +89,7 @@ class Settings:
     # align: stage 1, the adapter on captions
     align_K: int = 0  # words that a LangBridge may use; 0: all that both tokenizers have and conversations use; 1000: every shared token
     align_hidden: int = 256  # hidden width of a LangBridge
-    align_coefficients: str = "softmax"  # how a LangBridge weighs words: softmax, relu or linear
+    align_coefficients: str = "softplus"  # how a LangBridge weighs words: softplus, softmax, relu or linear
     align_basis: str = "words"  # what a LangBridge combines: words, or centered (their differences from their mean)
     align_drawn: float = 0.25  # share of patches that, in training, say one word drawn by its weight instead of a mixture
     align_steps: int = 600  # steps

@@ -310,10 +310,10 @@ def draw_curves(r, path):
 SWEEPS = {  # what: (setting, values)
     "K": ("align_K", [16, 32, 0, 1000]),  # 0: the words that conversations use; 1000: every token that is shared
     "hidden": ("align_hidden", [16, 64, 256]),
-    "coefficients": ("align_coefficients", ["softmax", "relu", "linear"]),
+    "coefficients": ("align_coefficients", ["softplus", "softmax", "relu", "linear"]),
     "basis": ("align_basis", ["words", "centered"]),
     "patches": ("vit_patch", [16, 8]),  # pixels a side: 3 x 3 and 6 x 6 patches, each with a ViT of its own
-    "drawn": ("align_drawn", [0.0, 0.1, 0.25, 0.5, 1.0]),
+    "drawn": ("align_drawn", [0.0, 0.25, 0.5]),
 }
 
 

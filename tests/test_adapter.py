@@ -26,7 +26,7 @@ def target():
     return make_llm("target", 48, 1)
 
 
-def bridge(coefficients="softmax"):
+def bridge(coefficients="softplus"):
     torch.manual_seed(2)
     adapter = LangBridge(16, WORDS, 24, coefficients)
     torch.nn.init.normal_(adapter.W[-1].weight)  # as if trained
@@ -49,10 +49,11 @@ def test_a_centered_basis_is_words_without_their_mean(source, target):
         LangBridge(16, WORDS, 24, basis="whitened")
 
 
-def test_softmax_weights_sum_to_one_and_relu_weights_are_not_negative(source):
+def test_softplus_and_softmax_weights_sum_to_one_and_relu_weights_are_not_negative(source):
     x = torch.randn(2, 36, 16)
-    softmax = bridge("softmax").set_basis(*source).weights(x)
-    assert torch.allclose(softmax.sum(-1), torch.ones(2, 36)) and (softmax >= 0).all()
+    for kind in ("softplus", "softmax"):
+        weights = bridge(kind).set_basis(*source).weights(x)
+        assert torch.allclose(weights.sum(-1), torch.ones(2, 36)) and (weights >= 0).all()
     assert (bridge("relu").set_basis(*source).weights(x) >= 0).all() and (bridge("linear").set_basis(*source).weights(x) < 0).any()
 
 

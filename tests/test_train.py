@@ -68,7 +68,7 @@ def test_bf16_autocast_runs_where_the_gpu_preset_will_use_it(tmp_path):
     (["--vit_stepz", "3"], "did you mean --vit_steps?"),
     (["--preset", "desktop"], "laptop"),
     (["--vit_steps", "many"], "invalid int value: 'many'"),
-    (["--align_coefficients", "sigmoid"], "softmax, relu, linear"),
+    (["--align_coefficients", "sigmoid"], "softplus, softmax, relu, linear"),
     (["--align_basis", "whitened"], "words, centered"),
     (["--device", "cuda:77"], "--device cpu"),
     (["--stages", "vision"], "llm_source"),
