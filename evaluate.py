@@ -63,7 +63,6 @@ def examine_vlm(vlm, features, world):
     """What a VLM says about the exam's pictures; features: {split: (pictures, N, D)}. All answers are generated, none chosen from a list."""
     vlm.eval()
     return examine(lambda split, items: vlm.answer(features[split], [(i, qa.question) for i, qa in items]),
-                   lambda split, scenes: vlm.answer(features[split], [(i, CAPTION_REQUESTS[0]) for i in range(len(scenes))]),
                    {split: len(x) for split, x in features.items()}, world)
 
 

@@ -195,25 +195,27 @@ class GPT(nn.Module):
         one token and not the whole sequence. One that is given holds what comes before the prompts.
         """
         cache = {} if cache is None else cache
-        out, running = [[] for _ in x], torch.ones(len(x), dtype=torch.bool, device=x.device)
+        out, rows = [[] for _ in x], torch.arange(len(x), device=x.device)  # the prompts whose answers have not ended yet
         for _ in range(min(max_tokens, self.config.context - cache.get("length", 0) - x.size(1))):
-            ids = self(x, cache)[:, -1].argmax(-1)  # (B,)
-            running &= ids != stop
-            for i in running.nonzero().flatten().tolist():
-                out[i].append(ids[i].item())
-            if not running.any():
+            ids = self(x, cache)[:, -1].argmax(-1)  # (rows,)
+            going = ids != stop
+            if not going.all():
+                cache, rows, ids = pick(cache, going), rows[going], ids[going]
+            if not len(rows):
                 break
-            x = self.embed(ids[:, None])  # (B, 1, C)
+            for row, id in zip(rows.tolist(), ids.tolist()):
+                out[row].append(id)
+            x = self.embed(ids[:, None])  # (rows, 1, C)
         return out
 
 
 def pick(cache, rows):
-    """The cache of these rows of the batch; a row may be wanted several times."""
+    """The cache of these rows of the batch, by index, a row perhaps several times, or by mask."""
     of = lambda part: part if isinstance(part, int) else tuple(x[rows] for x in part) if isinstance(part, tuple) else part[rows]
     return {layer: of(part) for layer, part in cache.items()}
 
 
-def same_length(ids, batch=100):
+def same_length(ids, batch=200):
     """Sort token lists into batches of equal length, so that generation needs no padding: yields (indices, (B, T) ids)."""
     by_length = {}
     for i, tokens in enumerate(ids):
@@ -271,7 +273,7 @@ class VLM(nn.Module):
         return self.llm(x)[:, -ids.size(1):]
 
     @torch.no_grad()
-    def answer(self, features, asked, batch=100):
+    def answer(self, features, asked, batch=200):
         """Greedy answers (strings) to questions about pictures; features (B, N, D), asked: [(picture's index, question), ..].
 
         Each picture is read once, whatever is asked about it: every question goes on from a copy of the picture's cache.

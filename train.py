@@ -471,29 +471,29 @@ def new_adapter(s, kind, llm, words):
     return LangBridge(s.vit_D, words, s.align_hidden, s.align_coefficients, s.align_basis).to(s.device)
 
 
-def tune(s, stage, adapter, llm, encoding, modules, opts, steps, batch, samples, watch=None, moments=()):
-    """The loop of both stages: the VLM's logits for text about pictures. `samples(rng, scene)` gives the text's pieces.
+def tune(s, stage, phase, adapter, llm, encoding, modules, opts, steps, batch, samples, watch=None, moments=()):
+    """The loop of both phases, align and instruct: the VLM's logits for text about pictures. `samples(rng, scene)` gives the text's pieces.
 
     Returns what a finished stage knows of itself: seconds, scores S, and `seen`: [[steps done, watch(vlm, features)], ..]
     after each number of steps in `moments`.
     """
     vlm = VLM(adapter, llm, encoding)
-    features = torch.load(Path(s.out) / "vit" / "features.pt", mmap=True, weights_only=True)
-    exam = {k: v.float().to(s.device) for k, v in features.items() if k in ("test", "comp")}
+    features = torch.load(Path(s.out) / "vit" / "features.pt", mmap=True, weights_only=True)["train"]
+    exam = {split: x.to(s.device) for split, x in held_out(Path(s.out)).items()}
     trained = sum(p.numel() for m in modules for p in m.parameters() if p.requires_grad)
     print(f"{stage}: {trained:,} of {count(adapter) + count(llm):,} parameters trained (adapter {count(adapter):,}, LLM {count(llm):,}), "
-          f"on {steps} x {batch} of {len(features['train'])} pictures", flush=True)
+          f"on {steps} x {batch} of {len(features)} pictures", flush=True)
     if "/" not in stage:  # the many stages of transfer.py would say the same
         print("the first sample ([answers] are learned):\n[picture] " + "".join(
             f"[{t}]" if w else t for t, w in samples(random.Random(0), make_scene("train", 0, 0, s.world))), flush=True)
 
     def loss_at(step):
-        rng = random.Random(f"{stage.split('_')[-1]}/{s.seed}/{step}")  # adapters meet the same samples in the same order
-        rows = [rng.randrange(len(features["train"])) for _ in range(batch)]
+        rng = random.Random(f"{phase}/{s.seed}/{step}")  # all adapters meet the same samples in the same order
+        rows = [rng.randrange(len(features)) for _ in range(batch)]
         texts = [encode(encoding, samples(rng, make_scene("train", 0, row, s.world))) for row in rows]
         assert all(sum(weights) > 0 for _, weights in texts), "a sample without an answer teaches nothing"
         ids, weights = pad([i for i, _ in texts], torch.long).to(s.device), pad([w for _, w in texts], torch.float).to(s.device)
-        return weighted_loss(vlm(features["train"][rows].float().to(s.device), ids), ids, weights)
+        return weighted_loss(vlm(features[rows].float().to(s.device), ids), ids, weights)
 
     seconds, seen = fit(s, Path(s.out) / stage, stage, modules, opts, steps, loss_at, lambda: watch(vlm, exam), moments)
     return {"seconds": seconds, "seen": seen, "params": count(adapter) + count(llm), "scores": score_vlm(vlm, exam, s.world)}
@@ -503,8 +503,8 @@ def align(s, stage, adapter, llm, encoding, base, **watching):
     """Stage 1: the adapter alone learns, from captions, to say pictures in the frozen LLM's language."""
     llm.requires_grad_(False)
     adapter.drawn = s.align_drawn  # of a LangBridge: words, not mixtures
-    facts = tune(s, stage, adapter, llm, encoding, [adapter], optimizers(s.align_matrix_lr, s.align_lr, adapter), s.align_steps, s.align_batch,
-                 lambda rng, scene: description(scene, rng), **watching)
+    facts = tune(s, stage, "align", adapter, llm, encoding, [adapter], optimizers(s.align_matrix_lr, s.align_lr, adapter),
+                 s.align_steps, s.align_batch, lambda rng, scene: description(scene, rng), **watching)
     save_adapter(adapter, Path(s.out) / stage)
     finish(s, stage, base=base, **facts)
 
@@ -516,8 +516,8 @@ def instruct(s, stage, adapter, llm, encoding, base, known=None, **watching):
     stays as it is while the LLM is tuned.
     """
     modules = [m for m in (adapter, llm) if m is not None]
-    facts = tune(s, stage, adapter, llm, encoding, modules, optimizers(s.instruct_matrix_lr, s.instruct_lr, *modules), s.instruct_steps,
-                 s.instruct_batch, lambda rng, scene: conversation(scene, rng, s.instruct_turns, s.instruct_captions), **watching)
+    facts = tune(s, stage, "instruct", adapter, llm, encoding, modules, optimizers(s.instruct_matrix_lr, s.instruct_lr, *modules),
+                 s.instruct_steps, s.instruct_batch, lambda rng, scene: conversation(scene, rng, s.instruct_turns, s.instruct_captions), **watching)
     save_llm(llm, encoding, Path(s.out) / stage)
     if adapter is not None:
         save_adapter(adapter, Path(s.out) / stage)
@@ -582,8 +582,10 @@ def run_lanes(threads, command, table, *lanes):
     todo = [lane for lane in lanes if not all(finished(table[stage][0], stage) for stage in lane)]
     if not todo or threads < 2 or any(s.device != "cpu" for s, _ in table.values()):
         return run_stages(table, [stage for lane in lanes for stage in lane])
+    # glibc gives large blocks back to the system and gets them again page by page, at every step; kept, a step takes 0.92 of the time
+    keep = {"MALLOC_MMAP_THRESHOLD_": str(2 ** 25), "MALLOC_TRIM_THRESHOLD_": str(2 ** 30)}
     children = [subprocess.Popen([sys.executable, *command, "--stages", ",".join(lane), "--threads", str(max(1, threads // len(lanes)))],
-                                 env={**os.environ, "LANE": str(i)}) for i, lane in enumerate(todo)]
+                                 env={**keep, **os.environ, "LANE": str(i)}) for i, lane in enumerate(todo)]
     try:
         while any(child.poll() is None for child in children):
             if any(child.poll() for child in children):

@@ -1,6 +1,6 @@
 """The exam: which questions are asked about which pictures, and what the answers are worth.
 
-A model is examined in two steps. `examine` collects what it says (a model is two functions here, so that guessing at random can
+A model is examined in two steps. `examine` collects what it says (a model is a function here, so that guessing at random can
 be examined like a VLM), `summarize` turns this into the scores S. The generator knows the truth about every picture, so all
 scores are exact:
 
@@ -14,7 +14,8 @@ from collections import defaultdict
 
 import numpy as np
 
-from data.world import ANSWERS, COMP_PAIRS, NUMBERS, RICH_TYPES, ask, ask_any, caption, make_scene, score_caption, types_of
+from data.world import (ANSWERS, CAPTION_REQUESTS, COMP_PAIRS, NUMBERS, QA, RICH_TYPES, ask, ask_any, caption, make_scene, score_caption,
+                        types_of)
 
 
 def subject(qa):
@@ -42,8 +43,8 @@ def benchmark(split, pictures, world):
     return scenes, questions, pope
 
 
-def examine(answer, describe, pictures, world):
-    """What a model says: `answer(split, [(picture, QA)])` and `describe(split, scenes)` give texts; pictures: {split: how many}.
+def examine(answer, pictures, world):
+    """What a model says: `answer(split, [(picture, QA)])` gives texts, captions among them; pictures: {split: how many}.
 
     Returns {split: (scenes, [(picture, QA, answer)], [(picture, exists-QA, answer)], [caption])}.
     """
@@ -51,9 +52,10 @@ def examine(answer, describe, pictures, world):
     for split, n in pictures.items():
         scenes, questions, pope = benchmark(split, n, world)
         pope = [] if split == "comp" else pope
-        answers = answer(split, questions + pope)
-        asked = [(i, qa, a) for (i, qa), a in zip(questions + pope, answers)]
-        said[split] = scenes, asked[:len(questions)], asked[len(questions):], describe(split, scenes)
+        captions = [(i, QA("caption", CAPTION_REQUESTS[0], caption(scene), ("caption",))) for i, scene in enumerate(scenes)]
+        items = questions + pope + captions
+        asked = [(i, qa, a) for (i, qa), a in zip(items, answer(split, items))]
+        said[split] = scenes, asked[:len(questions)], asked[len(questions):-n], [a for _, _, a in asked[-n:]]
     return said
 
 
@@ -125,6 +127,5 @@ def by_objects(said):
 def score_chance(pictures, world):
     """S of answers drawn at random from those possible, and of captions of other scenes, drawn at random."""
     rng, possible = random.Random("chance"), ANSWERS | {"count": NUMBERS[:world.max_objects + 1]}
-    return summarize(examine(lambda split, items: [rng.choice(possible[qa.type]) for _, qa in items],
-                             lambda split, scenes: [caption(make_scene(split, 1, i, world)) for i in range(len(scenes))],
-                             pictures, world))
+    guess = lambda split, i, qa: caption(make_scene(split, 1, i, world)) if qa.type == "caption" else rng.choice(possible[qa.type])
+    return summarize(examine(lambda split, items: [guess(split, i, qa) for i, qa in items], pictures, world))

@@ -11,7 +11,7 @@ from PIL import Image
 from adapter import LangBridge, MLPAdapter
 from data.corpus import train_tokenizer
 from data.scoring import by_objects, examine, intervals, summarize
-from data.world import COLORS, World, caption
+from data.world import COLORS, World
 from evaluate import Edited, grounding, line_plot, own_weight, patches_of, readable, say, subspace
 from model import GPT, VLM, GPTConfig
 from transfer import SWEEPS
@@ -29,8 +29,7 @@ def llm():
 def exam(accuracy):
     """What a model that is right so often says, by the generator's own truth."""
     rng = random.Random(0)
-    return examine(lambda split, items: [qa.answer if rng.random() < accuracy else "?" for _, qa in items],
-                   lambda split, scenes: [caption(s) if rng.random() < accuracy else "?" for s in scenes], {"test": 300, "comp": 100}, World())
+    return examine(lambda split, items: [qa.answer if rng.random() < accuracy else "?" for _, qa in items], {"test": 300, "comp": 100}, World())
 
 
 def test_the_truth_scores_one_and_nonsense_zero():
