@@ -308,7 +308,7 @@ def draw_curves(r, path):
 # ---- ablations (python evaluate.py --ablate) ------------------------------------------------------------------------------
 
 SWEEPS = {  # what: (setting, values)
-    "K": ("align_K", [16, 32, 0, 1000]),  # 0: the words that conversations use; 1000: every token that is shared
+    "K": ("align_K", [16, 0, 1000]),  # 0: the words that conversations use; 1000: every token that is shared
     "hidden": ("align_hidden", [16, 64, 256]),
     "coefficients": ("align_coefficients", ["softplus", "softmax", "relu", "linear"]),
     "basis": ("align_basis", ["words", "centered"]),
