@@ -313,7 +313,7 @@ SWEEPS = {  # what: (setting, values)
     "coefficients": ("align_coefficients", ["softplus", "softmax", "relu", "linear"]),
     "basis": ("align_basis", ["words", "centered"]),
     "patches": ("vit_patch", [16, 8]),  # pixels a side: 3 x 3 and 6 x 6 patches, each with a ViT of its own
-    "drawn": ("align_drawn", [0.0, 0.25, 0.5]),
+    "drawn": ("align_drawn", [0.0, 0.25]),
 }
 
 

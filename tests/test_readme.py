@@ -1,4 +1,5 @@
 """What the README says is what the commands say."""
+import json
 import re
 from pathlib import Path
 
@@ -10,7 +11,8 @@ README = (ROOT / "README.md").read_text(encoding="utf-8")
 
 def test_the_tables_in_the_readme_are_those_of_the_runs():
     assert fill_readme(README, ROOT / "results") == README, "run python evaluate.py --readme"
-    for name in ["seeds", "findings", *(path.name for path in (ROOT / "results").glob("transfer*.json"))]:
+    sweeps = json.loads((ROOT / "results" / "evaluate.json").read_text(encoding="utf-8"))["ablations"]
+    for name in ["seeds", "findings", *(path.name for path in (ROOT / "results").glob("transfer*.json")), *(f"ablate {what}" for what in sweeps)]:
         assert f"<!-- {name} -->" in README, name
 
 
