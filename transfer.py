@@ -309,7 +309,7 @@ def draw_curves(r, path):
 
 SWEEPS = {  # what: (setting, values)
     "K": ("align_K", [16, 0, 1000]),  # 0: the words that conversations use; 1000: every token that is shared
-    "hidden": ("align_hidden", [16, 64, 256]),
+    "hidden": ("align_hidden", [16, 256]),
     "coefficients": ("align_coefficients", ["softplus", "softmax", "relu", "linear"]),
     "basis": ("align_basis", ["words", "centered"]),
     "patches": ("vit_patch", [16, 8]),  # pixels a side: 3 x 3 and 6 x 6 patches, each with a ViT of its own
