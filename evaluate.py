@@ -282,11 +282,11 @@ def results_table(runs):
 INKS = ["#1b6ca8", "#d1495b", "#2e8b57", "#e08e0b", "#7b4fa3", "#5c6670", "#b56576", "#00868b", "#8a6d3b", "#333333"]
 
 
-def line_plot(path, title, panels, xlabel, note, log=False, ylim=(0.0, 1.0)):
+def line_plot(path, title, panels, xlabel, note, log=False, ylim=(0.0, 1.0), names_of_x=None):
     """Lines with bands, panels side by side, as a PNG: the one plotting helper.
 
     panels: [(ylabel, {line's name: (xs, ys)  or  (xs, ys, lowest, highest)})], the lines of all panels in the same order.
-    log: a logarithmic x axis that also has a zero.
+    log: a logarithmic x axis that also has a zero. names_of_x: what to write at x = 0, 1, .. instead of numbers.
     """
     w, h, left, top = 470, 330, 60, 66
     names = list(dict.fromkeys(name for _, lines in panels for name in lines))
@@ -303,10 +303,10 @@ def line_plot(path, title, panels, xlabel, note, log=False, ylim=(0.0, 1.0)):
             pen.line([(x0, y), (x0 + w, y)], fill="#dddddd")
             pen.text((x0 - 8, y), f"{tick:.2g}", fill="black", font_size=13, anchor="rm")
         ticks = [0] + [10 ** i for i in range(7) if 10 ** i <= xmax] if log else [round(xmax * i / 5) for i in range(6)]
-        for tick in ticks:
+        for tick, name in enumerate(names_of_x) if names_of_x else [(tick, f"{tick:,}") for tick in ticks]:
             x = at(tick, 0)[0]
             pen.line([(x, y0 + h), (x, y0 + h + 5)], fill="black")
-            pen.text((x, y0 + h + 8), f"{tick:,}", fill="black", font_size=13, anchor="mt")
+            pen.text((x, y0 + h + 8), name, fill="black", font_size=13, anchor="mt")
         pen.line([(x0, y0), (x0, y0 + h), (x0 + w, y0 + h)], fill="black", width=1)
         pen.text((x0 + 6, y0 - 4), ylabel, fill="black", font_size=14, anchor="lb")
         pen.text((x0 + w / 2, y0 + h + 28), xlabel, fill="black", font_size=14, anchor="mt")
@@ -548,9 +548,8 @@ def run_ablation(out, what, seeds, stage2, stages):
     xs = list(range(len(points)))
     line = lambda kind, score: (xs, *[[f(p[kind][score]) for p in points] for f in (np.mean, min, max)])
     panel = lambda score: {kind.replace("_", "-"): line(kind, score) for kind in kinds}
-    line_plot(out / f"ablate_{what}.png", f"Ablation of {what}: {', '.join(str(p['value']) for p in points)}",
-              [("vqa", panel("vqa")), ("caption F1", panel("caption_f1"))], f"{SWEEPS[what][0]}: the title's values, from left to right",
-              f"Seeds {', '.join(map(str, seeds))}: mean, lowest and highest.")
+    line_plot(out / f"ablate_{what}.png", f"Ablation of {what}", [("vqa", panel("vqa")), ("caption F1", panel("caption_f1"))], SWEEPS[what][0],
+              f"Seeds {', '.join(map(str, seeds))}: mean, lowest and highest.", names_of_x=[str(p["value"]) for p in points])
     path = out / "evaluate.json"
     result = json.loads(path.read_text(encoding="utf-8")) if path.exists() else {}
     result.setdefault("ablations", {})[what] = {"setting": SWEEPS[what][0], "seeds": seeds, "points": points}
@@ -611,7 +610,7 @@ def fill_readme(text, folder):
         if name.startswith("transfer"):
             return markdown(read(name))
         if name.startswith("ablate "):
-            return ablation_table(name[7:], read("evaluate.json")["ablations"][name[7:]])
+            return ablation_table(name[7:], read("evaluate.json")["ablations"][name[7:]]).split("\n\n")[0]  # the README has the legend once
         return findings(read("evaluate.json"))
 
     return re.sub(r"<!-- (seeds|transfer\S*|findings|ablate \w+) -->\n.*?<!-- end -->",
