@@ -27,6 +27,6 @@ def test_every_setting_that_the_readme_names_exists():
     from transfer import parse
     source = "".join((ROOT / f"{name}.py").read_text(encoding="utf-8") for name in ("transfer", "evaluate"))
     flags = set(re.findall(r'add(?:_argument)?\("--([\w-]+)"', source)) | set(field_help()) | {"help"}
-    named = set(re.findall(r"--([a-z][\w-]*)", README))
+    named = {name.removeprefix("no-") for name in re.findall(r"--([a-z][\w-]*)", README)}
     assert named <= flags, named - flags
     assert parse([]).seeds == "0,1,2"
