@@ -26,7 +26,7 @@ from adapter import LangBridge, load_adapter
 from data.bpe import BOS
 from data.corpus import raster, sentences
 from data.scoring import by_objects, examine, intervals, score_answers, score_captions, score_chance, summarize
-from data.world import CAPTION_REQUESTS, COLORS, PLACES, SHAPES, World, ask, ask_any, draw_split, make_scene, types_of
+from data.world import CAPTION_REQUESTS, COLORS, PLACES, SHAPES, ask, ask_any, draw_split, make_scene, types_of
 from model import VLM, load_llm, same_length
 from vision import load_vit
 
@@ -83,17 +83,15 @@ def linear_probe(x, y, x_test, y_test, classes):
 
 def score_features(features, world, train_pictures=3000):
     """Linear probes for an object's colour and shape on the frozen patch features of its place (2 x 2 patches side by side)."""
-    def objects(split, pictures):
+    def labelled(split, pictures):
         x, colors, shapes = [], [], []
-        for i in range(pictures):
-            for obj in make_scene(split, 0, i, world):
-                grid = features[split][i].float()
-                x.append(grid[patches_of(obj.place, int(len(grid) ** 0.5))].flatten())
-                colors.append(COLORS.index(obj.color))
-                shapes.append(SHAPES.index(obj.shape))
+        for o, patches in objects(features[split][:pictures], split, world):
+            x.append(patches.float().flatten())
+            colors.append(COLORS.index(o.color))
+            shapes.append(SHAPES.index(o.shape))
         return torch.stack(x), torch.tensor(colors), torch.tensor(shapes)
-    x, colors, shapes = objects("train", min(train_pictures, len(features["train"])))
-    x_test, colors_test, shapes_test = objects("test", len(features["test"]))
+    x, colors, shapes = labelled("train", train_pictures)
+    x_test, colors_test, shapes_test = labelled("test", len(features["test"]))
     return {"probe_color": linear_probe(x, colors, x_test, colors_test, len(COLORS)),
             "probe_shape": linear_probe(x, shapes, x_test, shapes_test, len(SHAPES))}
 
@@ -104,6 +102,14 @@ def patches_of(place, side):
     """The indices of the patches that a place of the 3 x 3 board covers, on a grid of side x side patches."""
     (row, col), k = divmod(place, 3), side // 3
     return [(row * k + i) * side + col * k + j for i in range(k) for j in range(k)]
+
+
+def objects(values, split, world):
+    """Each object of a split's first pictures with what its patches have: (Object, (patches, ..)); values (B, N, ..)."""
+    side = int(values.size(1) ** 0.5)
+    for i, grid in enumerate(values):
+        for o in make_scene(split, 0, i, world):
+            yield o, grid[patches_of(o.place, side)]
 
 
 def embeddings(llm, encoding, words):
@@ -170,29 +176,22 @@ def grounding(vlm, features, words, world, top=5):
     Returns {"color", "shape", "chance_color", "chance_shape"}; chance: the words of the object, the colour and shape of one of
     another picture.
     """
-    scores, objects = say(vlm, features, words), []
-    side = int(scores.size(1) ** 0.5)
-    for i in range(len(scores)):
-        for o in make_scene("test", 0, i, world):
-            found = scores[i, patches_of(o.place, side)].sum(0).topk(top).indices.tolist()
-            objects.append((o, {words[k] for k in found}))
-    shifted = objects[len(objects) // 2:] + objects[:len(objects) // 2]
+    found = [(o, {words[k] for k in patches.sum(0).topk(top).indices.tolist()}) for o, patches in objects(say(vlm, features, words), "test", world)]
+    shifted = found[len(found) // 2:] + found[:len(found) // 2]
     rate = lambda pairs, part: float(np.mean([getattr(o, part) in said for o, said in pairs]))
-    other = [(o, said) for (o, _), (_, said) in zip(objects, shifted)]
-    return {"color": rate(objects, "color"), "shape": rate(objects, "shape"),
+    other = [(o, said) for (o, _), (_, said) in zip(found, shifted)]
+    return {"color": rate(found, "color"), "shape": rate(found, "shape"),
             "chance_color": rate(other, "color"), "chance_shape": rate(other, "shape")}
 
 
 @torch.no_grad()
 def own_weight(vlm, features, world):
     """How much of what a LangBridge's patches of an object say is the object's own colour and shape: the share of |weight| on them."""
-    beta, shares = vlm.adapter.weights(features).abs(), []  # (B, N, K)
-    side = int(beta.size(1) ** 0.5)
-    for i in range(len(beta)):
-        for o in make_scene("test", 0, i, world):
-            said = beta[i, patches_of(o.place, side)].sum(0)  # (K,)
-            own = [k for k, token in enumerate(vlm.adapter.tokens) if token in (f" {o.color}".encode(), f" {o.shape}".encode())]
-            shares.append((said[own].sum() / said.sum().clamp(min=1e-9)).item())
+    shares = []
+    for o, beta in objects(vlm.adapter.weights(features).abs(), "test", world):
+        said = beta.sum(0)  # (K,)
+        own = [k for k, token in enumerate(vlm.adapter.tokens) if token in (f" {o.color}".encode(), f" {o.shape}".encode())]
+        shares.append((said[own].sum() / said.sum().clamp(min=1e-9)).item())
     return float(np.mean(shares))
 
 
@@ -451,8 +450,9 @@ def write_json(path, data):
 
 def evaluate(out, names):
     """Benchmarks with intervals, grounding, steering, the study of stage 1: into evaluate.json, with their figures."""
-    settings, path = json.loads((out / "settings.json").read_text(encoding="utf-8")), out / "evaluate.json"
-    features, world = held_out(out), World(settings["max_objects"], settings.get("rich", False))
+    from train import load_settings  # train.py imports this file
+    s, path, features = load_settings(out), out / "evaluate.json", held_out(out)
+    world = s.world
     known = json.loads(path.read_text(encoding="utf-8")) if path.exists() else {}
     result = {"checkpoints": {}, "ablations": known.get("ablations", {})}  # ablations are kept
     scores = ("vqa", "caption_f1", "pope_acc", "comp_vqa")
@@ -466,7 +466,7 @@ def evaluate(out, names):
             shown = said
     result["chance"] = score_chance({split: len(x) for split, x in features.items()}, world)
     print(f"{'chance':22}" + "".join(f"{result['chance'][k]:10.3f}{'':14}" for k in scores))
-    contact_sheet(out / "mistakes.png", shown, settings["vit_size"], world, count=10)
+    contact_sheet(out / "mistakes.png", shown, s.vit_size, world, count=10)
     if {"langbridge_align", "mlp_align", "langbridge_instruct"} <= set(names):
         print("\nwhat the adapters see")
         result |= {"grounding": measure_grounding(out, features["test"], world), "subspace": study(out)}

@@ -207,6 +207,14 @@ class Transfer:
         return made, adapters, [[self.folder(row)] for row in rows]
 
 
+def borrow(s, out, *stages):
+    """A folder of its own for the settings s, with these finished stages of another one."""
+    for stage in stages:
+        if not (Path(s.out) / stage / "config.json").exists():
+            shutil.copytree(Path(out) / stage, Path(s.out) / stage, dirs_exist_ok=True)
+    save_settings(s)
+
+
 def plan(transfers, rows):
     """Transfer.stages of several seeds as one: ({stage: (settings, function)}, chains of the first wave, of the second)"""
     table, adapters, makers = {}, [], []
@@ -317,15 +325,6 @@ SWEEPS = {  # what: (setting, values)
 }
 
 
-def give_vit(s, own):
-    """A folder with the LLMs of another one and a ViT of its own."""
-    for llm in ("llm_source", "llm_target"):
-        if not (Path(own.out) / llm / "config.json").exists():
-            shutil.copytree(Path(s.out) / llm, Path(own.out) / llm, dirs_exist_ok=True)
-    save_settings(own)
-    run_stages({"vit": (own, STAGES["vit"])}, ["vit"])
-
-
 def ablate(s, what, seeds, stage2, command, stages=None):
     """Sweep one setting of the adapter: its score on the source LLM after stage 1, and on the target as it is and after stage 2,
     and how much it uses words as words.
@@ -341,8 +340,9 @@ def ablate(s, what, seeds, stage2, command, stages=None):
         own = s if usual else replace(s, **{name: value}, out=f"{s.out}/ablate/patches{value}" if what == "patches" else s.out)
         points[value] = [Transfer(replace(own, seed=seed), s.seed if usual else None, "llm_source", "llm_target", 3 * s.instruct_steps // 8,
                                   "transfer" if usual else f"ablate/{what}/{value}") for seed in seeds]
-        if what == "patches" and not usual and stages is None:
-            give_vit(s, own)
+        if own.out != s.out and stages is None:
+            borrow(own, s.out, "llm_source", "llm_target")
+            run_stages({"vit": (own, STAGES["vit"])}, ["vit"])
     table, *waves = plan([t for transfers in points.values() for t in transfers], rows)
     if stages is not None:
         return run_stages(table, stages)
@@ -406,9 +406,7 @@ def prepare(args, settings):
     for s in settings.values():
         flags = as_flags(s)
         if args.corpus == "sentences":
-            if not (Path(s.out) / "vit" / "config.json").exists():
-                shutil.copytree(Path(args.out) / "vit", Path(s.out) / "vit", dirs_exist_ok=True)
-            save_settings(s)
+            borrow(s, args.out, "vit")
             run_lanes(s.threads, [str(train), *flags], {stage: (s, STAGES[stage]) for stage in STAGES}, ["llm_source"], ["llm_target"])
         elif args.full_seeds and not (Path(s.out) / "results.json").exists():
             if subprocess.run([sys.executable, str(train), *flags]).returncode:

@@ -33,8 +33,8 @@ def benchmark(split, pictures, world):
     scenes = [make_scene(split, 0, i, world) for i in range(pictures)]
     questions, pope = [], []
     for i, scene in enumerate(scenes):
+        types = types_of(scene)
         for k in range(2):
-            types = types_of(scene)
             qa = ask(scene, types[(2 * i + k) % len(types)], rng) or ask_any(scene, rng)
             while split == "comp" and subject(qa) not in COMP_PAIRS:
                 qa = ask_any(scene, rng)

@@ -55,7 +55,7 @@ QUESTIONS = {  # at least two wordings each; {c} colour, {s} shape
     "count_color": ["how many {c} objects are there?", "how many {c} objects can you see?"],
     "exists": ["is there a {c} {s}?", "can you see a {c} {s}?"],
 }
-RICH_QUESTIONS = {  # the rich world asks in more ways; {z} size, {r} relation, {d} and {t} the other object's colour and shape
+RICH_QUESTIONS = {  # the rich world asks in more ways; {r} relation, {d} and {t} the other object's colour and shape
     "color": ["tell me the color of the {s}.", "the {s} has what color?"],
     "shape": ["what is the {c} thing?", "tell me the shape of the {c} object."],
     "where": ["tell me where the {c} {s} is.", "at which place do you find the {c} {s}?"],
@@ -190,9 +190,13 @@ def draw_split(split, indices, size, world=World()):
 
 # ---- words -------------------------------------------------------------------------------------------------------------
 
+def wordings_of(obj):
+    return RICH_WORDINGS if obj.size else WORDINGS
+
+
 def phrase(obj, wording=0):
     """One object in words; the wordings say the same."""
-    return (RICH_WORDINGS if obj.size else WORDINGS)[wording].format(z=obj.size, c=obj.color, s=obj.shape, p=PLACES[obj.place])
+    return wordings_of(obj)[wording].format(z=obj.size, c=obj.color, s=obj.shape, p=PLACES[obj.place])
 
 
 def caption(scene, wording=0):
@@ -201,7 +205,7 @@ def caption(scene, wording=0):
 
 def any_caption(scene, rng):
     """A caption in a random wording."""
-    return caption(scene, rng.randrange(len(RICH_WORDINGS if is_rich(scene) else WORDINGS)))
+    return caption(scene, rng.randrange(len(wordings_of(scene[0]))))
 
 
 def keywords(scene):
@@ -260,9 +264,7 @@ def ask(scene, type, rng):
     else:
         raise ValueError(f"unknown question type {type!r}, expected one of {', '.join(types_of(scene))}")
     key = "count_color" if type == "count" and c else type
-    name = lambda word: word
-    if is_rich(scene):
-        name = lambda word: SYNONYMS.get(word, word) if rng.random() < 0.3 else word
+    name = lambda word: SYNONYMS.get(word, word) if is_rich(scene) and rng.random() < 0.3 else word
     wordings = QUESTIONS.get(key, []) + (RICH_QUESTIONS[key] if is_rich(scene) else [])
     d, t = other[:2] if other else (None, None)
     question = rng.choice(wordings).format(c=name(c), s=name(s), r=relation, d=name(d), t=name(t))
