@@ -176,7 +176,14 @@ class GPT(nn.Module):
         return norm(self.embedding(ids))
 
     def forward(self, x, cache=None):
-        """x (B, T, C) -> logits (B, T, V); with a cache, x goes on where the cache ends, and the cache grows."""
+        """x (B, T, C) -> logits (B, T, V)"""
+        return self.head(self.hidden(x, cache))
+
+    def hidden(self, x, cache=None):
+        """What the head reads, (B, T, C) -> (B, T, C), for those who need few of the logits (the head is a tenth of a step's work).
+
+        With a cache, x goes on where the cache ends, and the cache grows. Raises ValueError if the context is too short.
+        """
         start = cache.get("length", 0) if cache is not None else 0
         if start + x.size(1) > self.config.context:
             raise ValueError(f"{start + x.size(1)} tokens do not fit into this LLM's context of {self.config.context}")
@@ -185,7 +192,7 @@ class GPT(nn.Module):
         x = x + self.position[start:start + x.size(1)]
         for block in self.blocks:
             x = block(x, cache)
-        return self.head(norm(x))  # (B, T, V)
+        return norm(x)
 
     @torch.no_grad()
     def generate(self, x, stop, max_tokens=60, cache=None):
@@ -197,7 +204,7 @@ class GPT(nn.Module):
         cache = {} if cache is None else cache
         out, rows = [[] for _ in x], torch.arange(len(x), device=x.device)  # the prompts whose answers have not ended yet
         for _ in range(min(max_tokens, self.config.context - cache.get("length", 0) - x.size(1))):
-            ids = self(x, cache)[:, -1].argmax(-1)  # (rows,)
+            ids = self.head(self.hidden(x, cache)[:, -1]).argmax(-1)  # (rows,)
             going = ids != stop
             if not going.all():
                 cache, rows, ids = pick(cache, going), rows[going], ids[going]
@@ -267,10 +274,11 @@ class VLM(nn.Module):
             parts.append(rows.flatten(1, 2))
         return torch.cat(parts, dim=1)
 
-    def forward(self, features, ids):
-        """Logits (B, T, V) that predict the text ids (B, T), each from the picture and the text before it."""
+    def forward(self, features, ids, wanted):
+        """Logits (n, V) that predict those n of the text ids (B, T) that are `wanted` (B, T; bool), each from the picture and the text
+        before it."""
         x = torch.cat([self.picture(features), self.llm.embed(ids)], dim=1)[:, :-1]
-        return self.llm(x)[:, -ids.size(1):]
+        return self.llm.head(self.llm.hidden(x)[:, -ids.size(1):][wanted])  # (n, V)
 
     @torch.no_grad()
     def answer(self, features, asked, batch=200):
@@ -283,7 +291,7 @@ class VLM(nn.Module):
         for start in range(0, len(features), batch):
             about = [k for k, (i, _) in enumerate(asked) if start <= i < start + batch]
             cache = {}
-            self.llm(self.picture(features[start:start + batch]), cache)
+            self.llm.hidden(self.picture(features[start:start + batch]), cache)
             for rows, text in same_length([ids[k] for k in about]):
                 rows = [about[row] for row in rows]
                 own = pick(cache, [asked[k][0] - start for k in rows])

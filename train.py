@@ -54,6 +54,7 @@ class Settings:
     stages: str = "all"  # only these stages, separated by commas
     threads: int = 0  # CPU threads in all; 0: as many as there are cores
     save_every: int = 60  # seconds between checkpoints
+    parts: int = 2  # forward passes for a batch of texts about pictures, the short ones first: less padding on a CPU; a GPU is best with 1
     seed: int = 0  # of weights, order of data, documents
     # the world
     max_objects: int = 3  # most objects in a scene
@@ -114,7 +115,7 @@ PRESETS = {
     "smoke": dict(pictures=64, test_pictures=20, llm_source_C=32, llm_source_layers=1, llm_source_steps=30, llm_target_C=48, llm_target_layers=2,
                   llm_target_steps=30, llm_batch=4, llm_turns=4, vit_D=32, vit_layers=1, vit_steps=20, vit_batch=16,
                   align_hidden=32, align_steps=20, align_batch=8, instruct_steps=20, instruct_batch=8),
-    "gpu": dict(max_objects=5, rich=True, pictures=40000, test_pictures=1000, llm_source_C=256, llm_source_layers=3, llm_source_steps=4000,
+    "gpu": dict(parts=1, max_objects=5, rich=True, pictures=40000, test_pictures=1000, llm_source_C=256, llm_source_layers=3, llm_source_steps=4000,
                 llm_target_C=384, llm_target_layers=4, llm_target_steps=4000, llm_H=8, llm_batch=32, llm_turns=12, vit_size=96, vit_patch=16,
                 vit_D=256, vit_layers=4, vit_steps=1500, vit_batch=128, align_hidden=1024, align_steps=1500, align_batch=64,
                 instruct_steps=1000, instruct_batch=64),
@@ -176,6 +177,8 @@ def check(s):
     for name in s.stages.split(",") if s.stages != "all" else []:
         if name not in STAGES:
             fail(f"--stages {name}: expected some of {', '.join(STAGES)}, or all")
+    if s.parts < 1:
+        fail(f"--parts {s.parts}: expected 1 or more")
     if not 0 <= s.align_drawn <= 1:
         fail(f"--align_drawn {s.align_drawn}: expected a share between 0 and 1")
     if s.precision not in ("fp32", "bf16"):
@@ -375,9 +378,8 @@ def pad(rows, dtype):
 
 
 def weighted_loss(logits, ids, weights):
-    """Mean cross-entropy of logits (B, T, V) for ids (B, T), each token counting by its weight (B, T)."""
-    loss = F.cross_entropy(logits.float().transpose(1, 2), ids, reduction="none")  # (B, T)
-    return (loss * weights).sum() / weights.sum()
+    """Cross-entropy of logits (n, V) for ids (n,), each token counting by its weight (n,): the sum; divide by the sum of the weights."""
+    return (F.cross_entropy(logits.float(), ids, reduction="none") * weights).sum()
 
 
 def pretrain_llm(s, stage):
@@ -396,7 +398,7 @@ def pretrain_llm(s, stage):
         documents = [encode(encoding, text(step * s.llm_batch + i)) for i in range(s.llm_batch)]
         ids = pad([ids for ids, _ in documents], torch.long).to(s.device)  # (B, T)
         weights = pad([[max(w, s.llm_text_weight) for w in weights] for _, weights in documents], torch.float).to(s.device)
-        return weighted_loss(llm(llm.embed(ids[:, :-1])), ids[:, 1:], weights[:, 1:])
+        return weighted_loss(llm(llm.embed(ids[:, :-1])).flatten(0, 1), ids[:, 1:].flatten(), weights[:, 1:].flatten()) / weights[:, 1:].sum()
 
     folder = Path(s.out) / stage
     seconds, _ = fit(s, folder, stage, [llm], optimizers(s.llm_matrix_lr, s.llm_lr, llm), mine["steps"], loss_at)
@@ -492,8 +494,13 @@ def tune(s, stage, phase, adapter, llm, encoding, modules, opts, steps, batch, s
         rows = [rng.randrange(len(features)) for _ in range(batch)]
         texts = [encode(encoding, samples(rng, make_scene("train", 0, row, s.world))) for row in rows]
         assert all(sum(weights) > 0 for _, weights in texts), "a sample without an answer teaches nothing"
-        ids, weights = pad([i for i, _ in texts], torch.long).to(s.device), pad([w for _, w in texts], torch.float).to(s.device)
-        return weighted_loss(vlm(features[rows].float().to(s.device), ids), ids, weights)
+        rows, texts = zip(*sorted(zip(rows, texts), key=lambda sample: len(sample[1][0])))
+        loss, size = 0.0, -(-batch // s.parts)
+        for part in (slice(start, start + size) for start in range(0, batch, size)):
+            ids, weights = (pad(lists, dtype).to(s.device) for lists, dtype in zip(zip(*texts[part]), (torch.long, torch.float)))  # (B, T) each
+            wanted = weights > 0  # the other logits would be made for nothing
+            loss = loss + weighted_loss(vlm(features[list(rows[part])].float().to(s.device), ids, wanted), ids[wanted], weights[wanted])
+        return loss / sum(sum(weights) for _, weights in texts)
 
     seconds, seen = fit(s, Path(s.out) / stage, stage, modules, opts, steps, loss_at, lambda: watch(vlm, exam), moments)
     return {"seconds": seconds, "seen": seen, "params": count(adapter) + count(llm), "scores": score_vlm(vlm, exam, s.world)}

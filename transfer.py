@@ -190,11 +190,13 @@ class Transfer:
         """Two waves of chains of stages, {stage: (settings, function)}: the adapters, then the rows, which need them."""
         adapters, made = [], {}
         kinds = [kind for kind in ("langbridge", "mlp") if any(row.kind == kind for row in rows)]
-        for kind in kinds:
-            sources = {row.source for row in rows if row.kind == kind and row.start in ("moved", "shuffled", "stitched")}
-            natives = [row for row in rows if row.kind == kind and row.start == "native"]
-            for llm, phases in [(self.source, ["align", "instruct"][:1 + ("instruct" in sources)] if sources else []),
-                                (self.target, ["align"] if natives else [])]:
+        for llm in (self.source, self.target):
+            for kind in kinds:  # neighbours cost the same, and go to different lanes
+                if llm == self.source:
+                    sources = {row.source for row in rows if row.kind == kind and row.start in ("moved", "shuffled", "stitched")}
+                    phases = ["align", "instruct"][:1 + ("instruct" in sources)] if sources else []
+                else:
+                    phases = ["align"] if any(row.kind == kind and row.start == "native" for row in rows) else []
                 chain = []
                 for phase in phases:
                     stage = self.trained(llm, kind, phase)
@@ -316,8 +318,8 @@ def draw_curves(r, path):
 # ---- ablations (python evaluate.py --ablate) ------------------------------------------------------------------------------
 
 SWEEPS = {  # what: (setting, values)
-    "K": ("align_K", [16, 0, 1000]),  # 0: the words that conversations use; 1000: every token that is shared
-    "hidden": ("align_hidden", [16, 256]),
+    "K": ("align_K", [16, 32, 0, 1000]),  # 0: the words that conversations use; 1000: every token that is shared
+    "hidden": ("align_hidden", [16, 64, 256]),
     "coefficients": ("align_coefficients", ["softplus", "softmax", "relu", "linear"]),
     "basis": ("align_basis", ["words", "centered"]),
     "patches": ("vit_patch", [16, 8]),  # pixels a side: 3 x 3 and 6 x 6 patches, each with a ViT of its own
@@ -338,7 +340,7 @@ def ablate(s, what, seeds, stage2, command, stages=None):
     for value in values:
         usual = getattr(s, name) == value
         own = s if usual else replace(s, **{name: value}, out=f"{s.out}/ablate/patches{value}" if what == "patches" else s.out)
-        points[value] = [Transfer(replace(own, seed=seed), s.seed if usual else None, "llm_source", "llm_target", 3 * s.instruct_steps // 8,
+        points[value] = [Transfer(replace(own, seed=seed), s.seed if usual else None, "llm_source", "llm_target", s.instruct_steps // 4,
                                   "transfer" if usual else f"ablate/{what}/{value}") for seed in seeds]
         if own.out != s.out and stages is None:
             borrow(own, s.out, "llm_source", "llm_target")
@@ -374,7 +376,7 @@ def parse(argv):
     add("--corpus", choices=["both", "sentences"], default="both",
         help="sentences: LLMs that never read a raster, made in OUT-sentences with the ViT of --out, headline rows only (default: both)")
     add("--rows", choices=["all", "headline"], help="headline: native, transferred, zero-shot and its controls (default: all)")
-    add("--steps", type=int, default=0, help="steps of stage 2 on the target, in every row (default: three eighths of train.py's)")
+    add("--steps", type=int, default=0, help="steps of stage 2 on the target, in every row (default: a quarter of train.py's)")
     add("--threads", type=int, default=0, help="CPU threads in all; 0: as many as there are cores")
     add("--device", help="cpu, cuda or mps (default: what train.py used)")
     add("--stages", help=argparse.SUPPRESS)  # what a process of its own is to do
@@ -429,7 +431,7 @@ def main(argv):
             if not (Path(own.out) / llm / "llm.pt").exists():
                 fail(f"there is no LLM in {str(Path(own.out) / llm)!r}; 'python train.py --out {own.out}' makes llm_source and llm_target")
         transfers.append(Transfer(replace(own, seed=seed), None if args.corpus == "sentences" else own.seed, source, target,
-                                  args.steps or 3 * s.instruct_steps // 8))
+                                  args.steps or s.instruct_steps // 4))
     rows = [row for row in ROWS if args.rows == "all" or row.headline]
     table, *waves = plan(transfers, rows)
     command = [__file__, *argv]
