@@ -244,18 +244,23 @@ def steering(vlm, features, world):
     return {"n": len(hits["color"]), "changed_as_edited": rate(hits["color"]), "others_kept": rate(hits["other"])}
 
 
+def spread(values):
+    """Several seeds' scores in a table: mean (lowest to highest)."""
+    return f"{np.mean(values):.3f}" + (f" ({min(values):.3f} to {max(values):.3f})" if len(set(values)) > 1 else "")
+
+
+def across(runs, path):
+    """The values at a path like 'vlm/mlp/align/vqa' of several JSON files; of lists the last one."""
+    for key in path.split("/"):
+        runs = [r[key] for r in runs]
+    return [v[-1] if isinstance(v, list) else v for v in runs]
+
+
 def results_table(runs):
-    """Several results.json as one Markdown table: the mean over seeds, and the lowest and highest where there are several."""
+    """Several results.json as one Markdown table."""
     def cell(path):
-        values = []
-        for r in runs:
-            for key in path.split("/"):
-                r = r[key]
-            values.append(r)
-        if isinstance(values[0], dict):  # by question type: the worst one
-            values = [min(v.values()) for v in values]
-        spread = f" ({min(values):.3f} to {max(values):.3f})" if len(set(values)) > 1 else ""
-        return f"{np.mean(values):.3f}{spread}"
+        values = across(runs, path)
+        return spread([min(v.values()) for v in values] if isinstance(values[0], dict) else values)  # by question type: the worst one
     scores = ["vqa", "caption_f1", "pope_acc", "comp_vqa", "comp_caption_f1"]
     lines = [f"Seeds {', '.join(str(r['seed']) for r in runs)}, preset {runs[0]['preset']}, {runs[0]['device']}: mean (lowest to highest).", "",
              "| on the test split | " + " | ".join(scores) + " |", "| --- |" + " --- |" * len(scores)]
@@ -496,7 +501,6 @@ def ablation_table(what, sweep):
     """A sweep (evaluate.json, 'ablations') as Markdown: mean (lowest to highest) over the seeds."""
     points, kinds = sweep["points"], [kind for kind in KINDS if kind in sweep["points"][0]]
     columns = [(kind, score) for kind in kinds for score in ("vqa", "caption_f1")]
-    spread = lambda values: f"{np.mean(values):.3f} ({min(values):.3f} to {max(values):.3f})"
     lines = [f"| {sweep['setting']} | words | parameters | " + " | ".join(f"{kind.replace('_', '-')} {score}" for kind, score in columns)
              + " | weight on own words |", "|" + " --- |" * (4 + len(columns))]
     for p in points:
@@ -508,24 +512,24 @@ def ablation_table(what, sweep):
                               "share of weight that an object's patches put on its own colour and shape, after stage 1."])
 
 
-def findings(r):
-    """What evaluate.json says of the adapters' words, as Markdown tables."""
-    lines = ["| among the 5 top words of an object's patches | its colour | its shape | those of another picture's object |",
-             "| --- | --- | --- | --- |"]
+def findings(runs):
+    """What several evaluate.json say of the adapters' words, as Markdown tables."""
+    cell = lambda path: spread(across(runs, path))
+    lines = [f"{len(runs)} seeds of train.py: mean (lowest to highest).", "",
+             "| among the 5 top words of an object's patches | its colour | its shape | another picture's colour | shape |", "|" + " --- |" * 5]
     for key, name in (("langbridge", "LangBridge, after align"), ("langbridge_after_instruct", "LangBridge, after instruct"),
                       ("mlp_nearest", "MLP, nearest embeddings, after align")):
-        g, chance = r["grounding"][key], r["grounding"]["chance"][key]
-        lines.append(f"| {name} | {g['color']:.3f} | {g['shape']:.3f} | {chance['color']:.3f}, {chance['shape']:.3f} |")
-    lines += ["", "| one colour swapped for another in every patch | edits | the colour answer follows | other answers stay |",
-              "| --- | --- | --- | --- |"]
+        cells = [cell(f"grounding/{part}{key}/{word}") for part in ("", "chance/") for word in ("color", "shape")]
+        lines.append(f"| {name} | " + " | ".join(cells) + " |")
+    lines += ["", "| one colour swapped for another in every patch | edits | the colour answer follows | other answers stay |", "|" + " --- |" * 4]
     for stage in ("align", "instruct"):
-        s = r["steering"][stage]
-        lines.append(f"| after {stage} | {s['n']} | {s['changed_as_edited']:.3f} | {s['others_kept']:.3f} |")
+        edits = ", ".join(str(n) for n in across(runs, f"steering/{stage}/n"))
+        lines.append(f"| after {stage} | {edits} | " + " | ".join(cell(f"steering/{stage}/{what}") for what in ("changed_as_edited", "others_kept")) + " |")
     lines += ["", "| energy of an object's patches that is explained by | before stage 1 | after it |", "| --- | --- | --- |"]
     for kind, name in (("mlp", "MLP"), ("langbridge", "LangBridge")):
         for span, what in (("explained_own", "the caption's words"), ("explained_random", "as many random words")):
-            v, half = r["subspace"][kind][span], r["subspace"][kind][f"{span}_interval"]
-            lines.append(f"| {name}: {what} | {v[0]:.3f} ± {half[0]:.3f} | {v[-1]:.3f} ± {half[-1]:.3f} |")
+            before = spread([r["subspace"][kind][span][0] for r in runs])
+            lines.append(f"| {name}: {what} | {before} | {cell(f'subspace/{kind}/{span}')} |")
     return "\n".join(lines)
 
 
@@ -599,7 +603,7 @@ def draw_word_map(out, model, pixels, path):
 def fill_readme(text, folder):
     """The README with its tables as the runs in results/ have them: what stands between <!-- NAME --> and <!-- end --> is written here.
 
-    NAME: seeds (results.json of several seeds), a transfer*.json, findings (evaluate.json), or ablate WHAT (its ablations).
+    NAME: seeds (results.json of several seeds), a transfer*.json, findings (evaluate.json of several seeds), or ablate WHAT (the first one's ablations).
     """
     from transfer import markdown
 
@@ -611,7 +615,7 @@ def fill_readme(text, folder):
             return markdown(read(name))
         if name.startswith("ablate "):
             return ablation_table(name[7:], read("evaluate.json")["ablations"][name[7:]]).split("\n\n")[0]  # the README has the legend once
-        return findings(read("evaluate.json"))
+        return findings([read(path.name) for path in sorted(folder.glob("evaluate*.json"))])
 
     return re.sub(r"<!-- (seeds|transfer\S*|findings|ablate \w+) -->\n.*?<!-- end -->",
                   lambda found: f"<!-- {found[1]} -->\n{table(found[1])}\n<!-- end -->", text, flags=re.S)

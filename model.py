@@ -117,7 +117,8 @@ class CausalSelfAttention(nn.Module):
         self.register_buffer("cos", cos, persistent=False)
         self.register_buffer("sin", sin, persistent=False)
 
-    def forward(self, x, cache=None):
+    def forward(self, x, cache=None, last=None):
+        """x (B, T, C) -> what the last positions have looked up, (B, last, C); by default all of them."""
         B, T, C = x.shape
         qkv = self.qkv(self.conv(x, cache))  # (B, T, 3C)
         q, k, v = qkv.view(B, T, 3, self.H, C // self.H).permute(2, 0, 3, 1, 4)  # 3 x (B, H, T, C/H)
@@ -129,8 +130,9 @@ class CausalSelfAttention(nn.Module):
             k, v = torch.cat([past[0], k], dim=2), torch.cat([past[1], v], dim=2)  # (B, H, S, C/H)
         if cache is not None:
             cache[self] = k, v
-        y = attention(q, k, v) if past else F.scaled_dot_product_attention(q, k, v, is_causal=True)
-        return self.out(y.transpose(1, 2).reshape(B, T, C))  # (B, T, C)
+        q = q[:, :, -(last or T):]  # (B, H, last, C/H)
+        y = attention(q, k, v) if q.size(2) < k.size(2) else F.scaled_dot_product_attention(q, k, v, is_causal=True)
+        return self.out(y.transpose(1, 2).flatten(2))  # (B, last, C)
 
 
 class MLP(nn.Module):
@@ -149,8 +151,9 @@ class Block(nn.Module):
         super().__init__()
         self.attention, self.mlp = CausalSelfAttention(config), MLP(config)
 
-    def forward(self, x, cache=None):
-        x = x + self.attention(norm(x), cache)
+    def forward(self, x, cache=None, last=None):
+        y = self.attention(norm(x), cache, last)  # (B, last, C)
+        x = x[:, -y.size(1):] + y
         return x + self.mlp(norm(x), cache)
 
 
@@ -179,10 +182,12 @@ class GPT(nn.Module):
         """x (B, T, C) -> logits (B, T, V)"""
         return self.head(self.hidden(x, cache))
 
-    def hidden(self, x, cache=None):
-        """What the head reads, (B, T, C) -> (B, T, C), for those who need few of the logits (the head is a tenth of a step's work).
+    def hidden(self, x, cache=None, last=None):
+        """What the head reads, of the last positions: (B, T, C) -> (B, last, C); by default of all.
 
-        With a cache, x goes on where the cache ends, and the cache grows. Raises ValueError if the context is too short.
+        Who trains on answers about pictures needs the logits of few tokens, and nothing after the last attention of the others:
+        that is a sixth of a step's work. With a cache, x goes on where the cache ends, and the cache grows. Raises ValueError if
+        the context is too short.
         """
         start = cache.get("length", 0) if cache is not None else 0
         if start + x.size(1) > self.config.context:
@@ -190,9 +195,11 @@ class GPT(nn.Module):
         if cache is not None:
             cache["length"] = start + x.size(1)
         x = x + self.position[start:start + x.size(1)]
-        for block in self.blocks:
+        for block in self.blocks[:-1]:
             x = block(x, cache)
-        return norm(x)
+        last = last or x.size(1)
+        x = self.blocks[-1](x, cache, last + ShortConv.width - 1)  # the convolution of the last MLP looks back
+        return norm(x[:, -last:])
 
     @torch.no_grad()
     def generate(self, x, stop, max_tokens=60, cache=None):
@@ -204,7 +211,7 @@ class GPT(nn.Module):
         cache = {} if cache is None else cache
         out, rows = [[] for _ in x], torch.arange(len(x), device=x.device)  # the prompts whose answers have not ended yet
         for _ in range(min(max_tokens, self.config.context - cache.get("length", 0) - x.size(1))):
-            ids = self.head(self.hidden(x, cache)[:, -1]).argmax(-1)  # (rows,)
+            ids = self.head(self.hidden(x, cache, last=1)[:, 0]).argmax(-1)  # (rows,)
             going = ids != stop
             if not going.all():
                 cache, rows, ids = pick(cache, going), rows[going], ids[going]
@@ -278,7 +285,7 @@ class VLM(nn.Module):
         """Logits (n, V) that predict those n of the text ids (B, T) that are `wanted` (B, T; bool), each from the picture and the text
         before it."""
         x = torch.cat([self.picture(features), self.llm.embed(ids)], dim=1)[:, :-1]
-        return self.llm.head(self.llm.hidden(x)[:, -ids.size(1):][wanted])  # (n, V)
+        return self.llm.head(self.llm.hidden(x, last=ids.size(1))[wanted])  # (n, V)
 
     @torch.no_grad()
     def answer(self, features, asked, batch=200):
@@ -291,7 +298,7 @@ class VLM(nn.Module):
         for start in range(0, len(features), batch):
             about = [k for k, (i, _) in enumerate(asked) if start <= i < start + batch]
             cache = {}
-            self.llm.hidden(self.picture(features[start:start + batch]), cache)
+            self.llm.hidden(self.picture(features[start:start + batch]), cache, last=1)
             for rows, text in same_length([ids[k] for k in about]):
                 rows = [about[row] for row in rows]
                 own = pick(cache, [asked[k][0] - start for k in rows])

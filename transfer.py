@@ -38,7 +38,7 @@ import torch.nn as nn
 
 from adapter import fingerprint, load_adapter
 from data.bpe import shared_tokens
-from evaluate import fail, held_out, line_plot, load_vlm, own_weight, score_vlm
+from evaluate import fail, held_out, line_plot, load_vlm, own_weight, score_vlm, spread
 from model import VLM, load_llm
 from train import (STAGES, align, as_flags, clock, finish, finished, instruct, load_settings, new_adapter, run_as_command, run_lanes, run_stages,
                    save_settings, shared_vocabulary, write)
@@ -191,7 +191,7 @@ class Transfer:
         adapters, made = [], {}
         kinds = [kind for kind in ("langbridge", "mlp") if any(row.kind == kind for row in rows)]
         for llm in (self.source, self.target):
-            for kind in kinds:  # neighbours cost the same, and go to different lanes
+            for kind in kinds if llm == self.source else kinds[::-1]:  # neighbours go to different lanes, which then cost the same
                 if llm == self.source:
                     sources = {row.source for row in rows if row.kind == kind and row.start in ("moved", "shuffled", "stitched")}
                     phases = ["align", "instruct"][:1 + ("instruct" in sources)] if sources else []
@@ -285,15 +285,12 @@ def samples_to(curve, goal):
 
 def markdown(r):
     """The tables that the README shows."""
-    def spread(v):
-        return f"{v['mean']:.3f}" + (f" ({min(v['values']):.3f} to {max(v['values']):.3f})" if len(v["values"]) > 1 else "")
-
     lines = [f"{label(r['source'])} to {label(r['target'])}, seeds {', '.join(map(str, r['seeds']))}: mean (lowest to highest).", "",
              "| row | stage 1 | stage 2 | " + " | ".join(SCORES) + " | seconds on the target | samples to 95% |",
              "|" + " --- |" * (len(SCORES) + 5)]
     for row in r["rows"]:
         samples = r["samples_to_95"].get(row["name"])
-        cells = [row["name"], "yes" if row["stage1"] else "no", "yes" if row["stage2"] else "no", *(spread(row["scores"][k]) for k in SCORES),
+        cells = [row["name"], "yes" if row["stage1"] else "no", "yes" if row["stage2"] else "no", *(spread(row["scores"][k]["values"]) for k in SCORES),
                  f"{row['seconds']:.0f}", f"{samples:,.0f}" if samples is not None else "never" if row["stage2"] else ""]
         lines.append("| " + " | ".join(cells) + " |")
     lines += ["", f"Stage 2 has {r['stage2_samples']:,} samples in every row; 'samples to 95%': until the curve reaches 95% of native MLP's final vqa.",

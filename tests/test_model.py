@@ -80,6 +80,15 @@ def test_batches_of_one_length_hold_every_prompt_once():
     assert all(text.shape == (len(rows), len(ids[rows[0]])) for rows, text in batches)
 
 
+def test_the_last_positions_alone_are_what_they_are_among_all(llm):
+    x = torch.randn(2, 40, 32)
+    assert torch.allclose(llm.hidden(x, last=7), llm.hidden(x)[:, -7:], atol=1e-5)
+    cache, whole = {}, {}  # and what is kept for the tokens that follow is the same
+    llm.hidden(x[:, :30], cache, last=1)
+    llm.hidden(x[:, :30], whole)
+    assert torch.allclose(llm.hidden(x[:, 30:], cache), llm.hidden(x[:, 30:], whole), atol=1e-5)
+
+
 def test_the_picture_lies_between_prefix_and_text_with_a_newline_after_each_row(llm, encoding):
     vlm = VLM(MLPAdapter(16, 32), llm, encoding)
     features, ids = torch.randn(2, 36, 16), torch.randint(0, 300, (2, 5))
