@@ -542,7 +542,7 @@ def run_ablation(out, what, seeds, stage2, stages):
     s = load_settings(out)
     s.threads, s.stages = os.cpu_count(), "all"
     torch.set_num_threads(1 if stages else s.threads)
-    points = ablate(s, what, seeds, stage2, [__file__, *sys.argv[1:]], stages and stages.split(","))
+    points = ablate(s, what, seeds, stage2, [__file__, *sys.argv[1:]], stages)
     if stages:
         return
     text = ablation_table(what, {"setting": SWEEPS[what][0], "seeds": seeds, "points": points})

@@ -23,8 +23,10 @@ import math
 import os
 import random
 import re
+import signal
 import subprocess
 import sys
+import tempfile
 import time
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, fields, replace
@@ -174,7 +176,7 @@ def check(s):
         fail(f"--align_coefficients {s.align_coefficients}: expected one of {', '.join(COEFFICIENTS)}")
     if s.align_basis not in BASES:
         fail(f"--align_basis {s.align_basis}: expected one of {', '.join(BASES)}")
-    for name in s.stages.split(",") if s.stages != "all" else []:
+    for name in re.split("[,;]", s.stages) if s.stages != "all" else []:
         if name not in STAGES:
             fail(f"--stages {name}: expected some of {', '.join(STAGES)}, or all")
     if s.parts < 1:
@@ -578,21 +580,34 @@ def run_stages(table, stages):
               + f"  ({config['seconds']:.0f} s)", flush=True)
 
 
-def run_lanes(threads, command, table, *lanes):
-    """Lanes of stages side by side, one process each, on a CPU with several cores; one after the other elsewhere.
+def run_share(table, stages):
+    """Of the chains 'a,b;c;d', one after the other, those that no other lane has taken."""
+    for i, chain in enumerate(stages.split(";")):
+        try:
+            if "TAKEN" in os.environ:
+                os.mkdir(Path(os.environ["TAKEN"]) / str(i))  # of several lanes that try, one can
+        except FileExistsError:
+            continue
+        run_stages(table, chain.split(","))
+
+
+def run_lanes(threads, command, table, *chains):
+    """Chains of stages in lanes side by side, one process each, on a CPU with several cores; one after the other elsewhere.
 
     At this size a step gains little from a second thread, so two stages on one thread each are done sooner than one
-    after the other on two threads. A lane has the same number of threads whether the others are finished or not: with another
-    number, sums are rounded otherwise, and a run that goes on would not end like one that was not stopped. `command` is the
-    program and the arguments that, with --stages, make some of the table's stages.
+    after the other on two threads. A lane that is free takes the next chain. It has the same number of threads whatever the others
+    do: with another number, sums are rounded otherwise, and a run that goes on would not end like one that was not stopped.
+    `command` is the program and the arguments that, with --stages, make some of the table's stages.
     """
-    todo = [lane for lane in lanes if not all(finished(table[stage][0], stage) for stage in lane)]
+    todo = [chain for chain in chains if not all(finished(table[stage][0], stage) for stage in chain)]
     if not todo or threads < 2 or any(s.device != "cpu" for s, _ in table.values()):
-        return run_stages(table, [stage for lane in lanes for stage in lane])
+        return run_stages(table, sum(chains, []))
+    lanes = min(threads, len(chains))
+    command = [sys.executable, *command, "--stages", ";".join(",".join(chain) for chain in todo), "--threads", str(threads // lanes)]
     # glibc gives large blocks back to the system and gets them again page by page, at every step; kept, a step takes 0.92 of the time
     keep = {"MALLOC_MMAP_THRESHOLD_": str(2 ** 25), "MALLOC_TRIM_THRESHOLD_": str(2 ** 30)}
-    children = [subprocess.Popen([sys.executable, *command, "--stages", ",".join(lane), "--threads", str(max(1, threads // len(lanes)))],
-                                 env={**keep, **os.environ, "LANE": str(i)}) for i, lane in enumerate(todo)]
+    taken = tempfile.TemporaryDirectory()
+    children = [subprocess.Popen(command, env={**keep, **os.environ, "LANE": str(i), "TAKEN": taken.name}) for i in range(min(lanes, len(todo)))]
     try:
         while any(child.poll() is None for child in children):
             if any(child.poll() for child in children):
@@ -603,6 +618,7 @@ def run_lanes(threads, command, table, *lanes):
             if child.poll() is None:
                 child.terminate()
                 child.wait()
+        taken.cleanup()
     for child in children:
         if child.returncode:
             sys.exit(child.returncode if child.returncode > 0 else 1)
@@ -654,7 +670,7 @@ def main(argv):
     out.mkdir(parents=True, exist_ok=True)
     table = {stage: (s, make) for stage, make in STAGES.items()}
     if s.stages != "all":
-        return run_stages(table, s.stages.split(","))
+        return run_share(table, s.stages)
     new = None in [finished(s, stage) for stage in STAGES]  # also refuses a folder of other settings before anything is written
     save_settings(s)
     print(f"nanoLangBridge: preset {s.preset}, device {s.device}, {s.precision}, {s.threads} threads, torch {torch.__version__}, into {out}/")
@@ -674,6 +690,8 @@ def main(argv):
 
 def run_as_command(main):
     """main(arguments) with a user's accidents told in one line."""
+    if "LANE" not in os.environ:  # stopped from outside, it ends its lanes and counts its seconds as after ctrl-C
+        signal.signal(signal.SIGTERM, lambda *_: sys.exit("stopped; run the same command again to go on"))
     try:
         main(sys.argv[1:])
     except KeyboardInterrupt:

@@ -40,7 +40,7 @@ from adapter import fingerprint, load_adapter
 from data.bpe import shared_tokens
 from evaluate import fail, held_out, line_plot, load_vlm, own_weight, score_vlm, spread
 from model import VLM, load_llm
-from train import (STAGES, align, as_flags, clock, finish, finished, instruct, load_settings, new_adapter, run_as_command, run_lanes, run_stages,
+from train import (STAGES, align, as_flags, clock, finish, finished, instruct, load_settings, new_adapter, run_as_command, run_lanes, run_share, run_stages,
                    save_settings, shared_vocabulary, write)
 
 SCORES = ["vqa", "caption_f1", "pope_acc", "comp_vqa"]
@@ -71,7 +71,6 @@ ROWS = [
     Row("zero_shot_langbridge", "langbridge", "moved", False, False, headline=True),
     Row("zero_shot_langbridge_after_instruct", "langbridge", "moved", False, False, "instruct"),
     Row("zero_shot_stitched_mlp", "mlp", "stitched", False, False, headline=True),
-    Row("zero_shot_stitched_mlp_after_instruct", "mlp", "stitched", False, False, "instruct"),
     Row("zero_shot_shuffled", "langbridge", "shuffled", False, False, headline=True),
     Row("zero_shot_shuffled_after_instruct", "langbridge", "shuffled", False, False, "instruct"),
     Row("stage1_native_langbridge", "langbridge", "native", True, False, headline=True),
@@ -179,7 +178,7 @@ class Transfer:
                   + f"; trained parameters before and after the swap: {moved['hash_before']}, {moved['hash_after']}")
         if row.stage2:
             watch = lambda vlm, features: score_vlm(vlm, {"test": features["test"][:CURVE_PICTURES]}, self.s.world)
-            moments = sorted({self.row.instruct_steps * m // 100 for m in MOMENTS})
+            moments = sorted({self.row.instruct_steps * m // 100 for m in MOMENTS}) if self.root == "transfer" else ()  # sweeps have no curves
             return instruct(self.row, stage, adapter, llm, encoding, self.target, watch=watch, moments=moments, known=moved)
         exam = {split: x.to(self.s.device) for split, x in held_out(self.out).items()}
         scores = score_vlm(VLM(adapter, llm, encoding), exam, self.s.world)
@@ -191,7 +190,7 @@ class Transfer:
         adapters, made = [], {}
         kinds = [kind for kind in ("langbridge", "mlp") if any(row.kind == kind for row in rows)]
         for llm in (self.source, self.target):
-            for kind in kinds if llm == self.source else kinds[::-1]:  # neighbours go to different lanes, which then cost the same
+            for kind in kinds:
                 if llm == self.source:
                     sources = {row.source for row in rows if row.kind == kind and row.start in ("moved", "shuffled", "stitched")}
                     phases = ["align", "instruct"][:1 + ("instruct" in sources)] if sources else []
@@ -203,7 +202,7 @@ class Transfer:
                     if "/" in stage:  # train.py's own are there already
                         made[stage] = (self.s, lambda s, stage, a=(llm, kind, phase): self.train_adapter(stage, *a))
                         chain.append(stage)
-                adapters += [chain] if chain else []  # an empty one would unbalance the lanes
+                adapters += [chain] if chain else []
         rows = [row for row in rows if row.stage2 or row.start != "native"]
         made |= {self.folder(row): (self.row, lambda s, stage, row=row: self.make_row(stage, row)) for row in rows}
         return made, adapters, [[self.folder(row)] for row in rows]
@@ -224,12 +223,6 @@ def plan(transfers, rows):
         made, first, then = transfer.stages(rows)
         table, adapters, makers = table | made, adapters + first, makers + then
     return table, adapters, makers
-
-
-def run_waves(threads, command, table, *waves):
-    """One wave of chains after the other, each spread over a lane a thread."""
-    for chains in waves:
-        run_lanes(threads, command, table, *[sum(chains[i::threads], []) for i in range(threads)])
 
 
 # ---- the table -----------------------------------------------------------------------------------------------------------
@@ -344,8 +337,9 @@ def ablate(s, what, seeds, stage2, command, stages=None):
             run_stages({"vit": (own, STAGES["vit"])}, ["vit"])
     table, *waves = plan([t for transfers in points.values() for t in transfers], rows)
     if stages is not None:
-        return run_stages(table, stages)
-    run_waves(s.threads, command, table, *waves)
+        return run_share(table, stages)
+    for chains in waves:
+        run_lanes(s.threads, command, table, *chains)
     result = []
     for value, transfers in points.items():
         features = held_out(transfers[0].out)["test"]
@@ -433,7 +427,7 @@ def main(argv):
     table, *waves = plan(transfers, rows)
     command = [__file__, *argv]
     if args.stages is not None:
-        return run_stages(table, args.stages.split(","))
+        return run_share(table, args.stages)
     print(f"transfer: {source} to {target}, seeds {args.seeds}, {len(rows)} rows, stage 2 of {transfers[0].row.instruct_steps} steps x "
           f"{s.instruct_batch} pictures, device {s.device}, {s.threads} threads, settings of {args.out}/settings.json", flush=True)
     mode = "".join(["_reverse" * args.reverse, "_full-seeds" * args.full_seeds, "_sentences" * (args.corpus == "sentences"),
@@ -442,7 +436,8 @@ def main(argv):
     seconds = out / "transfer" / f"seconds{mode}.json"
     seconds.parent.mkdir(exist_ok=True)
     with clock(seconds, new):
-        run_waves(s.threads, command, table, *waves)
+        for chains in waves:
+            run_lanes(s.threads, command, table, *chains)
     result = collect(transfers, rows) | {"seconds": json.loads(seconds.read_text(encoding="utf-8"))}
     for suffix, text in ((".json", json.dumps(result, indent=1)), (".md", markdown(result))):
         write(out / f"transfer{mode}{suffix}", lambda path: path.write_text(text, encoding="utf-8"))
