@@ -118,9 +118,9 @@ class Transfer:
     those that train.py has made (own_seed is its seed) are taken as they are.
     """
 
-    def __init__(self, s, own_seed, source, target, steps, folder="transfer"):
+    def __init__(self, s, own_seed, source, target, steps=0, folder="transfer"):
         self.own_seed, self.source, self.target, self.out, self.root = own_seed, source, target, Path(s.out), folder
-        self.s, self.row = s, replace(s, instruct_steps=steps)  # the budgets of train.py's stages, and of the rows
+        self.s, self.row = s, replace(s, instruct_steps=steps or s.instruct_steps // 4)  # the budgets of train.py's stages, and of the rows
 
     def home(self, llm):
         return f"{self.root}/{label(llm)}/seed{self.s.seed}"
@@ -189,7 +189,7 @@ class Transfer:
         """Two waves of chains of stages, {stage: (settings, function)}: the adapters, then the rows, which need them."""
         adapters, made = [], {}
         kinds = [kind for kind in ("langbridge", "mlp") if any(row.kind == kind for row in rows)]
-        for llm in (self.source, self.target):
+        for llm in (self.source, self.target):  # in this order lanes that take the next chain end together
             for kind in kinds:
                 if llm == self.source:
                     sources = {row.source for row in rows if row.kind == kind and row.start in ("moved", "shuffled", "stitched")}
@@ -202,7 +202,8 @@ class Transfer:
                     if "/" in stage:  # train.py's own are there already
                         made[stage] = (self.s, lambda s, stage, a=(llm, kind, phase): self.train_adapter(stage, *a))
                         chain.append(stage)
-                adapters += [chain] if chain else []
+                if chain:
+                    adapters.append(chain)
         rows = [row for row in rows if row.stage2 or row.start != "native"]
         made |= {self.folder(row): (self.row, lambda s, stage, row=row: self.make_row(stage, row)) for row in rows}
         return made, adapters, [[self.folder(row)] for row in rows]
@@ -330,8 +331,8 @@ def ablate(s, what, seeds, stage2, command, stages=None):
     for value in values:
         usual = getattr(s, name) == value
         own = s if usual else replace(s, **{name: value}, out=f"{s.out}/ablate/patches{value}" if what == "patches" else s.out)
-        points[value] = [Transfer(replace(own, seed=seed), s.seed if usual else None, "llm_source", "llm_target", s.instruct_steps // 4,
-                                  "transfer" if usual else f"ablate/{what}/{value}") for seed in seeds]
+        points[value] = [Transfer(replace(own, seed=seed), s.seed if usual else None, "llm_source", "llm_target",
+                                  folder="transfer" if usual else f"ablate/{what}/{value}") for seed in seeds]
         if own.out != s.out and stages is None:
             borrow(own, s.out, "llm_source", "llm_target")
             run_stages({"vit": (own, STAGES["vit"])}, ["vit"])
@@ -422,7 +423,7 @@ def main(argv):
             if not (Path(own.out) / llm / "llm.pt").exists():
                 fail(f"there is no LLM in {str(Path(own.out) / llm)!r}; 'python train.py --out {own.out}' makes llm_source and llm_target")
         transfers.append(Transfer(replace(own, seed=seed), None if args.corpus == "sentences" else own.seed, source, target,
-                                  args.steps or s.instruct_steps // 4))
+                                  args.steps))
     rows = [row for row in ROWS if args.rows == "all" or row.headline]
     table, *waves = plan(transfers, rows)
     command = [__file__, *argv]
