@@ -40,9 +40,10 @@ from tqdm import tqdm
 from adapter import BASES, COEFFICIENTS, NOTHING, LangBridge, MLPAdapter, load_adapter, save_adapter
 from data.bpe import PATTERNS, shared_tokens, train_bpe
 from data.corpus import conversation, description, document, encode, train_tokenizer
+from data.report import contact_sheet
 from data.scoring import score_chance
 from data.world import World, draw, draw_split, keywords, make_scene, twin
-from evaluate import contact_sheet, examine_vlm, fail, held_out, load_vlm, score_features, score_llm, score_vlm, subspace
+from evaluate import examine_vlm, fail, held_out, load_vlm, score_features, score_llm, score_vlm, subspace
 from model import GPT, VLM, GPTConfig, load_llm, save_llm
 from vision import CLIP, ViTConfig, save_vit
 
@@ -475,8 +476,22 @@ def new_adapter(s, kind, llm, words):
     return LangBridge(s.vit_D, words, s.align_hidden, s.align_coefficients, s.align_basis).to(s.device)
 
 
+def picture_loss(s, vlm, features, rng, batch, samples):
+    """The loss of a VLM on a batch of random training pictures, on the answers only; `samples(rng, scene)` gives the pieces of a text."""
+    rows = [rng.randrange(len(features)) for _ in range(batch)]
+    texts = [encode(vlm.encoding, samples(rng, make_scene("train", 0, row, s.world))) for row in rows]
+    assert all(sum(weights) > 0 for _, weights in texts), "a sample without an answer teaches nothing"
+    rows, texts = zip(*sorted(zip(rows, texts), key=lambda sample: len(sample[1][0])))
+    loss, size = 0.0, -(-batch // s.parts)
+    for part in (slice(start, start + size) for start in range(0, batch, size)):
+        ids, weights = (pad(lists, dtype).to(s.device) for lists, dtype in zip(zip(*texts[part]), (torch.long, torch.float)))  # (B, T) each
+        wanted = weights > 0  # the other logits would be made for nothing
+        loss = loss + weighted_loss(vlm(features[list(rows[part])].float().to(s.device), ids, wanted), ids[wanted], weights[wanted])
+    return loss / sum(sum(weights) for _, weights in texts)
+
+
 def tune(s, stage, phase, adapter, llm, encoding, modules, opts, steps, batch, samples, watch=None, moments=()):
-    """The loop of both phases, align and instruct: the VLM's logits for text about pictures. `samples(rng, scene)` gives the text's pieces.
+    """The loop of both phases, align and instruct, over picture_loss.
 
     Returns what a finished stage knows of itself: seconds, scores S, and `seen`: [[steps done, watch(vlm, features)], ..]
     after each number of steps in `moments`.
@@ -491,19 +506,8 @@ def tune(s, stage, phase, adapter, llm, encoding, modules, opts, steps, batch, s
         print("the first sample ([answers] are learned):\n[picture] " + "".join(
             f"[{t}]" if w else t for t, w in samples(random.Random(0), make_scene("train", 0, 0, s.world))), flush=True)
 
-    def loss_at(step):
-        rng = random.Random(f"{phase}/{s.seed}/{step}")  # all adapters meet the same samples in the same order
-        rows = [rng.randrange(len(features)) for _ in range(batch)]
-        texts = [encode(encoding, samples(rng, make_scene("train", 0, row, s.world))) for row in rows]
-        assert all(sum(weights) > 0 for _, weights in texts), "a sample without an answer teaches nothing"
-        rows, texts = zip(*sorted(zip(rows, texts), key=lambda sample: len(sample[1][0])))
-        loss, size = 0.0, -(-batch // s.parts)
-        for part in (slice(start, start + size) for start in range(0, batch, size)):
-            ids, weights = (pad(lists, dtype).to(s.device) for lists, dtype in zip(zip(*texts[part]), (torch.long, torch.float)))  # (B, T) each
-            wanted = weights > 0  # the other logits would be made for nothing
-            loss = loss + weighted_loss(vlm(features[list(rows[part])].float().to(s.device), ids, wanted), ids[wanted], weights[wanted])
-        return loss / sum(sum(weights) for _, weights in texts)
-
+    # all adapters meet the same samples in the same order
+    loss_at = lambda step: picture_loss(s, vlm, features, random.Random(f"{phase}/{s.seed}/{step}"), batch, samples)
     seconds, seen = fit(s, Path(s.out) / stage, stage, modules, opts, steps, loss_at, lambda: watch(vlm, exam), moments)
     return {"seconds": seconds, "seen": seen, "params": count(adapter) + count(llm), "scores": score_vlm(vlm, exam, s.world)}
 

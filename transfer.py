@@ -38,7 +38,8 @@ import torch.nn as nn
 
 from adapter import fingerprint, load_adapter
 from data.bpe import shared_tokens
-from evaluate import fail, held_out, line_plot, load_vlm, own_weight, score_vlm, spread
+from data.report import line_plot, transfer_table
+from evaluate import fail, held_out, load_vlm, own_weight, score_vlm
 from model import VLM, load_llm
 from train import (STAGES, align, as_flags, clock, finish, finished, instruct, load_settings, new_adapter, run_as_command, run_lanes, run_share, run_stages,
                    save_settings, shared_vocabulary, write)
@@ -115,11 +116,12 @@ class Transfer:
     """One seed's adapters and rows: where they are, and what makes them.
 
     Adapters that were trained on an LLM lie in transfer/<LLM>/seed<k>/, rows that began elsewhere in .../from_<other LLM>/;
-    those that train.py has made (own_seed is its seed) are taken as they are.
+    those that train.py has made (own_seed is its seed) are taken as they are. `steps` of stage 2 in every row: 0 is a quarter
+    of train.py's; with `curves` they are examined on the way.
     """
 
-    def __init__(self, s, own_seed, source, target, steps=0, folder="transfer"):
-        self.own_seed, self.source, self.target, self.out, self.root = own_seed, source, target, Path(s.out), folder
+    def __init__(self, s, own_seed, source, target, steps=0, folder="transfer", curves=True):
+        self.own_seed, self.source, self.target, self.out, self.root, self.curves = own_seed, source, target, Path(s.out), folder, curves
         self.s, self.row = s, replace(s, instruct_steps=steps or s.instruct_steps // 4)  # the budgets of train.py's stages, and of the rows
 
     def home(self, llm):
@@ -178,7 +180,7 @@ class Transfer:
                   + f"; trained parameters before and after the swap: {moved['hash_before']}, {moved['hash_after']}")
         if row.stage2:
             watch = lambda vlm, features: score_vlm(vlm, {"test": features["test"][:CURVE_PICTURES]}, self.s.world)
-            moments = sorted({self.row.instruct_steps * m // 100 for m in MOMENTS}) if self.root == "transfer" else ()  # sweeps have no curves
+            moments = sorted({self.row.instruct_steps * m // 100 for m in MOMENTS}) if self.curves else ()
             return instruct(self.row, stage, adapter, llm, encoding, self.target, watch=watch, moments=moments, known=moved)
         exam = {split: x.to(self.s.device) for split, x in held_out(self.out).items()}
         scores = score_vlm(VLM(adapter, llm, encoding), exam, self.s.world)
@@ -231,7 +233,7 @@ def plan(transfers, rows):
 def collect(transfers, rows):
     """transfer.json: scores, curves and costs of every row, over the seeds."""
     mean = lambda values: {"mean": float(np.mean(values)), "values": values}
-    result = {"seeds": [t.s.seed for t in transfers], "source": transfers[0].source, "target": transfers[0].target,
+    result = {"seeds": [t.s.seed for t in transfers], "source": label(transfers[0].source), "target": label(transfers[0].target),
               "stage2_samples": transfers[0].row.instruct_steps * transfers[0].row.instruct_batch, "rows": []}
     s = transfers[0].row
     for row in rows:
@@ -277,23 +279,6 @@ def samples_to(curve, goal):
     return None
 
 
-def markdown(r):
-    """The tables that the README shows."""
-    lines = [f"{label(r['source'])} to {label(r['target'])}, seeds {', '.join(map(str, r['seeds']))}: mean (lowest to highest).", "",
-             "| row | stage 1 | stage 2 | " + " | ".join(SCORES) + " | seconds on the target | samples to 95% |",
-             "|" + " --- |" * (len(SCORES) + 5)]
-    for row in r["rows"]:
-        samples = r["samples_to_95"].get(row["name"])
-        cells = [row["name"], "yes" if row["stage1"] else "no", "yes" if row["stage2"] else "no", *(spread(row["scores"][k]["values"]) for k in SCORES),
-                 f"{row['seconds']:.0f}", f"{samples:,.0f}" if samples is not None else "never" if row["stage2"] else ""]
-        lines.append("| " + " | ".join(cells) + " |")
-    lines += ["", f"Stage 2 has {r['stage2_samples']:,} samples in every row; 'samples to 95%': until the curve reaches 95% of native MLP's final vqa.",
-              "", "| ratio of means | " + " | ".join(SCORES) + " |", "|" + " --- |" * (1 + len(SCORES))]
-    for name, values in r["relative"].items():
-        lines.append(f"| {name.replace('_vs_', ' / ').replace('_', ' ')} | " + " | ".join(f"{values[k]:.3f}" for k in SCORES) + " |")
-    return "\n".join(lines)
-
-
 def draw_curves(r, path):
     """vqa and caption F1 over the samples of stage 2, one line a row, with the band between the lowest and the highest seed."""
     panels = {"vqa": {}, "caption F1": {}}
@@ -302,7 +287,7 @@ def draw_curves(r, path):
             xs, *scores = np.array(row["curves"]).transpose(2, 0, 1)  # 3 x (seeds, points)
             for lines, ys in zip(panels.values(), scores):
                 lines[row["name"].replace("_", " ")] = xs[0], ys.mean(0), ys.min(0), ys.max(0)
-    line_plot(path, f"Stage 2 on {label(r['target'])}", list(panels.items()), "samples of stage 2 (log)",
+    line_plot(path, f"Stage 2 on {r['target']}", list(panels.items()), "samples of stage 2 (log)",
               f"Seeds {', '.join(map(str, r['seeds']))}: mean, lowest and highest, on {CURVE_PICTURES} test pictures.", log=True)
 
 
@@ -332,7 +317,7 @@ def ablate(s, what, seeds, stage2, command, stages=None):
         usual = getattr(s, name) == value
         own = s if usual else replace(s, **{name: value}, out=f"{s.out}/ablate/patches{value}" if what == "patches" else s.out)
         points[value] = [Transfer(replace(own, seed=seed), s.seed if usual else None, "llm_source", "llm_target",
-                                  folder="transfer" if usual else f"ablate/{what}/{value}") for seed in seeds]
+                                  **{} if usual else dict(folder=f"ablate/{what}/{value}", curves=False)) for seed in seeds]
         if own.out != s.out and stages is None:
             borrow(own, s.out, "llm_source", "llm_target")
             run_stages({"vit": (own, STAGES["vit"])}, ["vit"])
@@ -440,7 +425,7 @@ def main(argv):
         for chains in waves:
             run_lanes(s.threads, command, table, *chains)
     result = collect(transfers, rows) | {"seconds": json.loads(seconds.read_text(encoding="utf-8"))}
-    for suffix, text in ((".json", json.dumps(result, indent=1)), (".md", markdown(result))):
+    for suffix, text in ((".json", json.dumps(result, indent=1)), (".md", transfer_table(result))):
         write(out / f"transfer{mode}{suffix}", lambda path: path.write_text(text, encoding="utf-8"))
     draw_curves(result, out / f"transfer{mode}.png")
     print_rows(result)

@@ -10,9 +10,10 @@ from PIL import Image
 
 from adapter import LangBridge, MLPAdapter
 from data.corpus import train_tokenizer
+from data.report import line_plot
 from data.scoring import by_objects, examine, intervals, summarize
 from data.world import COLORS, World
-from evaluate import Edited, grounding, line_plot, own_weight, patches_of, readable, say, subspace
+from evaluate import Edited, grounding, own_weight, patches_of, readable, say, subspace
 from model import GPT, VLM, GPTConfig
 from transfer import SWEEPS
 

@@ -3,7 +3,7 @@ import json
 import re
 from pathlib import Path
 
-from evaluate import fill_readme
+from data.report import fill_readme
 
 ROOT = Path(__file__).parent.parent
 README = (ROOT / "README.md").read_text(encoding="utf-8")

@@ -8,6 +8,7 @@ from conftest import run, run_here
 from adapter import LangBridge, MLPAdapter, fingerprint
 from data.corpus import train_tokenizer
 from model import GPT, GPTConfig
+from results.tries import Tried
 from transfer import ROWS, samples_to, shuffle_basis, stitch
 
 
@@ -92,6 +93,37 @@ def test_the_moved_model_answers_questions(moved, tmp_path):
     Image.new("RGB", (48, 48), "red").save(tmp_path / "picture.png")
     done = run_here("evaluate.py", "--out", moved, "--model", "transfer/llm_target/seed1/from_llm_source/transferred_langbridge", "--image", tmp_path / "picture.png")
     assert done.returncode == 0 and done.stderr == ""
+
+
+def test_what_was_tried_is_a_langbridge_with_one_thing_changed():
+    llm, x = make_llm("source", 32), torch.randn(2, 36, 16)
+    make = lambda kind: (torch.manual_seed(0), kind(16, [b" .", b" red", b" blue", b" circle", b" square", b" top"], 24))[1]
+    usual, tried = make(LangBridge).set_basis(*llm), make(Tried)
+    assert torch.equal(tried.set_basis(*llm)(x), usual(x))  # everything is switched off
+    tried.top = 2
+    assert ((tried.weights(x) > 0).sum(-1) == 2).all() and torch.allclose(tried.weights(x).sum(-1), torch.ones(2, 36))
+    tried.top, tried.whitened = 0, True
+    tried.set_basis(*llm)
+    assert torch.allclose(tried.E @ tried.E.T, usual.E[0].square().sum() * torch.eye(6), atol=1e-3)
+
+
+def test_entropy_in_the_loss_makes_weights_say_less_at_once():
+    tried, x = Tried(16, [b" .", b" red", b" blue", b" circle", b" square", b" top"], 24).set_basis(*make_llm("source", 32)), torch.randn(2, 36, 16)
+    H = lambda beta: -(beta * beta.log()).sum(-1).mean()
+    wanted = torch.autograd.grad(0.5 * H(LangBridge.weights(tried, x)), list(tried.parameters()))
+    tried.entropy = 0.5
+    got = torch.autograd.grad(0.0 * tried.train()(x).sum(), list(tried.parameters()))
+    assert all(torch.allclose(a, b, atol=1e-6) for a, b in zip(got, wanted))
+
+
+def test_the_tries_write_a_table(out):
+    done = run("results/tries.py", "--out", out, "--seeds", "0,1", "--only", "none,noise,varying", "--threads", "2")
+    assert done.returncode == 0, done.stdout + done.stderr
+    r = json.loads((out / "tries.json").read_text(encoding="utf-8"))
+    assert [t["name"] for t in r["tries"]] == ["none", "noise", "varying"] and r["tries"][2]["K"] < r["tries"][0]["K"]
+    assert all(len(t[llm][split]["vqa"]) == 2 for t in r["tries"] for llm in ("source", "target") for split in ("val", "test"))
+    refused = run_here("results/tries.py", "--out", out, "--only", "two-sources")
+    assert refused.returncode == 2 and "--full-seeds" in refused.stderr and refused.stderr.count("\n") == 1
 
 
 @pytest.mark.parametrize("args, says", [
