@@ -117,11 +117,11 @@ def test_entropy_in_the_loss_makes_weights_say_less_at_once():
 
 
 def test_the_tries_write_a_table(out):
-    done = run("results/tries.py", "--out", out, "--seeds", "0,1", "--only", "none,noise,varying", "--threads", "2")
+    done = run("results/tries.py", "--out", out, "--seeds", "0", "--only", "none,varying", "--threads", "2")
     assert done.returncode == 0, done.stdout + done.stderr
     r = json.loads((out / "tries.json").read_text(encoding="utf-8"))
-    assert [t["name"] for t in r["tries"]] == ["none", "noise", "varying"] and r["tries"][2]["K"] < r["tries"][0]["K"]
-    assert all(len(t[llm][split]["vqa"]) == 2 for t in r["tries"] for llm in ("source", "target") for split in ("val", "test"))
+    assert [t["name"] for t in r["tries"]] == ["none", "varying"] and r["tries"][1]["K"] < r["tries"][0]["K"]
+    assert all(len(t[llm][split]["vqa"]) == 1 for t in r["tries"] for llm in ("source", "target") for split in ("val", "test"))
     refused = run_here("results/tries.py", "--out", out, "--only", "two-sources")
     assert refused.returncode == 2 and "--full-seeds" in refused.stderr and refused.stderr.count("\n") == 1
 
