@@ -357,7 +357,8 @@ def run_ablation(out, what, seeds, stage2, stages):
     points = ablate(s, what, seeds, stage2, [__file__, *sys.argv[1:]], stages)
     if stages:
         return
-    text = ablation_table(what, {"setting": SWEEPS[what][0], "seeds": seeds, "points": points})
+    sweep = {"setting": SWEEPS[what][0], "seeds": seeds, "points": points}
+    text = ablation_table(sweep)
     print(text)
     (out / f"ablate_{what}.md").write_text(text, encoding="utf-8")
     kinds = [kind for kind in KINDS if kind in points[0]]
@@ -368,7 +369,7 @@ def run_ablation(out, what, seeds, stage2, stages):
               f"Seeds {', '.join(map(str, seeds))}: mean, lowest and highest.", names_of_x=[str(p["value"]) for p in points])
     path = out / "evaluate.json"
     result = json.loads(path.read_text(encoding="utf-8")) if path.exists() else {}
-    result.setdefault("ablations", {})[what] = {"setting": SWEEPS[what][0], "seeds": seeds, "points": points}
+    result.setdefault("ablations", {})[what] = sweep
     write_json(path, result)
 
 

@@ -184,7 +184,7 @@ def transfer_table(r):
 KINDS = ["native", "zero_shot", "transferred"]
 
 
-def ablation_table(what, sweep):
+def ablation_table(sweep):
     """A sweep (evaluate.json, 'ablations') as Markdown: mean (lowest to highest) over the seeds."""
     points, kinds = sweep["points"], [kind for kind in KINDS if kind in sweep["points"][0]]
     columns = [(kind, score) for kind in kinds for score in ("vqa", "caption_f1")]
@@ -247,7 +247,7 @@ def fill_readme(text, folder):
         if name == "tries.json":
             return tries_table(read(name))
         if name.startswith("ablate "):
-            return ablation_table(name[7:], read("evaluate.json")["ablations"][name[7:]]).split("\n\n")[0]  # the README has the legend once
+            return ablation_table(read("evaluate.json")["ablations"][name[7:]]).split("\n\n")[0]  # the README has the legend once
         return findings([read(path.name) for path in sorted(folder.glob("evaluate*.json"))])
 
     return re.sub(r"<!-- (seeds|transfer\S*|tries.json|findings|ablate \w+) -->\n.*?<!-- end -->",

@@ -128,13 +128,12 @@ def attempt(s, stage, change):
 
     adapter.set_basis(*llms["source"])
     seconds, _ = fit(s, out / stage, stage, [adapter], optimizers(s.align_matrix_lr, s.align_lr, adapter), s.align_steps, loss_at)
-    facts = {}
+    facts, exam = {}, {split: pictures[split].float().to(s.device) for split in ("val", "test")}
     for name, llm in llms.items():
         vlm = VLM(adapter.set_basis(*llm), *llm)
-        facts[name] = {split: {k: v for k, v in summarize(examine_vlm(vlm, {split: pictures[split].float().to(s.device)}, s.world)).items() if k in SCORES}
-                       for split in ("val", "test")}
+        facts[name] = {split: {k: v for k, v in summarize(examine_vlm(vlm, {split: x}, s.world)).items() if k in SCORES} for split, x in exam.items()}
         if name == "source":
-            facts["own_weight"] = own_weight(vlm, pictures["test"].float().to(s.device), s.world)
+            facts["own_weight"] = own_weight(vlm, exam["test"], s.world)
     finish(s, stage, seconds=seconds, K=len(words), missing=len(adapter.missing), scores=facts["target"]["test"], **facts)
 
 

@@ -140,7 +140,8 @@ def test_a_wrong_flag_is_answered_in_one_line(out, tmp_path, args, says):
     assert refused.returncode == 2 and says in refused.stderr and refused.stderr.count("\n") == 1
 
 
-def test_an_ablation_has_a_point_for_each_value(out, what="patches"):  # the sweep that needs most: a ViT and a folder of its own
+@pytest.mark.parametrize("what", ["basis", "patches"])
+def test_an_ablation_has_a_point_for_each_value(out, what):
     done = run("evaluate.py", "--out", out, "--ablate", what, "--seeds", "0", "--no-stage2")
     assert done.returncode == 0, done.stdout + done.stderr
     sweep = json.loads((out / "evaluate.json").read_text(encoding="utf-8"))["ablations"][what]
