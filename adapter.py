@@ -1,18 +1,22 @@
-"""The two adapters, side by side: from patch features (B, N, D) to visual tokens of an LLM (B, N, C).
+"""The two adapters, side by side: from patch features (B, N, D) to visual tokens (B, N, C).
 
-    MLPAdapter   v = mlp(x)         ends in one LLM's width: another LLM needs another adapter
-    LangBridge   v = W(x) @ E       one coefficient per word; E are the LLM's own embeddings of these words, so another
-                                    LLM needs only another E (Liao et al. 2025, arXiv 2503.19404)
+    MLPAdapter   v = mlp(x)      ends in one LLM's width: another LLM needs another adapter
+    LangBridge   v = W(x) @ E    one weight for each word; E are the LLM's own embeddings of these
+                                 words: another LLM needs another E, and W stays what it is
+
+The method is that of Liao et al. 2025, 'LangBridge' (arXiv 2503.19404).
 """
 import hashlib
-import json
 import math
 
 import torch
 import torch.nn as nn
 import torch.nn.functional as F
 
-NOTHING = b" ."  # the word that an untrained LangBridge says everywhere: 'nothing here'
+from data import corpus
+from data.files import read_json, read_tensors, write_json, write_tensors
+
+NOTHING = corpus.NOTHING.encode()  # the word that an untrained LangBridge says: 'nothing here'
 COEFFICIENTS = ("softplus", "softmax", "relu", "linear")
 BASES = ("words", "centered")
 
@@ -28,92 +32,182 @@ class MLPAdapter(nn.Module):
         self.config = {"kind": "mlp", "D": D, "C": C}
         self.net = nn.Sequential(nn.Linear(D, C), nn.GELU(), nn.Linear(C, C))
 
-    def forward(self, x):
-        return self.net(x)  # (B, N, C)
+    def hidden_matrices(self):
+        """The matrices, for Muon (train.py); AdamW takes the biases."""
+        return [self.net[0].weight, self.net[2].weight]
 
     def set_basis(self, llm, encoding):
-        """Nothing to set: the words of the LLM are baked into the weights. Raises ValueError if its width differs."""
+        """Only a check: the LLM is baked into the weights. Raises ValueError if its width differs."""
         C = self.config["C"]
         if llm.config.C != C:
-            raise ValueError(f"this MLP adapter was trained for an LLM of width {C} and cannot be used with one of width "
-                             f"{llm.config.C}; retrain it, or use a LangBridge")
+            raise ValueError(f"this MLP adapter was trained for an LLM of width {C} and cannot be "
+                             f"used with one of width {llm.config.C}; retrain it, or use a LangBridge")
         return self
+
+    def forward(self, x):
+        return self.net(x)  # (B, N, C)
 
 
 class LangBridge(nn.Module):
     """Each patch as a combination of words: v = W(x) @ E.
 
-    x (B, N, D) -> v (B, N, C);  W: Linear(D, hidden), GELU, Linear(hidden, hidden), Linear(hidden, K), as in the paper
+    x (B, N, D) -> v (B, N, C);  W: Linear(D, hidden), GELU, Linear(hidden, hidden),
+    Linear(hidden, K), as in the paper
 
-    tokens:        the K shared tokens, as byte strings: the adapter knows words, not ids, and looks their ids up in
-                   whichever tokenizer it meets
-    coefficients:  how W's outputs l become weights. 'softplus': w / sum(w) with w = ln(1 + e^l), 'softmax': the same with w = e^l;
-                   both >= 0 and of sum 1. 'relu': max(l, 0). 'linear': l, as in the paper's released code. Softmax soon says
-                   one word with all its weight, and how sure a patch is gets lost; softplus keeps it (README, 'Which coefficients')
-    basis:         'words', or 'centered': their differences from their mean, which the patches then lack
-    Set `drawn` for stage 1: while training, this share of the patches says one word, drawn by its weight, instead of the
-    mixture. A private code of many small weights does not survive that, words do: it is what makes an adapter speak to an LLM
-    that it was not trained with (README, 'What makes it transfer'). It needs weights that sum to 1: softplus or softmax.
+    tokens        the K words, as byte strings: the adapter knows words, not ids, and looks their
+                  ids up in whichever tokenizer it meets
+    coefficients  how the outputs l of W become weights. 'softplus': ln(1 + e^l) / their sum;
+                  'softmax': e^l / their sum; 'relu': max(l, 0); 'linear': l, as in the paper's
+                  code. Softmax soon gives one word all the weight: how sure a patch is gets lost
+    basis         'words', or 'centered': their differences from their mean
+    drawn         in training, this share of the patches says one word, drawn by its weight,
+                  instead of a mixture. A private code of many small weights does not survive
+                  that; words do, so that another LLM understands. Needs weights of sum 1
     """
-    drawn = 0.0
 
-    def __init__(self, D, tokens, hidden=256, coefficients="softplus", basis="words"):
+    def __init__(self, D, tokens, hidden=256, coefficients="softplus", basis="words", drawn=0.0):
         super().__init__()
-        for value, known, what in ((coefficients, COEFFICIENTS, "coefficients"), (basis, BASES, "basis")):
-            if value not in known:
-                raise ValueError(f"{what} must be one of {', '.join(known)}, not {value!r}")
+        if coefficients not in COEFFICIENTS:
+            raise ValueError(f"coefficients must be one of {', '.join(COEFFICIENTS)}, "
+                             f"not {coefficients!r}")
+        if basis not in BASES:
+            raise ValueError(f"basis must be one of {', '.join(BASES)}, not {basis!r}")
+        if drawn and coefficients not in ("softplus", "softmax"):
+            raise ValueError(f"words can be drawn by their weights only where these sum to 1 "
+                             f"(softplus, softmax), not with {coefficients!r}: drawn must be 0")
+        self.D, self.hidden = D, hidden
+        self.coefficients, self.basis, self.drawn = coefficients, basis, drawn
         self.tokens = [bytes(t) for t in tokens]
-        self.config = {"kind": "langbridge", "D": D, "hidden": hidden, "coefficients": coefficients, "basis": basis,
-                       "tokens": [t.decode("latin-1") for t in self.tokens]}
-        self.W = nn.Sequential(nn.Linear(D, hidden), nn.GELU(), nn.Linear(hidden, hidden), nn.Linear(hidden, len(tokens)))
-        # Where a mixture starts decides whether it learns: uniform weights are the mean of all words, the same for every
-        # patch and far from any text. So it starts near one word, 'nothing here', as most of a picture is background.
+        self.missing = []  # the words that the LLM lacks
+        K = len(self.tokens)
+        self.W = nn.Sequential(nn.Linear(D, hidden), nn.GELU(), nn.Linear(hidden, hidden),
+                               nn.Linear(hidden, K))
+        self.register_buffer("E", None, persistent=False)  # (K, C), from set_basis
+        self.register_buffer("present", None, persistent=False)  # (K,) bool, from set_basis
+        self.init_weights()
+
+    def init_weights(self):
+        """Start near one word, 'nothing here', which is true of most patches.
+
+        From equal weights it would not learn: that is the mean of all words, the same for every
+        patch and far from any text.
+        """
+        K = len(self.tokens)
+        everything, nothing = {  # what W says of each word, and of 'nothing here'
+            "softplus": (-math.log(K), 4.0),  # ln(1 + e^l): 1 for all words together, beside 4
+            "softmax": (0.0, 3.0),  # e^l: K - 1, beside 20
+            "relu": (0.0, 1.0),
+            "linear": (0.0, 1.0),
+        }[self.coefficients]
         nn.init.normal_(self.W[-1].weight, std=0.02)
-        nn.init.constant_(self.W[-1].bias, -math.log(len(tokens)) if coefficients == "softplus" else 0.0)  # all together about 1
+        nn.init.constant_(self.W[-1].bias, everything)
         if NOTHING in self.tokens:
-            nn.init.constant_(self.W[-1].bias[self.tokens.index(NOTHING)], {"softplus": 4.0, "softmax": 3.0}.get(coefficients, 1.0))
+            nn.init.constant_(self.W[-1].bias[self.tokens.index(NOTHING)], nothing)
+
+    @property
+    def config(self):
+        """What save_adapter writes down, and load_adapter makes it from."""
+        tokens = [t.decode("latin-1") for t in self.tokens]
+        return {"kind": "langbridge", "D": self.D, "tokens": tokens, "hidden": self.hidden,
+                "coefficients": self.coefficients, "basis": self.basis, "drawn": self.drawn}
+
+    def hidden_matrices(self):
+        """The matrices, for Muon (train.py); AdamW takes the biases."""
+        return [self.W[0].weight, self.W[2].weight, self.W[3].weight]
 
     def set_basis(self, llm, encoding):
-        """Speak to this LLM from now on: E becomes its embeddings of the shared tokens; W is untouched.
+        """Speak to this LLM from now on: E becomes its embeddings of the words; W is untouched.
 
-        Tokens that this tokenizer lacks can not be said and get no weight; `missing` lists them. Raises ValueError if
-        fewer than half are left, for then it would be another adapter.
+        Words that are no token of this LLM get no weight; `missing` lists them. Raises ValueError
+        if fewer than half are left, for that would be another adapter.
         """
         vocabulary = set(encoding.token_byte_values())
-        present = torch.tensor([t in vocabulary for t in self.tokens])
+        present = [t in vocabulary for t in self.tokens]
         self.missing = [t for t in self.tokens if t not in vocabulary]
         if len(self.missing) > len(self.tokens) / 2:
-            raise ValueError(f"the tokenizer {encoding.name!r} has only {present.sum()} of this adapter's {len(present)} tokens "
-                             f"(it lacks {self.missing[:5]} ...): they do not share enough of a vocabulary")
+            raise ValueError(f"the tokenizer {encoding.name!r} has only {sum(present)} of this "
+                             f"adapter's {len(present)} tokens (it lacks {self.missing[:5]} ...): "
+                             "they do not share enough of a vocabulary")
         device = llm.embedding.weight.device
-        ids = [encoding.encode_single_token(t) if ok else 0 for t, ok in zip(self.tokens, present)]
+        ids = [encoding.encode_single_token(t) if t in vocabulary else 0 for t in self.tokens]
         E = llm.embed(torch.tensor(ids, device=device)).detach().clone()  # (K, C)
-        if self.config["basis"] == "centered":
-            E -= E[present.to(device)].mean(0)
-        self.register_buffer("E", E * present[:, None].to(device), persistent=False)
-        self.register_buffer("present", present.to(device), persistent=False)
+        self.present = torch.tensor(present, device=device)  # (K,)
+        if self.basis == "centered":
+            E -= E[self.present].mean(0)
+        self.E = E * self.present[:, None]  # (K, C)
         return self
 
     def weights(self, x):
-        """The coefficients: what each patch says, in words.  x (B, N, D) -> (B, N, K)"""
-        logits, kind = self.W(x).float(), self.config["coefficients"]  # (B, N, K)
-        if kind == "softmax":
-            return logits.masked_fill(~self.present, -torch.inf).softmax(-1)
-        w = {"softplus": F.softplus, "relu": F.relu, "linear": lambda l: l}[kind](logits) * self.present
-        return w / w.sum(-1, keepdim=True) if kind == "softplus" else w
+        """How much each patch says each word: x (B, N, D) -> (B, N, K)"""
+        if self.E is None:
+            raise RuntimeError("this LangBridge has no LLM to speak to: call "
+                               "set_basis(llm, encoding) before it is used")
+        logits = self.W(x).float()  # (B, N, K)
+        if self.coefficients == "softmax":
+            return logits.masked_fill(~self.present, -torch.inf).softmax(-1)  # (B, N, K)
+        if self.coefficients == "softplus":
+            w = F.softplus(logits) * self.present  # (B, N, K)
+            return w / w.sum(-1, keepdim=True)
+        if self.coefficients == "relu":
+            return F.relu(logits) * self.present
+        return logits * self.present
 
     def forward(self, x):
         beta = self.weights(x)  # (B, N, K)
-        if self.training and self.drawn > 0 and self.config["coefficients"] in ("softplus", "softmax"):
-            word = torch.multinomial(beta.detach().flatten(0, 1), 1).view(*beta.shape[:2])  # (B, N)
-            alone = torch.rand(*beta.shape[:2], 1, device=beta.device) < self.drawn  # (B, N, 1)
-            one = F.one_hot(word, beta.size(-1)).to(beta.dtype)  # (B, N, K)
-            beta = beta + (alone * (one - beta)).detach()  # the word's value, the mixture's gradient ('straight through')
+        if self.training and self.drawn > 0:
+            beta = self.draw(beta)  # (B, N, K)
         return beta @ self.E  # (B, N, C)
+
+    def draw(self, beta):
+        """A share of the patches says one word, drawn by its weight: beta (B, N, K) -> (B, N, K)
+
+        The value is the word's, the gradient that of the mixture ('straight through').
+        """
+        B, N, K = beta.shape
+        word = torch.multinomial(beta.detach().flatten(0, 1), 1).view(B, N)
+        alone = torch.rand(B, N, 1, device=beta.device) < self.drawn  # the patches that draw
+        one_word = F.one_hot(word, K).to(beta.dtype)  # (B, N, K)
+        return beta + (alone * (one_word - beta)).detach()
+
+
+class Edited(nn.Module):
+    """A LangBridge that says one word for another: {'red': 'blue'} moves the weight of red."""
+
+    def __init__(self, adapter, swaps):
+        super().__init__()
+        self.adapter, self.tokens, self.E = adapter, adapter.tokens, adapter.E
+        self.swaps = [(adapter.tokens.index(token(old)), adapter.tokens.index(token(new)))
+                      for old, new in swaps.items()]
+
+    def weights(self, x):
+        """x (B, N, D) -> (B, N, K)"""
+        before = self.adapter.weights(x)  # (B, N, K)
+        after = before.clone()
+        for old, new in self.swaps:
+            after[..., old] -= before[..., old]
+            after[..., new] += before[..., old]
+        return after
+
+    def forward(self, x):
+        return self.weights(x) @ self.E  # (B, N, C)
+
+
+def token(word):
+    """The token of a word within a text: 'red' -> b' red'"""
+    return f" {word}".encode()
+
+
+def readable(tokens):
+    """The words among tokens: no bytes, no punctuation, no pieces of one or two letters.
+
+    >>> readable([b" red", b"ed", b" a", b" .", b"\\xff"])
+    ['red']
+    """
+    return [t[1:].decode() for t in tokens if t[:1] == b" " and len(t) > 3 and t[1:].isalpha()]
 
 
 def fingerprint(adapter):
-    """A hash of the trained parameters: a swap of the basis must not change it."""
+    """A hash of the trained parameters: swapping the basis must not change it."""
     digest = hashlib.sha256()
     for name, p in sorted(adapter.named_parameters()):
         digest.update(name.encode() + p.detach().cpu().numpy().tobytes())
@@ -121,17 +215,21 @@ def fingerprint(adapter):
 
 
 def save_adapter(adapter, folder):
-    """Write adapter.pt (the trained weights) and adapter.json (what it is, its words included) into the folder."""
-    torch.save(adapter.state_dict(), folder / "adapter.pt")
-    (folder / "adapter.json").write_text(json.dumps(adapter.config, indent=1), encoding="utf-8")
+    """Write adapter.pt (the trained weights) and adapter.json (what it is, its words included)."""
+    write_tensors(folder / "adapter.pt", adapter.state_dict())
+    write_json(folder / "adapter.json", adapter.config)
 
 
-def load_adapter(folder):
-    """The adapter that save_adapter wrote; a LangBridge has no basis until set_basis gives it one."""
-    config = json.loads((folder / "adapter.json").read_text(encoding="utf-8"))
-    kind = config.pop("kind")
-    if kind == "langbridge":
+def load_adapter(folder, **changes):
+    """The adapter that save_adapter wrote; a LangBridge must then be given a basis by set_basis.
+
+    `changes` replace entries of a LangBridge's config, as in drawn=0.0.
+    """
+    config = read_json(folder / "adapter.json")
+    if config.pop("kind") == "mlp":
+        adapter = MLPAdapter(**config)
+    else:
         config["tokens"] = [t.encode("latin-1") for t in config["tokens"]]
-    adapter = {"mlp": MLPAdapter, "langbridge": LangBridge}[kind](**config)
-    adapter.load_state_dict(torch.load(folder / "adapter.pt", map_location="cpu", weights_only=True))
+        adapter = LangBridge(**config | changes)
+    adapter.load_state_dict(read_tensors(folder / "adapter.pt"))
     return adapter

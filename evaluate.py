@@ -1,17 +1,20 @@
-"""Scores, questions about your own pictures, and a look into the adapter.
+"""Scores, questions about your own pictures, and a look inside.
 
-    python evaluate.py                                                        everything that is measured, into evaluate.json
+    python evaluate.py                                    every score, into evaluate.json
+    python evaluate.py --image picture.png                a conversation, or a caption
     python evaluate.py --image picture.png --ask "what color is the circle?"
-    python evaluate.py --image picture.png                                    a conversation; where there is no terminal, a caption
-    python evaluate.py --image picture.png --map words.png                    what each patch says
-    python evaluate.py --image picture.png --swap red=blue --ask "what color is the circle?"
+    python evaluate.py --image picture.png --trace        from the file to the answer, step by step
+    python evaluate.py --image picture.png --map words.png            what each patch says
+    python evaluate.py --image picture.png --swap red=blue --ask ..   what if it said blue?
 
-The exam itself, its questions and their scoring, is data/scoring.py.
+The exam itself, its questions and what answers are worth, is in data/scoring.py.
 """
 import argparse
-import json
-import os
+import difflib
+import inspect
 import random
+import re
+import signal
 import sys
 from collections import defaultdict
 from pathlib import Path
@@ -19,489 +22,578 @@ from pathlib import Path
 import numpy as np
 import torch
 import torch.nn.functional as F
-from PIL import Image, UnidentifiedImageError
 
-from adapter import LangBridge, load_adapter
+from adapter import Edited, LangBridge, load_adapter, readable, token
 from data.bpe import BOS
-from data.corpus import raster, sentences
-from data.report import KINDS, ablation_table, contact_sheet, fill_readme, line_plot, word_map
-from data.scoring import by_objects, examine, intervals, score_answers, score_captions, score_chance, summarize
-from data.world import CAPTION_REQUESTS, COLORS, PLACES, SHAPES, ask, ask_any, make_scene, types_of
-from model import VLM, load_llm, same_length
-from vision import load_vit
+from data.dataset import load_data
+from data.files import Refused, read_json, read_tensors, write_json
+from data.scoring import by_objects, intervals, summarize
+from model import GPT, VLM, load_llm, same_length
+from results.figures import contact_sheet, line_plot, word_map
+from vision import ViT, linear_probe, load_vit, read_picture
+
+SCORES = ("vqa", "caption_f1", "pope_acc", "comp_vqa")
+CHECKPOINTS = ("mlp_align", "langbridge_align", "mlp_instruct", "langbridge_instruct",
+               "blind_instruct")
 
 
-# ---- scores ------------------------------------------------------------------------------------------------------------
+# ---- commands -----------------------------------------------------------------------------------
 
-def score_llm(llm, encoding, dialect, seed, n, world):
-    """Reading comprehension on n unseen scenes in words: can this LLM answer from sentences and from rasters, and can it
-    describe a raster? What it cannot do from words, it cannot do from patches that are combinations of words."""
+class Parser(argparse.ArgumentParser):
+    """argparse whose errors are one line, and which knows the nearest flag."""
+
+    def __init__(self, description):
+        self.flags = []
+        super().__init__(description=description, allow_abbrev=False, usage=argparse.SUPPRESS,
+                         formatter_class=argparse.RawDescriptionHelpFormatter)
+
+    def add_argument(self, *flags, **kwargs):
+        self.flags += flags
+        return super().add_argument(*flags, **kwargs)
+
+    def parse_args(self, argv=None):
+        args, unknown = self.parse_known_args(argv)
+        if unknown:
+            near = difflib.get_close_matches(unknown[0].split("=")[0], self.flags, n=1)
+            self.error(f"unknown setting {unknown[0]!r}"
+                       + (f"; did you mean {near[0]}?" if near else ""))
+        return args
+
+    def error(self, message):
+        raise Refused(f"{message}; see python {self.prog} --help")
+
+
+def seeds(text):
+    """The type of a flag: '0,1,2' -> [0, 1, 2]"""
+    if not re.fullmatch(r"\d+(,\d+)*", text):
+        raise argparse.ArgumentTypeError(f"{text!r}: expected numbers with commas, as in 0,1,2")
+    return [int(seed) for seed in text.split(",")]
+
+
+def run_command(main):
+    """Run a command; what a user can mend is told in one line."""
+    def stop(*_):
+        sys.exit("stopped; run the same command again to go on")
+
+    signal.signal(signal.SIGTERM, stop)
+    try:
+        main()
+    except KeyboardInterrupt:
+        sys.exit("interrupted; run the same command again to go on")
+    except (Refused, OSError) as error:
+        print(f"error: {error}", file=sys.stderr)
+        sys.exit(2)
+
+
+# ---- what lies in a folder ----------------------------------------------------------------------
+
+def open_data(out):
+    """The data that the stages in an --out folder were made with."""
+    path = Path(out) / "vit" / "config.json"
+    if not path.exists():
+        raise Refused(f"there is no {str(path)!r}; 'python train.py --out {out}' makes it")
+    return load_data(read_json(path)["data"])
+
+
+def held_out(out, device="cpu"):
+    """The frozen features of the splits that nothing is trained on: {split: (pictures, N, D)}"""
+    features = read_tensors(Path(out) / "vit" / "features.pt", mmap=True)
+    return {split: features[split].float().to(device) for split in ("test", "comp")}
+
+
+def load_vlm(out, name):
+    """(ViT, VLM) of a stage in an --out folder, as in load_vlm("out", "langbridge_instruct").
+
+    The basis of its adapter are the embeddings of the LLM as it was before stage 2 tuned it.
+    """
+    out, folder = Path(out), Path(out) / name
+    for path in (out / "vit" / "config.json", folder / "config.json"):
+        if not path.exists():
+            raise Refused(f"there is no {str(path)!r}; 'python train.py --out {out}' makes it")
+    base = out / read_json(folder / "config.json")["base"]
+    tuned, spoken = (folder / "llm.pt").exists(), (folder / "adapter.json").exists()
+    if not tuned and not spoken:
+        raise Refused(f"{str(folder)!r} holds scores, but neither an adapter nor an LLM")
+    adapter = load_adapter(folder).set_basis(*load_llm(base)) if spoken else None
+    llm, encoding = load_llm(folder if tuned else base)
+    return load_vit(out / "vit").eval(), VLM(adapter, llm, encoding).eval()
+
+
+# ---- scores -------------------------------------------------------------------------------------
+
+def score_llm(llm, encoding, data, dialect, seed):
+    """Reading comprehension on unseen scenes in words. What an LLM cannot do from words, it cannot
+    do from patches that are combinations of words."""
+    device, newline = llm.embedding.weight.device, encoding.encode_single_token(b"\n")
     llm.eval()
-    device = llm.embedding.weight.device
 
-    def answer(bodies, questions):
-        prompts = [encoding.encode(f"{BOS}scene:\n{body}", allowed_special={BOS}) + encoding.encode(f"question: {question}")
-                   for body, question in zip(bodies, questions)]
+    def answer(asked):
+        prompts = []
+        for body, question in asked:
+            ids = encoding.encode(f"{BOS}scene:\n{body}", allowed_special={BOS})
+            prompts.append(ids + encoding.encode(f"question: {question}"))
         answers = [""] * len(prompts)
         for rows, ids in same_length(prompts):
-            for i, tokens in zip(rows, llm.generate(llm.embed(ids.to(device)), encoding.encode_single_token(b"\n"))):
+            for i, tokens in zip(rows, llm.generate(llm.embed(ids.to(device)), newline)):
                 answers[i] = encoding.decode(tokens).strip()
         return answers
 
-    scores, scenes = {}, [make_scene("text:held-out", seed, i, world) for i in range(n)]
-    for name in ("text_qa", "raster_qa"):
-        rng = random.Random(f"{name}/{seed}")
-        questions = [ask(scene, types_of(scene)[i % len(types_of(scene))], rng) or ask_any(scene, rng) for i, scene in enumerate(scenes)]
-        bodies = [raster(scene, rng) if name == "raster_qa" else sentences(rng.sample(scene, len(scene)), dialect, rng) for scene in scenes]
-        scores[name], scores[name + "_by_type"] = score_answers(questions, answer(bodies, [qa.question for qa in questions]))
-    few = scenes[:n // 3]
-    captions = answer([raster(scene, rng) for scene in few], [CAPTION_REQUESTS[0]] * len(few))
-    return scores | {"raster_caption_f1": score_captions(captions, few)[0]}
+    return data.examine_reading(answer, dialect, seed)
 
 
-def examine_vlm(vlm, features, world):
-    """What a VLM says about the exam's pictures; features: {split: (pictures, N, D)}. All answers are generated, none chosen from a list."""
+def examine_vlm(vlm, features, data):
+    """What a VLM says in the exam; features: {split: (pictures, N, D)}. No answer is chosen from a
+    list: all are generated."""
     vlm.eval()
-    return examine(lambda split, items: vlm.answer(features[split], [(i, qa.question) for i, qa in items]),
-                   {split: len(x) for split, x in features.items()}, world)
+
+    def answer(split, items):
+        return vlm.answer(features[split], [(i, qa.question) for i, qa in items])
+
+    return data.examine(answer, {split: len(x) for split, x in features.items()})
 
 
-def score_vlm(vlm, features, world):
+def score_vlm(vlm, features, data):
     """The scores S of a VLM (data/scoring.py)."""
-    return summarize(examine_vlm(vlm, features, world))
+    return summarize(examine_vlm(vlm, features, data))
 
 
-def linear_probe(x, y, x_test, y_test, classes):
-    """Accuracy of a linear classifier (ridge regression to one-hot targets): what can be read off features directly."""
-    mean, one = x.mean(0), lambda z: torch.cat([z, z.new_ones(len(z), 1)], dim=1)
-    x, x_test = one(x - mean).double(), one(x_test - mean).double()
-    gram = x.T @ x
-    gram.diagonal().add_(1e-3 * gram.diagonal().mean())
-    weights = torch.linalg.solve(gram, x.T @ F.one_hot(y, classes).double())
-    return ((x_test @ weights).argmax(1) == y_test).double().mean().item()
-
-
-def score_features(features, world, train_pictures=3000):
-    """Linear probes for an object's colour and shape on the frozen patch features of its place (2 x 2 patches side by side)."""
-    def labelled(split, pictures):
-        x, colors, shapes = [], [], []
-        for o, patches in objects(features[split][:pictures], split, world):
-            x.append(patches.float().flatten())
-            colors.append(COLORS.index(o.color))
-            shapes.append(SHAPES.index(o.shape))
-        return torch.stack(x), torch.tensor(colors), torch.tensor(shapes)
-    x, colors, shapes = labelled("train", train_pictures)
-    x_test, colors_test, shapes_test = labelled("test", len(features["test"]))
-    return {"probe_color": linear_probe(x, colors, x_test, colors_test, len(COLORS)),
-            "probe_shape": linear_probe(x, shapes, x_test, shapes_test, len(SHAPES))}
-
-
-# ---- what the adapter sees -----------------------------------------------------------------------------------------------
-
-def patches_of(place, side):
-    """The indices of the patches that a place of the 3 x 3 board covers, on a grid of side x side patches."""
-    (row, col), k = divmod(place, 3), side // 3
-    return [(row * k + i) * side + col * k + j for i in range(k) for j in range(k)]
-
-
-def objects(values, split, world):
-    """Each object of a split's first pictures with what its patches have: (Object, (patches, ..)); values (B, N, ..)."""
+def seen_objects(values, split, data):
+    """Each object of a split's first pictures, and what its patches have; values (B, N, ..)."""
     side = int(values.size(1) ** 0.5)
-    for i, grid in enumerate(values):
-        for o in make_scene(split, 0, i, world):
-            yield o, grid[patches_of(o.place, side)]
+    for i, patches in enumerate(values):
+        for seen in data.objects(split, i, side):
+            yield seen, patches[seen.patches]
 
+
+def probe(features, data, train_pictures=3000):
+    """Linear probes: can an object's colour and its shape be read off its patches, side by side?"""
+    def labelled(split, pictures, kind):
+        x, y = [], []
+        for seen, patches in seen_objects(features[split][:pictures], split, data):
+            x.append(patches.float().flatten())  # (4 D,)
+            y.append(data.kinds[kind].index(seen.words[kind]))
+        return torch.stack(x), torch.tensor(y)
+
+    accuracy = {}
+    for kind, words in data.kinds.items():
+        x, y = labelled("train", train_pictures, kind)
+        x_test, y_test = labelled("test", None, kind)
+        accuracy[f"probe_{kind}"] = linear_probe(x, y, x_test, y_test, len(words))
+    return accuracy
+
+
+def show_answers(path, vlm_or_said, features, data, count):
+    """Pictures of the test split with questions and answers, wrong ones first: a PNG and a list."""
+    said = vlm_or_said
+    if isinstance(said, VLM):
+        said = examine_vlm(said, {"test": features}, data)
+    questions = sorted(said["test"].questions, key=lambda a: a.right)
+    wrong = sum(not a.right for a in questions)
+    print(f"\n{count} test pictures, wrong answers first ({wrong} of {len(questions)} are wrong), "
+          f"in {path}:")
+    rows = []
+    for a in questions[:count]:
+        picture = data.pictures("test", [a.picture])[0]
+        rows.append((picture, a.qa.question, a.answer, a.qa.answer))
+        verdict = "right" if a.right else "WRONG"
+        print(f"  {verdict}  {a.qa.question}  {a.answer}  (truth: {a.qa.answer})")
+    contact_sheet(path, rows)
+
+
+# ---- what the adapter says ----------------------------------------------------------------------
 
 def embeddings(llm, encoding, words):
-    """One embedding a word, (len(words), C): that of its token, or the mean over its tokens where it has several."""
-    device = llm.embedding.weight.device
-    return torch.stack([llm.embed(torch.tensor(encoding.encode(f" {word}"), device=device)).mean(0) for word in words]).detach()
-
-
-@torch.no_grad()
-def subspace(vlm, features, world, pictures=100):
-    """Do visual tokens lie near the words that describe them? (the paper's study of adapters during stage 1)
-
-    Means are removed first, of the visual tokens and of the word embeddings: each table has a large vector in common.
-      own_cos, other_cos: mean cosine of an object's patches to its own colour and shape, and to all other colours and shapes
-      explained_own: the share of these patches' energy in the span of the picture's caption words, |P v|^2 / |v|^2
-      explained_random: the same for as many random words of the vocabulary
-    Each is (mean, half of its 95% interval over pictures).
-    """
-    vlm.eval()
-    rng, v = random.Random("subspace"), vlm.adapter(features["test"][:pictures])  # (B, N, C)
-    side, v = int(v.size(1) ** 0.5), v - v.mean((0, 1))
-    words = COLORS + SHAPES + sorted({word for place in PLACES for word in place.split()})
-    vocabulary = readable(vlm.encoding.token_byte_values())
-    E, R = (embeddings(vlm.llm, vlm.encoding, names) for names in (words, vocabulary))
-    E, R = E - R.mean(0), R - R.mean(0)
-    unit = F.normalize(E, dim=-1)
-    measured = defaultdict(list)
-    for i in range(len(v)):
-        scene = make_scene("test", 0, i, world)
-        patches = torch.cat([v[i, patches_of(o.place, side)] for o in scene])  # (patches of objects, C)
-        cos = F.normalize(patches, dim=-1) @ unit[:len(COLORS + SHAPES)].T
-        k = len(patches) // len(scene)
-        own = torch.zeros_like(cos, dtype=torch.bool)
-        for j, o in enumerate(scene):
-            own[j * k:(j + 1) * k, [COLORS.index(o.color), len(COLORS) + SHAPES.index(o.shape)]] = True
-        measured["own_cos"].append(cos[own].mean().item())
-        measured["other_cos"].append(cos[~own].mean().item())
-        said = sorted({word for o in scene for word in (o.color, o.shape, *PLACES[o.place].split())})
-        for name, span in (("explained_own", E[[words.index(word) for word in said]]),
-                           ("explained_random", R[rng.sample([j for j, word in enumerate(vocabulary) if word not in said], len(said))])):
-            basis = torch.linalg.qr(span.T)[0]  # (C, words): orthonormal
-            measured[name].append(((patches @ basis).square().sum() / patches.square().sum()).item())
-    return {name: [float(np.mean(x)), float(1.96 * np.std(x) / len(x) ** 0.5)] for name, x in measured.items()}
+    """One embedding a word, (words, C): its token's, or the mean of its tokens'."""
+    E = []
+    for word in words:
+        ids = torch.tensor(encoding.encode(f" {word}"), device=llm.embedding.weight.device)
+        E.append(llm.embed(ids).mean(0))  # (C,)
+    return torch.stack(E).detach()
 
 
 @torch.no_grad()
 def say(vlm, x, words):
-    """How much each patch says each word, (B, N, D) -> (B, N, words): LangBridge's weights; an MLP's cosine to the embeddings."""
-    if isinstance(vlm.adapter, LangBridge):
-        return vlm.adapter.weights(x)[..., [vlm.adapter.tokens.index(f" {word}".encode()) for word in words]]
-    v, E = vlm.adapter(x), embeddings(vlm.llm, vlm.encoding, words)
-    return F.normalize(v - v.mean((0, 1)), dim=-1) @ F.normalize(E - E.mean(0), dim=-1).T
-
-
-def readable(tokens):
-    """The words among a LangBridge's tokens that stand alone: no bytes, punctuation or pieces of one or two letters."""
-    return [t[1:].decode() for t in tokens if t[:1] == b" " and len(t) > 3 and t.isascii() and t[1:].isalpha()]
+    """How much each patch says each word: x (B, N, D) -> (B, N, words). For a LangBridge these are
+    its weights, for an MLP the cosines of its visual tokens and the words' embeddings."""
+    if not isinstance(vlm.adapter, (LangBridge, Edited)):
+        v, E = vlm.adapter(x), embeddings(vlm.llm, vlm.encoding, words)
+        return F.normalize(v - v.mean((0, 1)), dim=-1) @ F.normalize(E - E.mean(0), dim=-1).T
+    return vlm.adapter.weights(x)[..., [vlm.adapter.tokens.index(token(word)) for word in words]]
 
 
 @torch.no_grad()
-def grounding(vlm, features, words, world, top=5):
-    """Are an object's colour and shape among the `top` words of its patches (summed over them)?
+def grounding(vlm, features, words, data, top=5):
+    """Are the words for an object among the `top` that its patches say, in sum?
 
-    Returns {"color", "shape", "chance_color", "chance_shape"}; chance: the words of the object, the colour and shape of one of
-    another picture.
+    Returns {kind: share, "chance_" + kind: the same for the words of an object of another picture}.
     """
-    found = [(o, {words[k] for k in patches.sum(0).topk(top).indices.tolist()}) for o, patches in objects(say(vlm, features, words), "test", world)]
-    shifted = found[len(found) // 2:] + found[:len(found) // 2]
-    rate = lambda pairs, part: float(np.mean([getattr(o, part) in said for o, said in pairs]))
-    other = [(o, said) for (o, _), (_, said) in zip(found, shifted)]
-    return {"color": rate(found, "color"), "shape": rate(found, "shape"),
-            "chance_color": rate(other, "color"), "chance_shape": rate(other, "shape")}
+    found = []
+    for seen, said in seen_objects(say(vlm, features, words), "test", data):
+        found.append((seen, {words[k] for k in said.sum(0).topk(top).indices.tolist()}))
+    half = len(found) // 2
+    others = [said for _, said in found[half:] + found[:half]]
+    result = {}
+    for kind in data.kinds:
+        own = [seen.words[kind] in said for seen, said in found]
+        other = [seen.words[kind] in said for (seen, _), said in zip(found, others)]
+        result[kind], result[f"chance_{kind}"] = float(np.mean(own)), float(np.mean(other))
+    return result
 
 
 @torch.no_grad()
-def own_weight(vlm, features, world):
-    """How much of what a LangBridge's patches of an object say is the object's own colour and shape: the share of |weight| on them."""
-    shares = []
-    for o, beta in objects(vlm.adapter.weights(features).abs(), "test", world):
+def own_weight(vlm, features, data):
+    """How much of what a LangBridge's patches of an object say is true of it: the share of
+    |weight| on the words for it."""
+    shares, tokens = [], vlm.adapter.tokens
+    for seen, beta in seen_objects(vlm.adapter.weights(features).abs(), "test", data):
         said = beta.sum(0)  # (K,)
-        own = [k for k, token in enumerate(vlm.adapter.tokens) if token in (f" {o.color}".encode(), f" {o.shape}".encode())]
+        true = {token(word) for word in seen.words.values()}
+        own = [k for k, t in enumerate(tokens) if t in true]
         shares.append((said[own].sum() / said.sum().clamp(min=1e-9)).item())
     return float(np.mean(shares))
 
 
-class Edited(torch.nn.Module):
-    """A LangBridge whose patches say one word where they said another: {"red": "blue"} moves the weight of red to blue."""
+@torch.no_grad()
+def subspace(vlm, features, data, pictures=100):
+    """Do visual tokens lie near the words that describe them? (the paper's study of stage 1)
 
-    def __init__(self, adapter, swaps):
-        super().__init__()
-        self.adapter, self.swaps = adapter, [(adapter.tokens.index(f" {a}".encode()), adapter.tokens.index(f" {b}".encode()))
-                                             for a, b in swaps.items()]
+    Means are removed first, for the tokens as well as the embeddings have a large one in common.
+      own_cos, other_cos: mean cosine of an object's patches to the words for it, and to all others
+      explained_own: share of these patches' energy in the span of all words of the picture's
+                     caption, |P v|^2 / |v|^2
+      explained_random: the same for as many random words of the vocabulary
+    Each is (mean, half of its 95% interval over pictures).
+    """
+    vlm.eval()
+    rng, v = random.Random("subspace"), vlm.adapter(features[:pictures])  # (B, N, C)
+    side, v = int(v.size(1) ** 0.5), v - v.mean((0, 1))
+    names = [word for words in data.kinds.values() for word in words]
+    words = names + data.place_words
+    vocabulary = readable(vlm.encoding.token_byte_values())
+    E, R = (embeddings(vlm.llm, vlm.encoding, w) for w in (words, vocabulary))
+    E, R = E - R.mean(0), R - R.mean(0)  # (words, C), (vocabulary, C)
+    unit = F.normalize(E[:len(names)], dim=-1)
 
-    def forward(self, x):
-        old = self.adapter.weights(x)  # (B, N, K)
-        new = old.clone()
-        for a, b in self.swaps:
-            new[..., a] -= old[..., a]
-            new[..., b] += old[..., a]
-        return new @ self.adapter.E  # (B, N, C)
+    def explained(patches, span):
+        basis = torch.linalg.qr(span.T)[0]  # (C, words), orthonormal
+        return ((patches @ basis).square().sum() / patches.square().sum()).item()
+
+    measured = defaultdict(list)
+    for i in range(len(v)):
+        scene = data.objects("test", i, side)
+        patches = torch.cat([v[i, seen.patches] for seen in scene])  # (patches of objects, C)
+        own = torch.zeros(len(patches), len(names), dtype=torch.bool, device=v.device)
+        start = 0
+        for seen in scene:
+            end = start + len(seen.patches)
+            own[start:end, [names.index(word) for word in seen.words.values()]] = True
+            start = end
+        cos = F.normalize(patches, dim=-1) @ unit.T  # (patches of objects, names)
+        measured["own_cos"].append(cos[own].mean().item())
+        measured["other_cos"].append(cos[~own].mean().item())
+        said = sorted({word for seen in scene for word in [*seen.words.values(), *seen.place]})
+        others = [j for j, word in enumerate(vocabulary) if word not in said]
+        measured["explained_own"].append(explained(patches, E[[words.index(w) for w in said]]))
+        measured["explained_random"].append(explained(patches, R[rng.sample(others, len(said))]))
+    return {name: [float(np.mean(x)), float(1.96 * np.std(x) / len(x) ** 0.5)]
+            for name, x in measured.items()}
 
 
 @torch.no_grad()
-def steering(vlm, features, world):
-    """Swap an object's colour word in every patch and ask again: does the answer about its colour follow, do the others stay?
+def steering(vlm, features, data):
+    """Edit a word in every patch and ask again: does the answer about it follow, do others stay?
 
-    Each test picture with an object of unique colour and shape gives one edit, to a random colour that the picture lacks. Only
-    questions that are answered rightly without the edit count. After it, 'what color is the circle?' should be answered with the
-    new colour, its shape and place (asked with the new colour) and the place of another object as before.
+    Only questions that are answered rightly without the edit count (data.scoring.color_edits).
     """
-    rng, edits = random.Random("steering"), []
-    for i in range(len(features)):
-        scene = make_scene("test", 0, i, world)
-        colors, shapes = [o.color for o in scene], [o.shape for o in scene]
-        single = [o for o in scene if colors.count(o.color) == 1 and shapes.count(o.shape) == 1]
-        if single:
-            o, new = rng.choice(single), rng.choice([c for c in COLORS if c not in colors])
-            asked = [("color", f"what color is the {o.shape}?", o.color, f"what color is the {o.shape}?", new),
-                     ("other", f"what shape is the {o.color} object?", o.shape, f"what shape is the {new} object?", o.shape),
-                     ("other", f"where is the {o.color} {o.shape}?", PLACES[o.place], f"where is the {new} {o.shape}?", PLACES[o.place])]
-            asked += [("other", *2 * (f"where is the {p.color} {p.shape}?", PLACES[p.place])) for p in scene if p != o][:1]
-            edits += [(i, o.color, new, *q) for q in asked]
-    before = vlm.answer(features, [(e[0], e[4]) for e in edits])
-    right = [e for e, answer in zip(edits, before) if answer == e[5]]
-    hits = defaultdict(list)
-    for pair in sorted({e[1:3] for e in right}):  # all pictures with the same edit at once
-        group = [e for e in right if e[1:3] == pair]
-        edited = VLM(Edited(vlm.adapter, {pair[0]: pair[1]}), vlm.llm, vlm.encoding)
-        for e, answer in zip(group, edited.answer(features[[e[0] for e in group]], [(k, e[6]) for k, e in enumerate(group)])):
-            hits[e[3]].append(answer == e[7])
-    rate = lambda answers: sum(answers) / max(1, len(answers))
-    return {"n": len(hits["color"]), "changed_as_edited": rate(hits["color"]), "others_kept": rate(hits["other"])}
+    edits = data.edits(len(features))
+    before = vlm.answer(features, [(edit.picture, edit.question) for edit in edits])
+    right = [edit for edit, answer in zip(edits, before) if answer == edit.answer]
+    by_swap, hits = defaultdict(list), defaultdict(list)
+    for edit in right:
+        by_swap[edit.old, edit.new].append(edit)
+    for (old, new), group in sorted(by_swap.items()):
+        edited = VLM(Edited(vlm.adapter, {old: new}), vlm.llm, vlm.encoding)
+        asked = [(k, edit.question_after) for k, edit in enumerate(group)]
+        answers = edited.answer(features[[edit.picture for edit in group]], asked)
+        for edit, answer in zip(group, answers):
+            hits[edit.kind].append(answer == edit.answer_after)
+    share = {kind: sum(hits[kind]) / max(1, len(hits[kind])) for kind in ("color", "other")}
+    return {"n": len(hits["color"]), "changed_as_edited": share["color"],
+            "others_kept": share["other"]}
 
 
-# ---- your own pictures -------------------------------------------------------------------------------------------------
-
-def fail(message):
-    """A mistake of the user's: one clear line, exit code 2."""
-    print(f"error: {message}", file=sys.stderr)
-    sys.exit(2)
-
-
-def read_picture(path, size):
-    """Any PNG or JPEG as (1, size, size, 3) uint8: transparency on white, padded to a square with its border's colour."""
-    try:
-        picture = Image.open(path)
-        picture.load()
-    except FileNotFoundError:
-        fail(f"there is no picture {str(path)!r}")
-    except (UnidentifiedImageError, OSError, SyntaxError, ValueError) as error:
-        fail(f"cannot read {str(path)!r} as a picture ({error}); PNG and JPEG files work")
-    if picture.mode.startswith("I"):  # 16-bit greyscale
-        picture = Image.fromarray((np.asarray(picture, dtype=np.float64) / 257).clip(0, 255).astype(np.uint8))
-    if "A" in picture.getbands() or "transparency" in picture.info:
-        picture = picture.convert("RGBA")
-        picture = Image.alpha_composite(Image.new("RGBA", picture.size, "white"), picture)
-    picture = picture.convert("RGB")
-    pixels = np.asarray(picture)
-    border = np.concatenate([pixels[0], pixels[-1], pixels[:, 0], pixels[:, -1]])
-    side = max(picture.size)
-    square = Image.new("RGB", (side, side), tuple(int(v) for v in np.median(border, axis=0)))
-    square.paste(picture, ((side - picture.width) // 2, (side - picture.height) // 2))
-    return torch.from_numpy(np.array(square.resize((size, size), Image.Resampling.BOX if side > size else Image.Resampling.BICUBIC)))[None]
-
-
-def load_vlm(out, name):
-    """(ViT, VLM) from an --out folder; name: an adapter's folder there, such as 'langbridge_instruct'."""
-    for path in (out / "vit" / "config.json", out / name / "config.json", *[out / name / "adapter.json"] * (not name.startswith("blind"))):
-        if not path.exists():
-            fail(f"there is no {str(path)!r}; 'python train.py --out {out}' makes it")
-    base = out / json.loads((out / name / "config.json").read_text(encoding="utf-8"))["base"]
-    adapter = None
-    if not name.startswith("blind"):  # the embeddings before the LLM was tuned: those that the adapter was trained with
-        adapter = load_adapter(out / name).set_basis(*load_llm(base))
-    llm, encoding = load_llm(out / name if (out / name / "llm.pt").exists() else base)
-    return load_vit(out / "vit").eval(), VLM(adapter, llm, encoding).eval()
-
-
-def held_out(out):
-    """The frozen features of the splits that nothing is trained on, in float32."""
-    features = torch.load(out / "vit" / "features.pt", mmap=True, weights_only=True)
-    return {split: features[split].float() for split in ("test", "comp")}
-
-
-# ---- python evaluate.py: everything that can be measured --------------------------------------------------------------------
-
-CHECKPOINTS = ["mlp_align", "langbridge_align", "mlp_instruct", "langbridge_instruct", "blind_instruct"]
-
-
-def write_json(path, data):
-    path.write_text(json.dumps(data, indent=1), encoding="utf-8")
-    print(f"written: {path}")
-
+# ---- python evaluate.py -------------------------------------------------------------------------
 
 def evaluate(out, names):
-    """Benchmarks with intervals, grounding, steering, the study of stage 1: into evaluate.json, with their figures."""
-    from train import load_settings  # train.py imports this file
-    s, path, features = load_settings(out), out / "evaluate.json", held_out(out)
-    world = s.world
-    known = json.loads(path.read_text(encoding="utf-8")) if path.exists() else {}
-    result = {"checkpoints": {}, "ablations": known.get("ablations", {})}  # ablations are kept
-    scores = ("vqa", "caption_f1", "pope_acc", "comp_vqa")
-    print(f"{'':22}" + "".join(f"{score:>24}" for score in scores) + "   (95% interval)")
+    """Scores with intervals, and what the adapters say: into evaluate.json, with figures."""
+    data, features, result = open_data(out), held_out(out), {"checkpoints": {}}
+    print(f"{'':22}" + "".join(f"{score:>24}" for score in SCORES) + "   (95% interval)")
     for name in names:
-        said = examine_vlm(load_vlm(out, name)[1], features, world)
+        said = examine_vlm(load_vlm(out, name)[1], features, data)
         S = summarize(said) | {"intervals": intervals(said), "by_objects": by_objects(said)}
         result["checkpoints"][name] = S
-        print(f"{name:22}" + "".join(f"{S[k]:10.3f} ({S['intervals'][k][0]:.3f}-{S['intervals'][k][1]:.3f})" for k in scores), flush=True)
-        if name == "langbridge_instruct" or len(names) == 1:
+        cells = [f"{S[k]:10.3f} ({S['intervals'][k][0]:.3f}-{S['intervals'][k][1]:.3f})"
+                 for k in SCORES]
+        print(f"{name:22}" + "".join(cells), flush=True)
+        if name == names[0] or name == "langbridge_instruct":
             shown = said
-    result["chance"] = score_chance({split: len(x) for split, x in features.items()}, world)
-    print(f"{'chance':22}" + "".join(f"{result['chance'][k]:10.3f}{'':14}" for k in scores))
-    contact_sheet(out / "mistakes.png", shown, s.vit_size, world, count=10)
+    chance = data.chance({split: len(x) for split, x in features.items()})
+    print(f"{'chance':22}" + "".join(f"{chance[score]:10.3f}{'':14}" for score in SCORES))
+    result["chance"] = chance
+    show_answers(out / "mistakes.png", shown, features, data, count=10)
     if {"langbridge_align", "mlp_align", "langbridge_instruct"} <= set(names):
-        print("\nwhat the adapters see")
-        result |= {"grounding": measure_grounding(out, features["test"], world), "subspace": study(out)}
-        steered = {stage: steering(load_vlm(out, f"langbridge_{stage}")[1], features["test"], world) for stage in ("align", "instruct")}
-        result["steering"] = steered | steered["instruct"]  # the tuned model's is the one a user meets
-        print("  a colour swapped in every patch, after instruct: {n} edits, the colour answer follows in {changed_as_edited:.3f}, "
-              "other answers stay in {others_kept:.3f}".format(**steered["instruct"]))
-    write_json(path, result)
+        result |= look_inside(out, features["test"], data)
+    write_json(out / "evaluate.json", result)
+    print(f"written: {out / 'evaluate.json'}")
 
 
-def measure_grounding(out, features, world):
-    """grounding() of both adapters, over the words of the LangBridge that stand alone."""
-    words, result = readable(load_adapter(out / "langbridge_align").tokens), {"chance": {}}
-    for key, name in (("langbridge", "langbridge_align"), ("mlp_nearest", "mlp_align"), ("langbridge_after_instruct", "langbridge_instruct")):
-        g = grounding(load_vlm(out, name)[1], features, words, world)
-        result[key] = {"color": g["color"], "shape": g["shape"]}
-        result["chance"][key] = {"color": g["chance_color"], "shape": g["chance_shape"]}
-        print(f"  {key}: an object's colour is among the 5 top words of its patches in {g['color']:.3f}, its shape in {g['shape']:.3f} "
-              f"(those of another picture: {g['chance_color']:.3f}, {g['chance_shape']:.3f}; {len(words)} words)")
-    return result
+def look_inside(out, features, data):
+    """What the adapters say, in numbers: grounding, subspace, steering."""
+    print("\nwhat the adapters say")
+    words = readable(load_adapter(out / "langbridge_align").tokens)
+    grounded = {"chance": {}}
+    for key, name in (("langbridge", "langbridge_align"), ("mlp_nearest", "mlp_align"),
+                      ("langbridge_after_instruct", "langbridge_instruct")):
+        shares = grounding(load_vlm(out, name)[1], features, words, data)
+        grounded[key] = {kind: shares[kind] for kind in data.kinds}
+        grounded["chance"][key] = {kind: shares[f"chance_{kind}"] for kind in data.kinds}
+        said = [f"its {kind} in {shares[kind]:.3f} (another picture's "
+                f"{shares[f'chance_{kind}']:.3f})" for kind in data.kinds]
+        print(f"  {key}: among the 5 words that an object's patches say most: {', '.join(said)}")
+    steered = {}
+    for stage in ("align", "instruct"):
+        vlm = load_vlm(out, f"langbridge_{stage}")[1]
+        steered[stage] = steering(vlm, features, data)
+    print("  a colour swapped in every patch, after instruct: {n} edits, the colour answer follows "
+          "in {changed_as_edited:.3f}, others stay in {others_kept:.3f}".format(**steered["instruct"]))
+    steered |= steered["instruct"]  # the tuned model's is the one that a user meets
+    return {"grounding": grounded, "subspace": draw_study(out), "steering": steered}
 
 
-def run_ablation(out, what, seeds, stage2, stages):
-    """--ablate: transfer.ablate's sweep as a table, a figure, and a part of evaluate.json."""
-    from train import load_settings  # train.py imports this file
-    from transfer import SWEEPS, ablate
-    if what not in SWEEPS:
-        fail(f"--ablate {what}: expected one of {', '.join(SWEEPS)}")
-    s = load_settings(out)
-    s.threads, s.stages = os.cpu_count(), "all"
-    torch.set_num_threads(1 if stages else s.threads)
-    points = ablate(s, what, seeds, stage2, [__file__, *sys.argv[1:]], stages)
-    if stages:
-        return
-    sweep = {"setting": SWEEPS[what][0], "seeds": seeds, "points": points}
-    text = ablation_table(sweep)
-    print(text)
-    (out / f"ablate_{what}.md").write_text(text, encoding="utf-8")
-    kinds = [kind for kind in KINDS if kind in points[0]]
-    xs = list(range(len(points)))
-    line = lambda kind, score: (xs, *[[f(p[kind][score]) for p in points] for f in (np.mean, min, max)])
-    panel = lambda score: {kind.replace("_", "-"): line(kind, score) for kind in kinds}
-    line_plot(out / f"ablate_{what}.png", f"Ablation of {what}", [("vqa", panel("vqa")), ("caption F1", panel("caption_f1"))], SWEEPS[what][0],
-              f"Seeds {', '.join(map(str, seeds))}: mean, lowest and highest.", names_of_x=[str(p["value"]) for p in points])
-    path = out / "evaluate.json"
-    result = json.loads(path.read_text(encoding="utf-8")) if path.exists() else {}
-    result.setdefault("ablations", {})[what] = sweep
-    write_json(path, result)
-
-
-def study(out):
-    """The study of stage 1 that train.py recorded, as a figure and as lists: do adapters move towards the words?"""
-    result, panels = {}, {"cosine to word embeddings": {}, "energy explained by words": {}}
-    measures = [("own_cos", "own words"), ("other_cos", "other words"), ("explained_own", "the caption's words"), ("explained_random", "random words")]
+def draw_study(out):
+    """What align recorded of subspace(), as lists and as a figure: do adapters come to words?"""
+    measures = {"own_cos": "own words", "other_cos": "other words",
+                "explained_own": "the caption's words", "explained_random": "random words"}
+    cosines, energies, result = {}, {}, {}
     for kind, title in (("mlp", "MLP"), ("langbridge", "LangBridge")):
-        seen = json.loads((out / f"{kind}_align" / "config.json").read_text(encoding="utf-8"))["seen"]
+        seen = read_json(out / f"{kind}_align" / "config.json")["seen"]
         result["steps"], result[kind] = [step for step, _ in seen], {}
-        for name, label in measures:
-            mean, half = np.array([s[name] for _, s in seen]).T
+        for name, label in measures.items():
+            mean, half = np.array([measured[name] for _, measured in seen]).T
             result[kind] |= {name: mean.tolist(), f"{name}_interval": half.tolist()}
-            panels[list(panels)[name.startswith("explained")]][f"{title}, {label}"] = result["steps"], mean, mean - half, mean + half
-        own, random = result[kind]["explained_own"], result[kind]["explained_random"]
-        print(f"  {title}: the caption's words explain {own[0]:.3f} of the patches' energy before stage 1 and {own[-1]:.3f} after it, "
-              f"random words {random[0]:.3f} and {random[-1]:.3f}")
-    line_plot(out / "subspace.png", "Stage 1 brings patches to the words that describe them", list(panels.items()), "steps of stage 1 (log)",
-              "100 test pictures, patches of objects, mean vectors removed; bands: 95% intervals.", log=True, ylim=(-0.2, 0.8))
+            panel = cosines if name.endswith("_cos") else energies
+            panel[f"{title}, {label}"] = (result["steps"], mean, mean - half, mean + half)
+        own, other = result[kind]["explained_own"], result[kind]["explained_random"]
+        print(f"  {title}: the caption's words explain {own[0]:.3f} of the patches' energy before "
+              f"stage 1 and {own[-1]:.3f} after it, random words {other[0]:.3f} and {other[-1]:.3f}")
+    panels = [("cosine to word embeddings", cosines), ("energy explained by words", energies)]
+    line_plot(out / "subspace.png", "Stage 1 brings patches to the words that describe them", panels,
+              "steps of stage 1 (log)", "100 test pictures, patches of objects, mean vectors "
+              "removed; bands: 95% intervals.", log=True, ylim=(-0.2, 0.8))
     return result
 
 
-@torch.no_grad()
-def draw_word_map(out, model, pixels, path):
-    """What LangBridge and the MLP of the same stage say about each patch of a picture, side by side."""
-    stage = model.rsplit("_", 1)[-1] if model in CHECKPOINTS else None
-    panels = []
-    names = [model] if stage is None else [f"langbridge_{stage}", f"mlp_{stage}"]
-    for name in names:
-        vit, vlm = load_vlm(out, name)
-        bridge = isinstance(vlm.adapter, LangBridge)
-        if bridge:
-            words = [t.decode("latin-1").strip() or "newline" for t in vlm.adapter.tokens]
-            scores = vlm.adapter.weights(vit(pixels))[0]
+# ---- one picture --------------------------------------------------------------------------------
+
+def draw_word_map(out, model, vlm, features, pixels, path):
+    """What each patch says, by this model and by the other adapter of its stage, if there is one."""
+    kind, _, stage = model.partition("_")
+    other = f"{'mlp' if kind == 'langbridge' else 'langbridge'}_{stage}"
+    models = {model: vlm}
+    if model in CHECKPOINTS and (out / other / "adapter.json").exists():
+        models[other] = load_vlm(out, other)[1]
+    panels, words = [], []
+    for name in sorted(models):  # a LangBridge comes first: its words are asked of an MLP as well
+        adapter = models[name].adapter
+        if isinstance(adapter, (LangBridge, Edited)):
+            title, words = "LangBridge: its weights", readable(adapter.tokens)
         else:
-            words = ["."] + readable(load_adapter(out / f"langbridge_{stage}").tokens)
-            scores = say(vlm, vit(pixels), words)[0]
-        panels.append(("LangBridge: its weights" if bridge else "MLP: nearest words (cosine)",
-                       [[(word, float(w)) for word, w in zip(words, row) if word != "."] for row in scores]))
-    word_map(path, pixels[0].numpy(), panels, f"{model} in {out.name}; words below 0.05 and the word for 'nothing here' (.) are not shown.")
+            title = "MLP: nearest words (cosine)"
+        said = say(models[name], features, words)[0]  # (N, words)
+        panels.append((title, [list(zip(words, row.tolist())) for row in said]))
+    word_map(path, pixels[0].numpy(), panels, f"{model} in {out.name}; words below 0.05 are left out.")
     print(f"written: {path}")
 
 
-# ---- a conversation ---------------------------------------------------------------------------------------------------------
-
-def parse_swap(text, tokens):
-    """'red=blue' -> {'red': 'blue'}, if the adapter has both words."""
-    parts = text.split("=")
-    for word in parts:
-        if len(parts) != 2 or f" {word}".encode() not in tokens:
-            fail(f"--swap {text}: expected WORD=WORD with words of the adapter: {', '.join(readable(tokens))}")
-    return {parts[0]: parts[1]}
+def source_line(function, code):
+    """(where, line): the line of a function that holds this code, as in ('model.py:12', 'x = ..')"""
+    lines, first = inspect.getsourcelines(function)
+    for i, line in enumerate(lines):
+        if code in line:
+            return f"{Path(inspect.getsourcefile(function)).name}:{first + i}", line.strip()
+    raise LookupError(f"{code!r} is not in {function.__qualname__}")
 
 
-def chat(vlm, features, draw_map):
-    """Questions and answers about one picture until /quit."""
+@torch.no_grad()
+def trace(path, vit, vlm, question):
+    """Print how one picture becomes an answer: each step, its tensor's shape, and the line of code
+    that makes it; the letters of a shape are read off that line."""
+    adapter, llm, encoding = vlm.adapter, vlm.llm, vlm.encoding
+
+    def show(title, tensor, function, code):
+        where, line = source_line(function, code)
+        line, _, letters = line.partition("  # ")
+        print(f"\n{title}\n    {letters} = {tuple(tensor.shape)}\n    {where}  "
+              f"{function.__qualname__}:  {line}")
+
+    pixels = read_picture(path, vit.config.size)  # (B, size, size, 3)
+    patches, features = vit.patches(pixels), vit(pixels)  # (B, N, 4 p^2), (B, N, D)
+    v, picture = adapter(features), vlm.picture(features)  # (B, N, C), (B, prefix + N + rows, C)
+    ids = encoding.encode(f"question: {question}")
+    side, start = vit.config.grid, len(vlm.prefix)
+    print(f"{path}: {question!r}\nB = 1 picture, N = {side * side} patches, D = {vit.config.D}, "
+          f"C = {llm.config.C}, V = {llm.config.V}")
+    show("1 The file becomes a small square of pixels.", pixels, read_picture, "[None]")
+    show(f"2 The square is cut into {side} x {side} patches of p = {vit.config.patch} pixels a side, "
+         "four channels each.", patches, ViT.patches, "return")
+    show("3 The ViT turns each patch into a feature, having seen all others.", features,
+         ViT.forward, "return")
+    if isinstance(adapter, LangBridge):
+        beta = adapter.weights(features)  # (B, N, K)
+        show(f"4 LangBridge gives each of its K = {beta.size(2)} words a weight. Patches that say "
+             "most:", beta, LangBridge.forward, "beta = self.weights")
+        words = [t.decode("latin-1").strip() or "newline" for t in adapter.tokens]
+        loudest = beta[0, :, adapter.tokens.index(b" .")].argsort()[:4]  # the least 'nothing here'
+        for n in sorted(loudest.tolist()):
+            best = [f"{words[k]} {beta[0, n, k]:.2f}" for k in beta[0, n].argsort(descending=True)[:3]]
+            print(f"        row {n // side + 1}, column {n % side + 1}: {', '.join(best)}")
+    show("5 The adapter makes visual tokens" + (
+        ": the words' embeddings E (K, C), summed by weight." if isinstance(adapter, LangBridge)
+        else "."), v, type(adapter).forward, "return")
+    show(f"6 They stand between text: {encoding.decode(vlm.prefix)!r} at 0 to {start - 1}, then {side} "
+         f"rows of {side}, a newline after each.", picture, VLM.picture, "return torch.cat")
+    for row in range(side):
+        first = start + row * (side + 1)
+        print(f"        {first:3} to {first + side - 1:3}  patches of row {row + 1}, "
+              f"{first + side:3}  newline")
+    text = vlm.embed(ids)  # (1, T, C)
+    x = torch.cat([picture, text], dim=1)
+    print(f"        {picture.size(1):3} to {x.size(1) - 1:3}  "
+          + "|".join(encoding.decode([i]) for i in ids))
+    logits = llm(x)
+    show(f"7 The LLM reads all T = {x.size(1)} positions; the last one's V = {logits.size(2)} logits "
+         "choose the first token of the answer:", logits, GPT.forward, "return")
+    best = logits[0, -1].softmax(-1).topk(5)
+    for p, i in zip(best.values.tolist(), best.indices.tolist()):
+        print(f"        {encoding.decode([i])!r:12} {p:.3f}")
+    print(f"\n8 Token by token, until a newline:  {vlm.answer(features, [(0, question)])[0]}")
+
+
+def ask(vlm, features, question, known):
+    """The answer to a user's question; raises Refused for one that cannot be asked, and warns of
+    words that the LLM has never read (not in `known`, the words that it has read)."""
+    for special in vlm.encoding.special_tokens_set:
+        if special in question:
+            raise Refused(f"{special!r} is a token of its own, not text: ask without it")
+    try:
+        answer = vlm.answer(features, [(0, question)])[0]
+    except ValueError as error:
+        raise Refused(str(error))
+    unread = [word for word in re.findall("[a-z]+", question) if known and word not in known]
+    if unread:
+        print(f"(this LLM has never read {', '.join(map(repr, unread))}: do not trust the answer)",
+              file=sys.stderr, flush=True)
+    return answer
+
+
+def parse_swap(text, adapter):
+    """'red=blue' -> {'red': 'blue'}; raises Refused unless the adapter has both words."""
+    if not isinstance(adapter, LangBridge):
+        raise Refused("--swap needs a LangBridge: an MLP has no words")
+    words = text.split("=")
+    if len(words) != 2 or not all(token(word) in adapter.tokens for word in words):
+        raise Refused(f"--swap {text}: expected WORD=WORD with words of the adapter: "
+                      f"{', '.join(readable(adapter.tokens))}")
+    return {words[0]: words[1]}
+
+
+def chat(vlm, features, data, known, draw_map):
+    """Questions and answers about one picture, until /quit; draw_map(vlm) draws what it says."""
     bridge, swaps = vlm.adapter, {}
-    print("Ask about the picture. An empty line describes it; /map draws what its patches say, /swap red=blue edits their words, "
-          "/swap undoes that, /quit ends.")
+    print("Ask about the picture in words like these:")
+    for question in data.example_questions():
+        print(f"    {question}")
+    print("An empty line describes it; /map draws what its patches say, /swap red=blue edits their "
+          "words, /swap undoes that, /quit ends.")
     while True:
         try:
-            line = input("> ").strip().lower()
+            line = " ".join(input("> ").lower().split())
         except (EOFError, KeyboardInterrupt):
             return print()
-        if line == "/quit":
-            return
-        elif line == "/map":
-            draw_map()
-        elif line.startswith("/swap"):
-            if not isinstance(bridge, LangBridge):
-                print("only a LangBridge has words to swap")
-                continue
-            try:
-                swaps = {**swaps, **parse_swap(line[5:].strip(), bridge.tokens)} if line[5:].strip() else {}
+        try:
+            if line == "/quit":
+                return
+            elif line == "/map":
+                draw_map(vlm)
+            elif line == "/swap":
+                swaps, vlm.adapter = {}, bridge
+                print("nothing is swapped")
+            elif line.startswith("/swap "):
+                swaps |= parse_swap(line.removeprefix("/swap "), bridge)
                 vlm.adapter = Edited(bridge, swaps)
-                print(f"every patch now says {', '.join(f'{b} for {a}' for a, b in swaps.items())}" if swaps else "nothing is swapped")
-            except SystemExit:
-                pass
-        elif line.startswith("/"):
-            print(f"unknown: {line}; there are /map, /swap WORD=WORD, /quit")
-        else:
-            print(vlm.answer(features, [(0, line or CAPTION_REQUESTS[0])])[0])
+                said = [f"{new} for {old}" for old, new in swaps.items()]
+                print(f"every patch now says {', '.join(said)}")
+            elif line.startswith("/"):
+                print(f"unknown: {line}; there are /map, /swap WORD=WORD, /quit")
+            else:
+                print(ask(vlm, features, line or data.request, known))
+        except Refused as error:
+            print(error)
+
+
+def look_at(args, model):
+    """python evaluate.py --image: whatever is asked about one picture."""
+    data = open_data(args.out)
+    vit, vlm = load_vlm(args.out, model)
+    known = set(read_json(args.out / "llm_source" / "config.json").get("words", []))
+    pixels = read_picture(args.image, vit.config.size)
+    features = vit(pixels)
+    question = " ".join((args.ask or data.request).lower().split())
+    if args.swap:
+        vlm.adapter = Edited(vlm.adapter, parse_swap(args.swap, vlm.adapter))
+    if args.map:
+        draw_word_map(args.out, model, vlm, features, pixels, args.map)
+    if args.trace:
+        trace(args.image, vit, vlm, question)
+    elif args.ask is None and not (args.map or args.swap) and sys.stdin.isatty():
+        path = args.image.with_name(f"{args.image.stem}_words.png")
+        chat(vlm, features, data, known,
+             lambda vlm: draw_word_map(args.out, model, vlm, features, pixels, path))
+    else:
+        print(ask(vlm, features, question, known))
 
 
 def main():
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter, allow_abbrev=False)
-    parser.add_argument("--out", type=Path, default=Path("out"), help="the folder that train.py wrote (default: out)")
-    parser.add_argument("--model", help="a model's folder in --out: for --image (default: langbridge_instruct), or the only one to examine")
+    parser = Parser(__doc__)
+    parser.add_argument("--out", type=Path, default=Path("out"),
+                        help="the folder that train.py wrote (default: out)")
+    parser.add_argument("--model", help="a stage in --out: for --image (default: "
+                        "langbridge_instruct), or the only one to examine")
     parser.add_argument("--image", type=Path, help="a picture: PNG or JPEG, any size")
-    parser.add_argument("--ask", help="a question about it; without one, it is described, or on a terminal a conversation begins")
-    parser.add_argument("--map", type=Path, metavar="PNG", help="draw what each patch of --image says, LangBridge beside the MLP")
-    parser.add_argument("--swap", metavar="WORD=WORD", help="let every patch say the second word where it says the first, as in red=blue")
-    parser.add_argument("--ablate", metavar="WHAT", help="sweep one setting: K, hidden, coefficients, basis, patches or drawn")
-    parser.add_argument("--seeds", default="0,1,2", help="seeds of --ablate (default: 0,1,2)")
-    parser.add_argument("--stage2", action=argparse.BooleanOptionalAction, default=True,
-                        help="let --ablate also tune on the target after the move (default: yes)")
-    parser.add_argument("--stages", help=argparse.SUPPRESS)  # what a process of its own is to do
-    parser.add_argument("--threads", help=argparse.SUPPRESS)
-    parser.add_argument("--readme", action="store_true", help="write the tables of README.md anew from the runs in results/, and stop")
-    parser.error = lambda message: fail(f"{message}; see python evaluate.py --help")
+    parser.add_argument("--ask", help="a question about it; without one, it is described, or on a "
+                        "terminal a conversation begins")
+    parser.add_argument("--trace", action="store_true", help="follow it from the file to the answer")
+    parser.add_argument("--map", type=Path, metavar="PNG", help="draw what each patch says, "
+                        "LangBridge beside the MLP")
+    parser.add_argument("--swap", metavar="WORD=WORD", help="let every patch say the second word "
+                        "where it says the first, as in red=blue")
     args = parser.parse_args()
-    if args.readme:
-        path = Path(__file__).with_name("README.md")
-        text = path.read_text(encoding="utf-8")
-        return path.write_text(fill_readme(text, path.with_name("results")), encoding="utf-8")
-    if args.ablate:
-        return run_ablation(args.out, args.ablate, [int(seed) for seed in args.seeds.split(",")], args.stage2, args.stages)
     if args.image is None:
-        if args.ask is not None or args.map or args.swap:
-            fail("which picture? --ask, --map and --swap need --image picture.png")
-        if not (args.out / "settings.json").exists():
-            fail(f"there is no {str(args.out / 'settings.json')!r}; 'python train.py --out {args.out}' makes it")
-        names = [args.model] if args.model else [name for name in CHECKPOINTS if (args.out / name / "config.json").exists()]
+        for flag in ("ask", "trace", "map", "swap"):
+            if getattr(args, flag):
+                raise Refused(f"which picture? --{flag} needs --image picture.png")
+        names = [args.model]
+        if args.model is None:
+            names = [name for name in CHECKPOINTS if (args.out / name / "config.json").exists()]
         if not names:
-            fail(f"{str(args.out)!r} has no finished model yet; 'python train.py --out {args.out}' makes them")
+            raise Refused(f"{str(args.out)!r} has no finished model yet; "
+                          f"'python train.py --out {args.out}' makes them")
         return evaluate(args.out, names)
     if args.ask is not None and not args.ask.strip():
-        fail("the question is empty; try --ask \"what color is the circle?\", or leave --ask away for a caption")
-    model = args.model or "langbridge_instruct"
-    vit, vlm = load_vlm(args.out, model)
-    pixels = read_picture(args.image, vit.config.size)
-    features = vit(pixels)
-    if args.swap:
-        if not isinstance(vlm.adapter, LangBridge):
-            fail(f"--swap needs a LangBridge, which {model} is not")
-        vlm.adapter = Edited(vlm.adapter, parse_swap(args.swap, vlm.adapter.tokens))
-    if args.map:
-        draw_word_map(args.out, model, pixels, args.map)
-    elif args.ask is None and not args.swap and sys.stdin.isatty():
-        return chat(vlm, features, lambda: draw_word_map(args.out, model, pixels, args.image.with_name(f"{args.image.stem}_words.png")))
-    print(vlm.answer(features, [(0, args.ask.strip().lower() if args.ask else CAPTION_REQUESTS[0])])[0])
+        raise Refused('the question is empty; try --ask "what color is the circle?", or leave --ask '
+                      "away for a caption")
+    look_at(args, args.model or "langbridge_instruct")
 
 
 if __name__ == "__main__":
-    main()
+    run_command(main)

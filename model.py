@@ -1,12 +1,19 @@
 """The language model, and the VLM that shows it pictures.
 
-    GPT   a decoder-only transformer over embeddings, so that words and visual tokens are the same thing to it
-    VLM   ViT -> adapter -> GPT: where a picture's tokens go, and how a question about it is answered
+    GPT   a decoder-only transformer that reads embeddings
+    VLM   patch features -> adapter -> GPT: where a picture's tokens go, and how it is asked about
 
-Letters, the same in every file: B batch, T text tokens, N visual tokens (patches), C LLM width, D vision width,
-V an LLM's vocabulary, K shared vocabulary, H attention heads.
+What is unusual here, for a reader who knows GPT-2:
+    forward() takes embeddings instead of token ids: visual tokens need no special case
+    a short convolution before attention and MLP: without it, so small an LLM hardly learns to read
+    norms have no gain, and embeddings, queries and keys are normed as well: training stays calm
+    rotary positions tell how far apart two tokens are, learned ones tell where a token stands
+    squared ReLU, no biases, no dropout
+    blocks and head start at zero, so that the first loss is ln V
+
+Letters, the same in every file: B batch, T text tokens, N visual tokens (patches), C LLM width,
+D vision width, V an LLM's vocabulary, K shared vocabulary, H attention heads.
 """
-import json
 import math
 from dataclasses import asdict, dataclass
 
@@ -15,6 +22,7 @@ import torch.nn as nn
 import torch.nn.functional as F
 
 from data.bpe import BOS, load_encoding, save_encoding
+from data.files import read_json, read_tensors, write_json, write_tensors
 
 
 @dataclass
@@ -31,79 +39,82 @@ def norm(x):
     return F.rms_norm(x, (x.size(-1),))
 
 
+class ShortConv(nn.Module):
+    """y_t = x_t + sum_i w_i x_(t-i), i = 0 .. width - 1, channel by channel.
+
+    A token sees its neighbours before attention does: 'the word after red' becomes a feature of
+    one token, which attention can then look for (the Canon layer of Allen-Zhu 2025, 'Physics of
+    Language Models 4.1'). It starts at random: from zero, it is found too late to be used.
+    """
+    width = 6  # from 'left' back to 'red' in 'red circle at the top left'
+
+    def __init__(self, C):
+        super().__init__()
+        self.weight = nn.Parameter(torch.empty(self.width, C).uniform_(-0.5, 0.5))  # w_0, w_1, ..
+
+    def forward(self, x, past=None):
+        """x (B, T, C) -> y (B, T, C), and the inputs to go on from (B, width - 1, C).
+
+        `past` are the inputs before x, as an earlier call returned them; none are zeros.
+        """
+        if past is None:
+            past = x.new_zeros(x.size(0), self.width - 1, x.size(2))
+        window = torch.cat([past, x], dim=1)  # (B, width - 1 + T, C)
+        kernel = self.weight.flip(0).T[:, None]  # (C, 1, width)
+        y = F.conv1d(window.mT, kernel, groups=x.size(2)).mT  # (B, T, C)
+        return x + y, window[:, x.size(1):]
+
+
+@dataclass
+class BlockCache:
+    """What a block keeps of the S tokens that it has read, so that the next costs one token."""
+    keys: torch.Tensor  # (B, H, S, C/H)
+    values: torch.Tensor  # (B, H, S, C/H)
+    attention_past: torch.Tensor  # (B, width - 1, C): of the convolution before attention
+    mlp_past: torch.Tensor  # (B, width - 1, C): of the convolution before the MLP
+
+    def pick(self, rows):
+        """The same for these rows of the batch, by index or by mask."""
+        return BlockCache(self.keys[rows], self.values[rows],
+                          self.attention_past[rows], self.mlp_past[rows])
+
+
+class Cache:
+    """What a GPT keeps of the tokens that it has read."""
+
+    def __init__(self, blocks, length=0):
+        self.blocks = blocks
+        self.length = length
+
+    def pick(self, rows):
+        """A cache for these rows of the batch; a row may be picked several times."""
+        return Cache([block.pick(rows) for block in self.blocks], self.length)
+
+
 def rotary(length, c):
-    """cos and sin (length, c/2) of the angle by which each position turns each channel pair (RoPE, arXiv 2104.09864)."""
-    frequencies = 10000 ** -(torch.arange(0, c, 2) / c)
+    """cos and sin (length, c/2) of the angles of rotary positions (RoPE, arXiv 2104.09864)."""
+    frequencies = 10000 ** -(torch.arange(0, c, 2) / c)  # (c/2,)
     angles = torch.arange(length)[:, None] * frequencies  # (length, c/2)
     return angles.cos(), angles.sin()
 
 
 def rotate(x, cos, sin):
-    a, b = x.chunk(2, dim=-1)
+    """Turn each pair of channels by the angle of its position: x (B, H, T, c) -> (B, H, T, c)"""
+    a, b = x.chunk(2, dim=-1)  # 2 x (B, H, T, c/2)
     return torch.cat([a * cos - b * sin, a * sin + b * cos], dim=-1)
 
 
 def attention(q, k, v):
-    """Causal attention written out: softmax(q k^T / sqrt(c)) v, where a query sees no later key.
+    """Causal attention written out: softmax(q k^T / sqrt(c)) v, where no query sees a later key.
 
-    q (B, H, T, c), k and v (B, H, S, c) -> (B, H, T, c); the queries are the last T of the S positions, which is what
-    generation with a cache needs. Training uses the fused kernel for T = S; a test holds the two equal.
+    q (B, H, T, c), k and v (B, H, S, c) -> (B, H, T, c). The queries are the last T of the S
+    positions, as generation with a cache needs it. For T = S there is a fused kernel, which
+    training uses; a test holds the two equal.
     """
     T, S = q.size(-2), k.size(-2)
-    scores = q @ k.transpose(-2, -1) / math.sqrt(q.size(-1))  # (B, H, T, S)
+    scores = q @ k.mT / math.sqrt(q.size(-1))  # (B, H, T, S)
     seen = torch.ones(T, S, dtype=torch.bool, device=q.device).tril(S - T)
     return scores.masked_fill(~seen, -math.inf).softmax(-1) @ v  # (B, H, T, c)
-
-
-class Taps(torch.autograd.Function):
-    """y_t = sum_i w_i u_(t-i) over `width` inputs, channel by channel; u (B, width - 1 + T, C), w (width, C) -> (B, T, C)
-
-    Six multiply-adds that autograd could derive by itself, but it would copy the sequence three times for each of them: by
-    hand, forward and backward take 0.4 of the time, and a training step 0.85.
-    """
-
-    @staticmethod
-    def forward(ctx, u, w):
-        ctx.save_for_backward(u, w)
-        T = u.size(1) - len(w) + 1
-        y = u.new_zeros(len(u), T, u.size(2))
-        for i in range(len(w)):
-            start = len(w) - 1 - i
-            y.addcmul_(u[:, start:start + T], w[i])
-        return y
-
-    @staticmethod
-    def backward(ctx, dy):
-        u, w = ctx.saved_tensors
-        T, du, dw = dy.size(1), torch.zeros_like(u), []
-        for i in range(len(w)):
-            start = len(w) - 1 - i
-            du[:, start:start + T].addcmul_(dy, w[i])
-            if ctx.needs_input_grad[1]:  # not in a frozen LLM
-                dw.append((dy * u[:, start:start + T]).sum((0, 1)))
-        return du, torch.stack(dw) if dw else None
-
-
-class ShortConv(nn.Module):
-    """y_t = x_t + sum_i w_i x_(t-i), i = 0..5, channel by channel: a token sees its neighbours before attention does.
-
-    This is what lets a tiny LLM look things up: 'the word after red' becomes a feature of one token, which attention can
-    then search for or bring back (the Canon layer of Allen-Zhu 2025, 'Physics of Language Models 4.1'). It must not
-    start at zero: at zero it is found too late to be used (README, 'How a tiny LLM learns to read').
-    """
-    width = 6
-
-    def __init__(self, C):
-        super().__init__()
-        self.weight = nn.Parameter(torch.empty(self.width, C).uniform_(-0.5, 0.5))
-
-    def forward(self, x, cache=None):
-        B, T, C = x.shape
-        past = cache[self] if cache and self in cache else x.new_zeros(B, self.width - 1, C)
-        window = torch.cat([past, x], dim=1)  # (B, width - 1 + T, C)
-        if cache is not None:
-            cache[self] = window[:, T:]  # (B, width - 1, C)
-        return x + Taps.apply(window, self.weight.to(x.dtype))
 
 
 class CausalSelfAttention(nn.Module):
@@ -117,22 +128,23 @@ class CausalSelfAttention(nn.Module):
         self.register_buffer("cos", cos, persistent=False)
         self.register_buffer("sin", sin, persistent=False)
 
-    def forward(self, x, cache=None, last=None):
-        """x (B, T, C) -> what the last positions have looked up, (B, last, C); by default all of them."""
+    def forward(self, x, cache=None):
         B, T, C = x.shape
-        qkv = self.qkv(self.conv(x, cache))  # (B, T, 3C)
-        q, k, v = qkv.view(B, T, 3, self.H, C // self.H).permute(2, 0, 3, 1, 4)  # 3 x (B, H, T, C/H)
-        past = cache.get(self) if cache is not None else None
-        start = past[0].size(2) if past else 0
+        x, past = self.conv(x, cache.attention_past if cache else None)
+        qkv = self.qkv(x).view(B, T, 3, self.H, C // self.H)
+        q, k, v = qkv.permute(2, 0, 3, 1, 4)  # 3 x (B, H, T, C/H)
+        start = cache.keys.size(2) if cache else 0
         cos, sin = self.cos[start:start + T], self.sin[start:start + T]
-        q, k = rotate(norm(q), cos, sin), rotate(norm(k), cos, sin)  # unit-size queries and keys: training stays calm
-        if past:
-            k, v = torch.cat([past[0], k], dim=2), torch.cat([past[1], v], dim=2)  # (B, H, S, C/H)
-        if cache is not None:
-            cache[self] = k, v
-        q = q[:, :, -(last or T):]  # (B, H, last, C/H)
-        y = attention(q, k, v) if q.size(2) < k.size(2) else F.scaled_dot_product_attention(q, k, v, is_causal=True)
-        return self.out(y.transpose(1, 2).flatten(2))  # (B, last, C)
+        q, k = rotate(norm(q), cos, sin), rotate(norm(k), cos, sin)
+        if cache:
+            k = torch.cat([cache.keys, k], dim=2)  # (B, H, S, C/H)
+            v = torch.cat([cache.values, v], dim=2)  # (B, H, S, C/H)
+            cache.keys, cache.values, cache.attention_past = k, v, past
+        if T == k.size(2):
+            y = F.scaled_dot_product_attention(q, k, v, is_causal=True)
+        else:
+            y = attention(q, k, v)
+        return self.out(y.transpose(1, 2).flatten(2))  # (B, T, C)
 
 
 class MLP(nn.Module):
@@ -143,36 +155,58 @@ class MLP(nn.Module):
         self.down = nn.Linear(4 * config.C, config.C, bias=False)
 
     def forward(self, x, cache=None):
-        return self.down(F.relu(self.up(self.conv(x, cache))).square())
+        x, past = self.conv(x, cache.mlp_past if cache else None)
+        if cache:
+            cache.mlp_past = past
+        return self.down(F.relu(self.up(x)).square())  # (B, T, C)
 
 
 class Block(nn.Module):
     def __init__(self, config):
         super().__init__()
-        self.attention, self.mlp = CausalSelfAttention(config), MLP(config)
+        self.attention = CausalSelfAttention(config)
+        self.mlp = MLP(config)
 
     def forward(self, x, cache=None, last=None):
-        y = self.attention(norm(x), cache, last)  # (B, last, C)
-        x = x[:, -y.size(1):] + y
+        """x (B, T, C) -> (B, T, C), or of the `last` positions only (B, last, C)"""
+        x = x + self.attention(norm(x), cache)
+        if last is not None:
+            x = x[:, -last:]
         return x + self.mlp(norm(x), cache)
 
 
 class GPT(nn.Module):
-    """embeddings (B, T, C) -> logits (B, T, V). `embed` turns token ids into embeddings; visual tokens come as they are."""
+    """Embeddings (B, T, C) -> logits (B, T, V). `embed` makes embeddings of token ids."""
 
     def __init__(self, config):
         super().__init__()
         self.config = config
         self.embedding = nn.Embedding(config.V, config.C)
-        # Rotary positions say how far apart two tokens are, these say where one is: which tile of a raster, for example.
         self.position = nn.Parameter(torch.zeros(config.context, config.C))
         self.blocks = nn.ModuleList(Block(config) for _ in range(config.layers))
         self.head = nn.Linear(config.C, config.V, bias=False)
-        for name, p in self.named_parameters():
-            if name.endswith(("out.weight", "down.weight", "head.weight")):
-                nn.init.zeros_(p)  # each block starts as the identity, and the first loss is ln V
-            elif name.endswith(("qkv.weight", "up.weight")):
-                nn.init.uniform_(p, -math.sqrt(3 / config.C), math.sqrt(3 / config.C))  # outputs of variance 1
+        self.init_weights()
+
+    def init_weights(self):
+        """Inputs of a block pass with variance 1; its outputs, and the logits, start at zero.
+
+        Embeddings keep PyTorch's normal distribution, convolutions what ShortConv gives them.
+        """
+        bound = math.sqrt(3 / self.config.C)  # variance 1/C
+        for block in self.blocks:
+            nn.init.uniform_(block.attention.qkv.weight, -bound, bound)
+            nn.init.zeros_(block.attention.out.weight)
+            nn.init.uniform_(block.mlp.up.weight, -bound, bound)
+            nn.init.zeros_(block.mlp.down.weight)
+        nn.init.zeros_(self.head.weight)
+
+    def hidden_matrices(self):
+        """The matrices between embedding and head, for Muon (train.py); AdamW takes the rest."""
+        matrices = []
+        for block in self.blocks:
+            matrices += [block.attention.qkv.weight, block.attention.out.weight]
+            matrices += [block.mlp.up.weight, block.mlp.down.weight]
+        return matrices
 
     def embed(self, ids):
         """Input embeddings of token ids, all of one size: (..., T) -> (..., T, C)"""
@@ -180,129 +214,155 @@ class GPT(nn.Module):
 
     def forward(self, x, cache=None):
         """x (B, T, C) -> logits (B, T, V)"""
-        return self.head(self.hidden(x, cache))
+        return self.head(self.hidden(x, cache))  # (B, T, V)
 
     def hidden(self, x, cache=None, last=None):
-        """What the head reads, of the last positions: (B, T, C) -> (B, last, C); by default of all.
+        """What the head reads: x (B, T, C) -> (B, T, C), or of the `last` positions (B, last, C).
 
-        Who trains on answers about pictures needs the logits of few tokens, and nothing after the last attention of the others:
-        that is a sixth of a step's work. With a cache, x goes on where the cache ends, and the cache grows. Raises ValueError if
-        the context is too short.
+        With a cache, x goes on where the cache ends, and the cache grows. `last` is for training,
+        without a cache: what the last block's MLP says about a picture's tokens is never used.
+        Raises ValueError if the context is too short.
         """
-        start = cache.get("length", 0) if cache is not None else 0
-        if start + x.size(1) > self.config.context:
-            raise ValueError(f"{start + x.size(1)} tokens do not fit into this LLM's context of {self.config.context}")
-        if cache is not None:
-            cache["length"] = start + x.size(1)
-        x = x + self.position[start:start + x.size(1)]
-        for block in self.blocks[:-1]:
-            x = block(x, cache)
-        last = last or x.size(1)
-        x = self.blocks[-1](x, cache, last + ShortConv.width - 1)  # the convolution of the last MLP looks back
-        return norm(x[:, -last:])
+        T, start = x.size(1), cache.length if cache else 0
+        if start + T > self.config.context:
+            raise ValueError(f"{start + T} tokens do not fit into this LLM's context of "
+                             f"{self.config.context}")
+        x = x + self.position[start:start + T]
+        for i, block in enumerate(self.blocks[:-1]):
+            x = block(x, cache.blocks[i] if cache else None)
+        if last is not None:
+            x = self.blocks[-1](x, last=last + ShortConv.width - 1)  # its convolution looks back
+            return norm(x[:, -last:])  # (B, last, C)
+        x = self.blocks[-1](x, cache.blocks[-1] if cache else None)
+        if cache:
+            cache.length += T
+        return norm(x)
+
+    def new_cache(self, B):
+        """An empty cache for B sequences."""
+        C, H = self.config.C, self.config.H
+        none = self.position.new_zeros(B, H, 0, C // H)
+        past = self.position.new_zeros(B, ShortConv.width - 1, C)
+        return Cache([BlockCache(none, none, past, past) for _ in self.blocks])
 
     @torch.no_grad()
     def generate(self, x, stop, max_tokens=60, cache=None):
-        """Greedy continuation of the prompts x (B, T, C), all of one length; returns B lists of token ids, without `stop`.
+        """Greedy continuations of the prompts x (B, T, C): B lists of token ids, without `stop`.
 
-        The cache keeps what each layer needs of the past (keys, values, the convolutions' last inputs), so a step costs
-        one token and not the whole sequence. One that is given holds what comes before the prompts.
+        All prompts have one length. A cache that is given holds what comes before them.
         """
-        cache = {} if cache is None else cache
-        out, rows = [[] for _ in x], torch.arange(len(x), device=x.device)  # the prompts whose answers have not ended yet
-        for _ in range(min(max_tokens, self.config.context - cache.get("length", 0) - x.size(1))):
-            ids = self.head(self.hidden(x, cache, last=1)[:, 0]).argmax(-1)  # (rows,)
+        cache = cache or self.new_cache(len(x))
+        room = self.config.context - cache.length - x.size(1)
+        answers = [[] for _ in x]
+        rows = torch.arange(len(x), device=x.device)  # the prompts whose answers go on
+        for _ in range(min(max_tokens, room)):
+            logits = self.head(self.hidden(x, cache)[:, -1])  # (rows, V)
+            ids = logits.argmax(-1)  # (rows,)
             going = ids != stop
             if not going.all():
-                cache, rows, ids = pick(cache, going), rows[going], ids[going]
-            if not len(rows):
+                cache, rows, ids = cache.pick(going), rows[going], ids[going]
+            if len(rows) == 0:
                 break
             for row, id in zip(rows.tolist(), ids.tolist()):
-                out[row].append(id)
+                answers[row].append(id)
             x = self.embed(ids[:, None])  # (rows, 1, C)
-        return out
+        return answers
 
 
-def pick(cache, rows):
-    """The cache of these rows of the batch, by index, a row perhaps several times, or by mask."""
-    of = lambda part: part if isinstance(part, int) else tuple(x[rows] for x in part) if isinstance(part, tuple) else part[rows]
-    return {layer: of(part) for layer, part in cache.items()}
-
-
-def same_length(ids, batch=200):
-    """Sort token lists into batches of equal length, so that generation needs no padding: yields (indices, (B, T) ids)."""
+def same_length(prompts, batch=200):
+    """Batches of prompts of one length, so that nothing is padded: yields (indices, ids (B, T))."""
     by_length = {}
-    for i, tokens in enumerate(ids):
-        by_length.setdefault(len(tokens), []).append(i)
+    for i, ids in enumerate(prompts):
+        by_length.setdefault(len(ids), []).append(i)
     for group in by_length.values():
         for start in range(0, len(group), batch):
             rows = group[start:start + batch]
-            yield rows, torch.tensor([ids[i] for i in rows])
+            yield rows, torch.tensor([prompts[i] for i in rows])
 
 
 def save_llm(llm, encoding, folder):
     """Write llm.pt, llm.json and tokenizer.json into the folder."""
-    torch.save(llm.state_dict(), folder / "llm.pt")
-    (folder / "llm.json").write_text(json.dumps(asdict(llm.config), indent=1), encoding="utf-8")
+    write_tensors(folder / "llm.pt", llm.state_dict())
+    write_json(folder / "llm.json", asdict(llm.config))
     save_encoding(encoding, folder / "tokenizer.json")
 
 
 def load_llm(folder):
     """(GPT, tiktoken.Encoding), as save_llm wrote them."""
-    llm = GPT(GPTConfig(**json.loads((folder / "llm.json").read_text(encoding="utf-8"))))
-    llm.load_state_dict(torch.load(folder / "llm.pt", map_location="cpu", weights_only=True))
+    llm = GPT(GPTConfig(**read_json(folder / "llm.json")))
+    llm.load_state_dict(read_tensors(folder / "llm.pt"))
     return llm, load_encoding(folder / "tokenizer.json")
 
 
 class VLM(nn.Module):
     """A picture's patches, through the adapter, as tokens between ordinary text:
 
-        <|bos|>scene:\\n  [row of patches] \\n  [row of patches] \\n ...  question: what color is the circle? red\\n
+        <|bos|>scene:\\n
+        [patch] [patch] [patch] [patch] [patch] [patch] \\n      six such rows
+        question: what color is the circle? red\\n
 
-    After each row comes the LLM's own newline embedding, so that the picture is laid out like the rasters of words that
-    the LLM has read. Without an adapter there is no picture: that is the blind baseline.
+    After each row of patches stands the LLM's own newline, so that a picture is laid out like the
+    grids of words that the LLM has read. Without an adapter, it is blind: the baseline.
     """
 
     def __init__(self, adapter, llm, encoding):
         super().__init__()
-        self.adapter, self.llm, self.encoding = adapter, llm, encoding
+        self.adapter = adapter
+        self.llm = llm
+        self.encoding = encoding
         self.newline = encoding.encode_single_token(b"\n")
         self.prefix = encoding.encode(f"{BOS}scene:\n", allowed_special={BOS})
 
+    def embed(self, ids):
+        """The LLM's embeddings of a list of ids, for a batch of one: (1, T, C)"""
+        return self.llm.embed(torch.tensor([ids], device=self.llm.embedding.weight.device))
+
     def picture(self, features):
         """What comes before the text: features (B, N, D) -> (B, prefix + N + rows, C)"""
-        B, device = len(features), self.llm.embedding.weight.device
-        parts = [self.llm.embed(torch.tensor([self.prefix], device=device)).expand(B, -1, -1)]  # (B, prefix, C)
-        if self.adapter is not None:
-            v = self.adapter(features)  # (B, N, C)
-            side = math.isqrt(v.size(1))
-            newline = self.llm.embed(torch.tensor([self.newline], device=device)).expand(B, side, 1, -1)  # (B, side, 1, C)
-            rows = torch.cat([v.view(B, side, side, -1), newline.to(v.dtype)], dim=2)  # (B, side, side + 1, C)
-            parts.append(rows.flatten(1, 2))
-        return torch.cat(parts, dim=1)
+        B, N, _ = features.shape
+        prefix = self.embed(self.prefix).expand(B, -1, -1)  # (B, prefix, C)
+        if self.adapter is None:
+            return prefix
+        v = self.adapter(features)  # (B, N, C)
+        side = math.isqrt(N)
+        v = v.view(B, side, side, -1)  # (B, rows, columns, C)
+        newline = self.embed([self.newline]).to(v.dtype).expand(B, side, 1, -1)  # (B, rows, 1, C)
+        rows = torch.cat([v, newline], dim=2)  # (B, rows, columns + 1, C)
+        return torch.cat([prefix, rows.flatten(1, 2)], dim=1)  # (B, prefix + N + rows, C)
 
     def forward(self, features, ids, wanted):
-        """Logits (n, V) that predict those n of the text ids (B, T) that are `wanted` (B, T; bool), each from the picture and the text
-        before it."""
-        x = torch.cat([self.picture(features), self.llm.embed(ids)], dim=1)[:, :-1]
-        return self.llm.head(self.llm.hidden(x, last=ids.size(1))[wanted])  # (n, V)
+        """Logits (n, V) for the n text ids that are `wanted`, each from all that stands before it.
+
+        features (B, N, D), ids (B, T), wanted (B, T) bool
+        """
+        picture = self.picture(features)  # (B, prefix + N + rows, C)
+        x = torch.cat([picture, self.llm.embed(ids)], dim=1)[:, :-1]
+        hidden = self.llm.hidden(x, last=ids.size(1))  # (B, T, C)
+        return self.llm.head(hidden[wanted])  # (n, V)
 
     @torch.no_grad()
     def answer(self, features, asked, batch=200):
-        """Greedy answers (strings) to questions about pictures; features (B, N, D), asked: [(picture's index, question), ..].
+        """Greedy answers (strings) to questions about pictures; one for each in `asked`.
 
-        Each picture is read once, whatever is asked about it: every question goes on from a copy of the picture's cache.
+        features (B, N, D), asked: [(picture's index, question), ..]. A picture is read once,
+        whatever is asked: each question goes on from a copy of its picture's cache. Raises
+        ValueError if a question leaves no room for an answer.
         """
-        ids = [self.encoding.encode(f"question: {question}") for _, question in asked]
+        prompts = [self.encoding.encode(f"question: {question}") for _, question in asked]
         answers = [""] * len(asked)
         for start in range(0, len(features), batch):
-            about = [k for k, (i, _) in enumerate(asked) if start <= i < start + batch]
-            cache = {}
-            self.llm.hidden(self.picture(features[start:start + batch]), cache, last=1)
-            for rows, text in same_length([ids[k] for k in about]):
+            part = features[start:start + batch]
+            pictures = self.llm.new_cache(len(part))
+            self.llm.hidden(self.picture(part), pictures)
+            about = [k for k, (i, _) in enumerate(asked) if start <= i < start + len(part)]
+            for rows, ids in same_length([prompts[k] for k in about]):
+                room = self.llm.config.context - pictures.length - ids.size(1)
+                if room < 1:
+                    raise ValueError(f"a question of {ids.size(1)} tokens does not fit into this "
+                                     f"LLM's context; at most {ids.size(1) + room - 1} do")
                 rows = [about[row] for row in rows]
-                own = pick(cache, [asked[k][0] - start for k in rows])
-                text = self.llm.embed(text.to(features.device))  # (questions, T, C)
-                for k, tokens in zip(rows, self.llm.generate(text, self.newline, cache=own)):
+                cache = pictures.pick([asked[k][0] - start for k in rows])
+                text = self.llm.embed(ids.to(features.device))  # (questions, T, C)
+                for k, tokens in zip(rows, self.llm.generate(text, self.newline, cache=cache)):
                     answers[k] = self.encoding.decode(tokens).strip()
         return answers

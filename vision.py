@@ -1,15 +1,18 @@
 """The vision encoder: a ViT, and the contrastive pretraining that gives it something to say.
 
-A randomly initialised ViT knows nothing about pictures. As CLIP does (Radford et al. 2021, arXiv 2103.00020), we train it
-next to a small text tower on pairs of picture and caption, with words and patches compared one by one; afterwards the
-text tower is thrown away and the ViT is frozen. Neither has ever met the LLMs.
+A ViT with random weights knows nothing about pictures. As CLIP does (Radford et al. 2021,
+arXiv 2103.00020), we train it next to a small text tower on pairs of picture and caption;
+afterwards the text tower is thrown away and the ViT is frozen. Neither has met the LLMs.
 """
-import json
 from dataclasses import asdict, dataclass
 
+import numpy as np
 import torch
 import torch.nn as nn
 import torch.nn.functional as F
+from PIL import Image, UnidentifiedImageError
+
+from data.files import Refused, read_json, read_tensors, write_json, write_tensors
 
 
 @dataclass
@@ -21,12 +24,13 @@ class ViTConfig:
     layers: int = 4
 
     @property
-    def grid(self):  # patches a side
+    def grid(self):
+        """Patches along a side: N = grid * grid."""
         return self.size // self.patch
 
 
 class EncoderBlock(nn.Module):
-    """A pre-norm transformer block in which every token sees every other; `mask` (B, T) hides padding."""
+    """A pre-norm transformer block in which every token sees every other; a mask hides padding."""
 
     def __init__(self, D, H):
         super().__init__()
@@ -36,21 +40,24 @@ class EncoderBlock(nn.Module):
         self.up, self.down = nn.Linear(D, 4 * D), nn.Linear(4 * D, D)
 
     def forward(self, x, mask=None):
+        """x (B, N, D) -> (B, N, D); mask (B, N) is true where there is a token"""
         B, N, D = x.shape
-        q, k, v = self.qkv(self.norm1(x)).view(B, N, 3, self.H, D // self.H).permute(2, 0, 3, 1, 4)  # 3 x (B, H, N, D/H)
-        y = F.scaled_dot_product_attention(q, k, v, attn_mask=None if mask is None else mask[:, None, None, :])
+        qkv = self.qkv(self.norm1(x)).view(B, N, 3, self.H, D // self.H)
+        q, k, v = qkv.permute(2, 0, 3, 1, 4)  # 3 x (B, H, N, D/H)
+        if mask is not None:
+            mask = mask[:, None, None, :]  # (B, 1, 1, N): the same for all heads and queries
+        y = F.scaled_dot_product_attention(q, k, v, attn_mask=mask)  # (B, H, N, D/H)
         x = x + self.out(y.transpose(1, 2).reshape(B, N, D))
         return x + self.down(F.gelu(self.up(self.norm2(x))))
 
+    def hidden_matrices(self):
+        return [self.qkv.weight, self.out.weight, self.up.weight, self.down.weight]
+
 
 class ViT(nn.Module):
-    """Pictures to patch features: cut into patches, embed each, add its place, let them talk (Dosovitskiy et al. 2021).
+    """Pictures to patch features (Dosovitskiy et al. 2021, arXiv 2010.11929).
 
-    pictures: (B, size, size, 3) uint8 -> features (B, N, D), N = grid * grid in raster order
-
-    To red, green and blue comes a fourth channel: how far a pixel is from the picture's median colour. It shows shapes
-    whatever their colour; without it, each shape is learned anew in each colour, and a red circle is not recognised by
-    who has seen circles and red things (README, 'How the ViT learns to see shapes').
+    pictures (B, size, size, 3) uint8 -> features (B, N, D), patches in raster order
     """
 
     def __init__(self, config):
@@ -61,79 +68,155 @@ class ViT(nn.Module):
         self.blocks = nn.ModuleList(EncoderBlock(config.D, config.H) for _ in range(config.layers))
         self.norm = nn.LayerNorm(config.D)
 
+    def patches(self, pictures):
+        """Pictures (B, size, size, 3) uint8, cut into patches of pixels -> (B, N, 4 p^2)
+
+        The fourth channel is a pixel's distance from the picture's median colour: it shows a shape
+        whatever its colour. Without it, each shape is learned anew in each colour.
+        """
+        B, g, p = len(pictures), self.config.grid, self.config.patch
+        x = pictures.to(self.embed.weight.dtype) / 127.5 - 1  # (B, size, size, 3), from -1 to 1
+        median = x.flatten(1, 2).median(dim=1).values[:, None, None]  # (B, 1, 1, 3)
+        distance = (x - median).norm(dim=-1, keepdim=True)  # (B, size, size, 1)
+        x = torch.cat([x, distance], dim=-1)  # (B, size, size, 4)
+        x = x.view(B, g, p, g, p, 4)  # rows of patches, rows in one, columns of patches, ..
+        x = x.transpose(2, 3)  # (B, g, g, p, p, 4)
+        return x.reshape(B, g * g, p * p * 4)  # (B, N, 4 p^2)
+
     def forward(self, pictures):
-        B, p, g = len(pictures), self.config.patch, self.config.grid
-        x = pictures.to(self.embed.weight.dtype) / 127.5 - 1  # (B, size, size, 3)
-        background = x.flatten(1, 2).median(dim=1).values[:, None, None, :]  # (B, 1, 1, 3)
-        x = torch.cat([x, (x - background).norm(dim=-1, keepdim=True)], dim=-1)  # (B, size, size, 4)
-        x = x.view(B, g, p, g, p, 4).transpose(2, 3).reshape(B, g * g, p * p * 4)  # (B, N, 4 p^2)
-        x = self.embed(x) + self.position  # (B, N, D)
+        """pictures (B, size, size, 3) uint8 -> features (B, N, D)"""
+        x = self.embed(self.patches(pictures)) + self.position  # (B, N, D)
         for block in self.blocks:
             x = block(x)
-        return self.norm(x)
+        return self.norm(x)  # (B, N, D)
 
 
 class TextTower(nn.Module):
-    """Captions to one vector for each token; it exists only to teach the ViT.  ids (B, T), mask (B, T) -> (B, T, D)"""
+    """One vector for each token of a caption; it exists only to teach the ViT."""
 
     def __init__(self, V, D, H, layers=1, context=128):
         super().__init__()
-        self.embed, self.position = nn.Embedding(V, D), nn.Parameter(0.02 * torch.randn(context, D))
+        self.embed = nn.Embedding(V, D)
+        self.position = nn.Parameter(0.02 * torch.randn(context, D))
         self.blocks = nn.ModuleList(EncoderBlock(D, H) for _ in range(layers))
-        self.norm, self.project = nn.LayerNorm(D), nn.Linear(D, D, bias=False)
+        self.norm = nn.LayerNorm(D)
+        self.project = nn.Linear(D, D, bias=False)
 
     def forward(self, ids, mask):
+        """ids (B, T), mask (B, T) -> (B, T, D)"""
         x = self.embed(ids) + self.position[:ids.size(1)]  # (B, T, D)
         for block in self.blocks:
             x = block(x, mask)
-        return self.project(self.norm(x))
+        return self.project(self.norm(x))  # (B, T, D)
 
 
 class CLIP(nn.Module):
-    """The two towers and their loss, with FILIP's late interaction (Yao et al. 2021, arXiv 2111.07783).
+    """The two towers and their loss, with FILIP's late interaction (Yao et al. 2021, 2111.07783).
 
-    CLIP compares one pooled vector of the picture with one of the caption. Here each word looks for its own patches:
+    CLIP compares one vector of the picture with one of the caption. Here each word looks for its
+    own patches, and the score of a pair is the mean over its words:
 
-        s(picture, caption) = scale * mean over words t of [mean of the `top` largest cos(v_n, w_t) over patches n]
+        s = scale * mean_t [mean of the `top` largest cos(v_n, w_t) over the patches n]
 
-    which teaches patches rather than pictures: 'circle' must be found where the circle is. An object covers about four
-    patches, so each of these has to know, not only the best one.
+    so 'circle' must be found where the circle is. An object covers four patches: all must know.
     """
-    top = 4
 
-    def __init__(self, config, V):
+    def __init__(self, config, V, top=4):
         super().__init__()
-        self.vit, self.text = ViT(config), TextTower(V, config.D, config.H)
+        self.top = top
+        self.vit = ViT(config)
+        self.text = TextTower(V, config.D, config.H)
         self.project = nn.Linear(config.D, config.D, bias=False)
         self.log_scale = nn.Parameter(torch.tensor(40.0).log())
 
+    def hidden_matrices(self):
+        """The matrices of the blocks, for Muon (train.py); AdamW takes the rest."""
+        blocks = [*self.vit.blocks, *self.text.blocks]
+        return [matrix for block in blocks for matrix in block.hidden_matrices()]
+
     def forward(self, pictures, ids, mask):
-        """Similarity of each picture with each caption: (B, size, size, 3), (B, T), (B, T) -> (B, B)"""
+        """The score of each picture with each caption.
+
+        pictures (B, size, size, 3), ids (B, T), mask (B, T) -> (B, B)
+        """
+        B, T = ids.shape
         v = F.normalize(self.project(self.vit(pictures)), dim=-1)  # (B, N, D)
         w = F.normalize(self.text(ids, mask), dim=-1)  # (B, T, D)
-        cos = (v.flatten(0, 1) @ w.flatten(0, 1).T).view(*v.shape[:2], *w.shape[:2])  # (B, N, B, T)
-        found = cos.topk(self.top, dim=1).values.mean(1)  # (B, B, T)
-        s = (found * mask).sum(-1) / mask.sum(-1)  # (B, B)
+        cos = v.flatten(0, 1) @ w.flatten(0, 1).T  # (B N, B T)
+        cos = cos.view(B, -1, B, T)  # (pictures, N, captions, T)
+        found = cos.topk(self.top, dim=1).values.mean(1)  # (pictures, captions, T)
+        s = (found * mask).sum(-1) / mask.sum(-1)  # (pictures, captions)
         return self.log_scale.exp().clamp(max=300) * s
 
     def loss(self, pictures, ids, mask):
-        """InfoNCE (van den Oord et al. 2018, arXiv 1807.03748): each picture finds its caption in the batch, and vice versa.
+        """InfoNCE: each picture finds its caption in the batch, each caption its picture.
 
-        -1/2B sum_i [log softmax_j(s_ij) + log softmax_j(s_ji)] at j = i. Not the sigmoid loss of SigLIP: its gain is that
-        large batches need not be compared all at once; in a small batch the softmax weighs the hardest negatives most.
+        -1/2B sum_i [log softmax_j(s_ij) + log softmax_j(s_ji)] at j = i  (van den Oord et al.
+        2018, arXiv 1807.03748). In a batch this small, the softmax's weight on the hardest
+        negatives is worth more than the sigmoid loss of SigLIP, which is made for large ones.
         """
-        s = self(pictures, ids, mask)
-        target = torch.arange(len(s), device=s.device)
-        return (F.cross_entropy(s, target) + F.cross_entropy(s.T, target)) / 2
+        s = self(pictures, ids, mask)  # (B, B)
+        own = torch.arange(len(s), device=s.device)
+        return (F.cross_entropy(s, own) + F.cross_entropy(s.T, own)) / 2
 
 
 def save_vit(vit, folder):
     """Write vit.pt and vit.json into the folder."""
-    torch.save(vit.state_dict(), folder / "vit.pt")
-    (folder / "vit.json").write_text(json.dumps(asdict(vit.config), indent=1), encoding="utf-8")
+    write_tensors(folder / "vit.pt", vit.state_dict())
+    write_json(folder / "vit.json", asdict(vit.config))
 
 
 def load_vit(folder):
-    vit = ViT(ViTConfig(**json.loads((folder / "vit.json").read_text(encoding="utf-8"))))
-    vit.load_state_dict(torch.load(folder / "vit.pt", map_location="cpu", weights_only=True))
+    """The ViT that save_vit wrote."""
+    vit = ViT(ViTConfig(**read_json(folder / "vit.json")))
+    vit.load_state_dict(read_tensors(folder / "vit.pt"))
     return vit
+
+
+# ---- what features know, and pictures from files ------------------------------------------------
+
+def linear_probe(x, y, x_test, y_test, classes):
+    """Accuracy of a linear classifier: what can be read off features directly.
+
+    Ridge regression to one-hot targets; x (n, width), y (n,) class indices.
+    """
+    def centred(z):
+        return torch.cat([z - mean, z.new_ones(len(z), 1)], dim=1).double()  # (n, width + 1)
+
+    mean = x.mean(0)
+    x, x_test = centred(x), centred(x_test)
+    gram = x.T @ x  # (width + 1, width + 1)
+    gram.diagonal().add_(1e-3 * gram.diagonal().mean())
+    weights = torch.linalg.solve(gram, x.T @ F.one_hot(y, classes).double())
+    return ((x_test @ weights).argmax(1) == y_test).double().mean().item()
+
+
+def read_picture(path, size):
+    """Any PNG or JPEG as (1, size, size, 3) uint8. Raises Refused if it cannot be read.
+
+    Transparent pixels become white, and the border's median colour pads it to a square.
+    """
+    try:
+        picture = Image.open(path)
+        picture.load()
+    except FileNotFoundError:
+        raise Refused(f"there is no picture {str(path)!r}")
+    except (UnidentifiedImageError, OSError, SyntaxError, ValueError,
+            Image.DecompressionBombError) as error:
+        raise Refused(f"cannot read {str(path)!r} as a picture ({error}); PNG and JPEG files work")
+    if picture.mode.startswith("I"):  # 16-bit greyscale
+        grey = np.asarray(picture, dtype=np.float64) / 257
+        picture = Image.fromarray(grey.clip(0, 255).astype(np.uint8))
+    if "A" in picture.getbands() or "transparency" in picture.info:
+        picture = picture.convert("RGBA")
+        white = Image.new("RGBA", picture.size, "white")
+        picture = Image.alpha_composite(white, picture)
+    picture = picture.convert("RGB")
+    pixels = np.asarray(picture)
+    border = np.concatenate([pixels[0], pixels[-1], pixels[:, 0], pixels[:, -1]])
+    side = max(picture.size)
+    square = Image.new("RGB", (side, side), tuple(int(v) for v in np.median(border, axis=0)))
+    square.paste(picture, ((side - picture.width) // 2, (side - picture.height) // 2))
+    smooth = Image.Resampling.BOX if side > size else Image.Resampling.BICUBIC
+    pixels = np.array(square.resize((size, size), smooth))
+    return torch.from_numpy(pixels)[None]  # (1, size, size, 3)

@@ -1,10 +1,12 @@
 """Byte-pair encoding: the training from scratch here, the fast encoding by tiktoken.
 
-A tokenizer starts with the 256 bytes and repeatedly merges the most frequent neighbours into a new token, until the
-vocabulary is full (Gage 1994; Sennrich et al. 2016, arXiv 1508.07909). Text is first cut into chunks by a regular
-expression, and merges never cross a chunk, so a token is at most a word with its leading space:
+A tokenizer starts with the 256 bytes and repeatedly merges the most frequent neighbours into a new
+token, until the vocabulary is full (Gage 1994; Sennrich et al. 2016, arXiv 1508.07909). Text is
+first cut into chunks by a regular expression, and merges never cross a chunk, so a token is at most
+a word with its leading space:
 
-    >>> encoding = train_bpe(["a red circle, a red square"] * 10, vocab_size=290, pattern=PATTERNS["source"])
+    >>> texts = ["a red circle, a red square"] * 10
+    >>> encoding = train_bpe(texts, vocab_size=290, pattern=PATTERNS["source"])
     >>> [encoding.decode([i]) for i in encoding.encode("a red circle")]
     ['a', ' red', ' circle']
 """
@@ -18,7 +20,7 @@ import tiktoken
 
 BOS = "<|bos|>"  # starts every document: the only special token
 
-PATTERNS = {  # how text is cut into chunks before merging; the two LLMs differ, as those of GPT-2 and GPT-4 do
+PATTERNS = {  # the chunks of a text; the two LLMs cut differently, as GPT-2 and GPT-4 do
     "source": r" ?[a-z]+| ?[0-9]+| ?[^\sa-z0-9]+|\s",
     "target": r":\n| ?[a-z]{1,12}|[0-9]{1,3}| ?[^\sa-z0-9]|\s",
 }
@@ -38,14 +40,20 @@ def merge(ids, pair, new_id):
 
 
 def train_bpe(texts, vocab_size, pattern, seed=0, name="bpe"):
-    """Learn a vocabulary of at most vocab_size tokens, BOS included, and return it as a tiktoken.Encoding.
+    """Learn a vocabulary of at most vocab_size tokens, BOS included: a tiktoken.Encoding.
 
-    The ids of the 256 bytes are shuffled by `seed`: as among real tokenizers, the same byte has another id in each.
+    The ids of the 256 bytes are shuffled by `seed`: as among real tokenizers, the same byte has
+    another id in each.
     """
-    token_bytes = [bytes([b]) for b in random.Random(seed).sample(range(256), 256)]  # id -> bytes
-    byte_id = {token: i for i, token in enumerate(token_bytes)}
-    chunks = Counter(chunk for text in texts for chunk in regex.findall(pattern, text))
-    words = {tuple(byte_id[bytes([b])] for b in chunk.encode("utf-8")): n for chunk, n in chunks.items()}
+    byte_order = random.Random(seed).sample(range(256), 256)
+    token_bytes = [bytes([b]) for b in byte_order]  # id -> bytes
+    chunks = Counter()
+    for text in texts:
+        chunks.update(regex.findall(pattern, text))
+    words = {}  # ids of a chunk -> how often it occurs
+    for chunk, n in chunks.items():
+        ids = tuple(byte_order.index(b) for b in chunk.encode("utf-8"))
+        words[ids] = n
     while len(token_bytes) < vocab_size - 1:
         pairs = Counter()
         for ids, n in words.items():
@@ -53,36 +61,51 @@ def train_bpe(texts, vocab_size, pattern, seed=0, name="bpe"):
                 pairs[pair] += n
         if not pairs:
             break  # every chunk is one token: nothing is left to merge
-        best = max(pairs, key=lambda pair: (pairs[pair], pair))  # the second key makes ties reproducible
+        best = max(pairs, key=lambda pair: (pairs[pair], pair))  # the pair itself breaks ties
         words = {merge(ids, best, len(token_bytes)): n for ids, n in words.items()}
-        token_bytes.append(token_bytes[best[0]] + token_bytes[best[1]])
+        left, right = best
+        token_bytes.append(token_bytes[left] + token_bytes[right])
     return make_encoding(name, pattern, token_bytes)
 
 
 def make_encoding(name, pattern, token_bytes):
-    return tiktoken.Encoding(name, pat_str=pattern, mergeable_ranks={t: i for i, t in enumerate(token_bytes)},
-                             special_tokens={BOS: len(token_bytes)})
+    """The tiktoken.Encoding of a list of tokens, in id order; BOS comes after the last of them."""
+    ranks = {token: i for i, token in enumerate(token_bytes)}
+    special = {BOS: len(token_bytes)}
+    return tiktoken.Encoding(name, pat_str=pattern, mergeable_ranks=ranks, special_tokens=special)
+
+
+def tokens_of(encoding):
+    """All tokens but BOS as byte strings, in id order."""
+    return [encoding.decode_single_token_bytes(i) for i in range(encoding.n_vocab - 1)]
 
 
 def save_encoding(encoding, path):
-    """Write the vocabulary as JSON that people can read: tokens in id order; what is no text is written {"hex": ".."}."""
-    def readable(token):
+    """Write the vocabulary as JSON that people can read: tokens in id order, one a line; what is
+    no text is written as {"hex": ".."}."""
+    tokens = []
+    for token in tokens_of(encoding):
         try:
-            return token.decode("utf-8")
+            tokens.append(token.decode("utf-8"))
         except UnicodeDecodeError:
-            return {"hex": token.hex()}
-    tokens = [readable(encoding.decode_single_token_bytes(i)) for i in range(encoding.n_vocab - 1)]
+            tokens.append({"hex": token.hex()})
     data = {"name": encoding.name, "pattern": encoding._pat_str, "special": BOS, "tokens": tokens}
     path.write_text(json.dumps(data, ensure_ascii=False, indent=0), encoding="utf-8")
 
 
 def load_encoding(path):
+    """The vocabulary that save_encoding wrote."""
     data = json.loads(path.read_text(encoding="utf-8"))
-    tokens = [bytes.fromhex(t["hex"]) if isinstance(t, dict) else t.encode("utf-8") for t in data["tokens"]]
+    tokens = []
+    for token in data["tokens"]:
+        if isinstance(token, dict):
+            tokens.append(bytes.fromhex(token["hex"]))
+        else:
+            tokens.append(token.encode("utf-8"))
     return make_encoding(data["name"], data["pattern"], tokens)
 
 
 def shared_tokens(a, b):
     """The byte strings that are one token in both encodings, in the order of a's ids."""
-    vocab_b = set(b.token_byte_values())
-    return [t for t in (a.decode_single_token_bytes(i) for i in range(a.n_vocab - 1)) if t in vocab_b]
+    also = set(tokens_of(b))
+    return [token for token in tokens_of(a) if token in also]

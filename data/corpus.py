@@ -1,20 +1,25 @@
-"""What is written about the world: the text that the LLMs learn to read from, and conversations about pictures.
+"""What is written about the world: the text that the LLMs learn to read from, and conversations
+about pictures.
 
-The LLMs are pretrained on text alone. A document gives a scene in words, either as sentences or as a *raster*, one word
-for each tile of a 6 x 6 grid and a full stop for 'nothing here', and then asks about it:
+The LLMs are pretrained on text alone. A document gives a scene in words, either as sentences or as
+a *raster*, one word for each tile of a 6 x 6 grid and a full stop for 'nothing here', and then asks
+about it:
 
-    scene:                                   scene:
-     . . . . . .                              there is a cyan triangle at the bottom left. a brown star at the middle center.
-     . . . . . .                             question: what color is the star? brown
-     . . brown star . .
+    scene:                       scene:
+     . . . . . .                  there is a cyan triangle at the bottom left. a brown star at the
+     . . . . . .                  middle center.
+     . . brown star . .          question: what color is the star? brown
      . . star brown . .
      triangle cyan . . . .
      cyan triangle . . . .
     question: what color is the star? brown
 
-The raster is the layout in which a picture's patches will later arrive. Ordinary LLMs have met tables, ASCII maps and
-lists of tags; ours must be given some. A document is a list of (text, weight) pieces: how much its tokens count when they
-are to be predicted, 0 for what is no answer; pieces are encoded one by one, so that a prompt has the same tokens in training and in use.
+The raster is the layout in which a picture's patches will arrive later. Ordinary LLMs have met
+tables, ASCII maps and lists of tags; ours have to be given some.
+
+A document is a list of (text, weight) pieces. The weight says how much the piece's tokens count
+when they are predicted: 1 in an answer, 0 elsewhere. Pieces are encoded one by one, so that a
+prompt has the same tokens in training and in use.
 """
 import random
 
@@ -25,46 +30,66 @@ GRID = 6  # tiles a side: a place of the 3 x 3 board is 2 x 2 tiles
 NOTHING = " ."  # the word for an empty tile
 
 SENTENCES = {  # each LLM has read sentences of its own
-    "source": ["there is a {c} {s} at the {p}.", "a {c} {s} at the {p}.", "we have a {c} {s} at the {p}."],
-    "target": ["one sees a {c} {s} at the {p}.", "the {c} {s} at the {p}.", "here is the {c} {s} at the {p}."],
+    "source": ["there is a {object} at the {place}.", "a {object} at the {place}.",
+               "we have a {object} at the {place}."],
+    "target": ["one sees a {object} at the {place}.", "the {object} at the {place}.",
+               "here is the {object} at the {place}."],
 }
-STORIES = {  # and some pages on something else, which give each vocabulary words that the other lacks
-    "source": [["anna", "ben", "clara", "david", "the teacher", "my sister", "our neighbor"],
-               ["paints", "draws", "sketches", "colors", "folds", "cuts out", "glues", "shows"],
-               ["paper boats", "a birthday card", "funny animals", "the old bridge", "two kittens", "flowers"],
-               ["in the garden", "at school", "on monday", "after lunch", "with crayons", "before breakfast", "every evening"]],
-    "target": [["the curator", "inspector moore", "this museum", "the archive", "doctor lindqvist", "a visitor"],
-               ["catalogs", "borrows", "examines", "restores", "photographs", "describes", "measures"],
-               ["bronze statues", "three manuscripts", "a marble figure", "the second exhibit", "ancient coins", "silk maps"],
-               ["during winter", "for the gallery", "under glass", "by request", "without gloves", "since the flood"]],
+STORIES = {  # who does what to what, and when: each vocabulary gets words that the other one lacks
+    "source": [
+        ["anna", "ben", "clara", "david", "the teacher", "my sister", "our neighbor"],
+        ["paints", "draws", "sketches", "colors", "folds", "cuts out", "glues", "shows"],
+        ["paper boats", "a birthday card", "funny animals", "the old bridge", "two kittens",
+         "flowers"],
+        ["in the garden", "at school", "on monday", "after lunch", "with crayons",
+         "before breakfast", "every evening"]],
+    "target": [
+        ["the curator", "inspector moore", "this museum", "the archive", "doctor lindqvist",
+         "a visitor"],
+        ["catalogs", "borrows", "examines", "restores", "photographs", "describes", "measures"],
+        ["bronze statues", "three manuscripts", "a marble figure", "the second exhibit",
+         "ancient coins", "silk maps"],
+        ["during winter", "for the gallery", "under glass", "by request", "without gloves",
+         "since the flood"]],
 }
 
 
 def raster(scene, rng):
-    """The scene as a grid of words, GRID lines; an object's four tiles show its colour, its shape and, in the rich world, its size."""
+    """The scene as GRID lines of words. An object's four tiles show its colour, its shape and, in
+    the rich world, its size."""
     tiles = [[NOTHING] * GRID for _ in range(GRID)]
     for obj in scene:
-        row, col = divmod(obj.place, 3)
-        for i in (2 * row, 2 * row + 1):
-            words = [f" {obj.color}", f" {obj.shape}"]
-            if obj.size and i % 2:  # one of the two lines
-                words[rng.randrange(2)] = f" {obj.size}"
-            tiles[i][2 * col:2 * col + 2] = rng.sample(words, 2)
-    return "".join("".join(line) + "\n" for line in tiles)
+        upper, lower = tiles[2 * obj.row], tiles[2 * obj.row + 1]
+        columns = slice(2 * obj.col, 2 * obj.col + 2)
+        words = [f" {obj.color}", f" {obj.shape}"]
+        upper[columns] = rng.sample(words, 2)
+        if obj.size:  # in place of one of the two words
+            words[rng.randrange(2)] = f" {obj.size}"
+        lower[columns] = rng.sample(words, 2)
+    lines = ["".join(line) + "\n" for line in tiles]
+    return "".join(lines)
 
 
 def sentences(scene, dialect, rng):
     """The scene in prose, the objects in the order in which they are given."""
-    return " " + " ".join(rng.choice(SENTENCES[dialect]).format(c=f"{o.size} {o.color}".strip(), s=o.shape, p=PLACES[o.place]) for o in scene) + "\n"
+    said = []
+    for o in scene:
+        words = [o.size, o.color, o.shape] if o.size else [o.color, o.shape]
+        sentence = rng.choice(SENTENCES[dialect])
+        said.append(sentence.format(object=" ".join(words), place=PLACES[o.place]))
+    return " " + " ".join(said) + "\n"
 
 
 def story(dialect, rng):
-    lines = [" ".join(rng.choice(words) for words in STORIES[dialect]) for _ in range(rng.randint(2, 4))]
+    """Some lines on something else, as a document."""
+    lines = []
+    for _ in range(rng.randint(2, 4)):
+        lines.append(" ".join(rng.choice(words) for words in STORIES[dialect]))
     return [(BOS + ". ".join(lines) + ".\n", 0.0)]
 
 
 def turn(question, answer):
-    """One question and its answer; the space belongs to the answer's first token, the newline ends the answer."""
+    """One question and its answer, whose first token has the space and whose last is a newline."""
     return [(f"question: {question}", 0.0), (f" {answer}\n", 1.0)]
 
 
@@ -74,13 +99,15 @@ def description(scene, rng):
 
 
 def conversation(scene, rng, turns, captions=0.3):
-    """Up to `turns` turns about a scene: each is its description with probability `captions`, otherwise a question.
+    """Up to `turns` turns about a scene, each of them its description with probability `captions`
+    and otherwise a question.
 
-    Nothing is asked twice. Otherwise the answer could be copied from the first time, which is easier to learn than
-    looking at the scene, and is learned instead of it.
+    Nothing is asked twice. A second answer could be copied from the first, which is easier to learn
+    than looking at the scene, and would be learned instead.
     """
     pieces, told = [], set()
-    for _ in range(3 * turns):  # a small scene has few questions; then the conversation is shorter
+    attempts = 3 * turns  # then it stays shorter: a small scene has few questions
+    for _ in range(attempts):
         if rng.random() < captions:
             about, new = "caption", description(scene, rng)
         else:
@@ -95,9 +122,11 @@ def conversation(scene, rng, turns, captions=0.3):
 
 
 def document(dialect, seed, index, rasters=0.6, turns=8, captions=0.3, stories=0.05, world=World()):
-    """Document `index` of an LLM's corpus: a scene in words and a conversation about it, or a story.
+    """Document `index` of an LLM's corpus: a scene in words and a conversation about it, or, with
+    probability `stories`, a story.
 
-    Prose tells the objects in any order, and a description of it keeps that order, as one of a raster keeps the raster's.
+    The share `rasters` of the scenes comes as rasters, the rest as prose. Prose tells the objects
+    in any order, and its descriptions keep that order, as those of a raster keep the raster's.
     """
     rng = random.Random(f"document/{dialect}/{seed}/{index}")
     if rng.random() < stories:
@@ -111,10 +140,14 @@ def document(dialect, seed, index, rasters=0.6, turns=8, captions=0.3, stories=0
     return [(f"{BOS}scene:\n{body}", 0.0)] + conversation(scene, rng, turns, captions)
 
 
-def train_tokenizer(dialect, vocab_size, seed, documents=3000, **kwargs):
+def train_tokenizer(dialect, vocab_size, seed, documents=3000, world=World()):
     """A BPE vocabulary learned from the first documents of an LLM's own corpus."""
-    texts = ["".join(text for text, _ in document(dialect, seed, i, **kwargs)).replace(BOS, "") for i in range(documents)]
-    return train_bpe(texts, vocab_size, PATTERNS[dialect], seed=sum(dialect.encode()) + seed, name=dialect)
+    texts = []
+    for i in range(documents):
+        pieces = document(dialect, seed, i, world=world)
+        texts.append("".join(text for text, _ in pieces).replace(BOS, ""))
+    dialect_seed = sum(dialect.encode()) + seed  # the dialects number their bytes differently
+    return train_bpe(texts, vocab_size, PATTERNS[dialect], seed=dialect_seed, name=dialect)
 
 
 def encode(encoding, pieces):

@@ -1,42 +1,76 @@
 """The exam: which questions are asked about which pictures, and what the answers are worth.
 
-A model is examined in two steps. `examine` collects what it says (a model is a function here, so that guessing at random can
-be examined like a VLM), `summarize` turns this into the scores S. The generator knows the truth about every picture, so all
-scores are exact:
+A model is examined in two steps. `examine` collects what it says (a model is a function here, so
+that guessing at random can be examined like a VLM), `summarize` turns this into the scores S. The
+generator knows the truth about every picture, so all scores are exact:
 
-    vqa            exact match of generated answers, and vqa_by_type
-    caption_f1     over objects: one counts as right when its colour, its shape and its place are; caption_exact: all right
-    pope_acc       balanced yes/no existence with hard negatives, as in POPE (arXiv 2305.10355); pope_yes_rate
-    comp_*         the same on pictures with colour-shape pairs that no training picture shows, asking only about these
+    vqa            exact match of generated answers; vqa_by_type: the same by type of question
+    caption_f1     over objects: one is right when its colour, its shape and its place are
+    caption_exact  share of captions that are right and complete
+    pope_acc       is there a ..? half yes, half hard no, as in POPE (arXiv 2305.10355)
+    pope_yes_rate  share of yes among these answers
+    comp_*         on pictures with colour-shape pairs that no training picture shows, asking only
+                   about these pairs
+
+An LLM without a picture is examined by `examine_reading`, and `color_edits` asks whether an
+answer follows when a colour is edited.
 """
 import random
 from collections import defaultdict
+from typing import NamedTuple
 
 import numpy as np
 
-from data.world import (ANSWERS, CAPTION_REQUESTS, COMP_PAIRS, NUMBERS, QA, RICH_TYPES, ask, ask_any, caption, make_scene, score_caption,
-                        types_of)
+from data.corpus import raster, sentences
+from data.world import (
+    ANSWERS, CAPTION_REQUESTS, COLORS, COMP_PAIRS, NUMBERS, PLACES, QA, RICH_TYPES, About, ask,
+    ask_any, caption, make_scene, score_caption, types_of, unique)
 
 
-def subject(qa):
-    """The (color, shape) pair that a question is about, its answer filled in; None in it where there is no pair."""
-    type, color, shape = qa.about[:3]
-    return (qa.answer if type == "color" else color, qa.answer if type == "shape" else shape)
+class Answered(NamedTuple):
+    picture: int
+    qa: QA
+    answer: str
+
+    @property
+    def right(self):
+        return self.answer == self.qa.answer
+
+
+class Said(NamedTuple):
+    """What a model said about the pictures of a split."""
+    scenes: list
+    questions: list  # [Answered]
+    pope: list  # [Answered], empty for 'comp'
+    captions: list  # one text a scene
+
+
+# ---- asking ------------------------------------------------------------------------------------
+
+def ask_in_turn(scene, k, rng):
+    """A question of the k-th type, counted in turn, or of any type if the scene allows none."""
+    types = types_of(scene)
+    return ask(scene, types[k % len(types)], rng) or ask_any(scene, rng)
+
+
+def about_unseen(qa):
+    """Whether a question and its answer are about a colour-shape pair of COMP_PAIRS."""
+    color = qa.answer if qa.type == "color" else qa.about.color
+    shape = qa.answer if qa.type == "shape" else qa.about.shape
+    return (color, shape) in COMP_PAIRS
 
 
 def benchmark(split, pictures, world):
-    """The questions of a split: (scenes, [(picture, QA)], [(picture, exists-QA)]). Always the same for a split.
-
-    Two questions for each picture, types in turn where the scene allows; on 'comp', only questions about unseen pairs.
+    """The exam of a split's first pictures, two questions and one yes/no question about each:
+    (scenes, [(picture, QA)], [(picture, QA of type 'exists')]). Always the same for a split.
     """
     rng = random.Random(f"benchmark/{split}")
     scenes = [make_scene(split, 0, i, world) for i in range(pictures)]
     questions, pope = [], []
     for i, scene in enumerate(scenes):
-        types = types_of(scene)
-        for k in range(2):
-            qa = ask(scene, types[(2 * i + k) % len(types)], rng) or ask_any(scene, rng)
-            while split == "comp" and subject(qa) not in COMP_PAIRS:
+        for k in (2 * i, 2 * i + 1):
+            qa = ask_in_turn(scene, k, rng)
+            while split == "comp" and not about_unseen(qa):
                 qa = ask_any(scene, rng)
             questions.append((i, qa))
         pope.append((i, ask(scene, "exists", rng)))
@@ -44,88 +78,193 @@ def benchmark(split, pictures, world):
 
 
 def examine(answer, pictures, world):
-    """What a model says: `answer(split, [(picture, QA)])` gives texts, captions among them; pictures: {split: how many}.
+    """What a model says, {split: Said}, about so many pictures: {split: how many}.
 
-    Returns {split: (scenes, [(picture, QA, answer)], [(picture, exists-QA, answer)], [caption])}.
+    The model is a function: `answer(split, [(picture, QA), ..])` gives a list of texts, one each. A
+    caption is asked for by a QA of type 'caption'.
     """
     said = {}
     for split, n in pictures.items():
         scenes, questions, pope = benchmark(split, n, world)
-        pope = [] if split == "comp" else pope
-        captions = [(i, QA("caption", CAPTION_REQUESTS[0], caption(scene), ("caption",))) for i, scene in enumerate(scenes)]
+        if split == "comp":
+            pope = []
+        captions = []
+        for i, scene in enumerate(scenes):
+            qa = QA("caption", CAPTION_REQUESTS[0], caption(scene), About("caption"))
+            captions.append((i, qa))
         items = questions + pope + captions
-        asked = [(i, qa, a) for (i, qa), a in zip(items, answer(split, items))]
-        said[split] = scenes, asked[:len(questions)], asked[len(questions):-n], [a for _, _, a in asked[-n:]]
+        texts = answer(split, items)
+        answered = [Answered(i, qa, text) for (i, qa), text in zip(items, texts, strict=True)]
+        start, end = len(questions), len(questions) + len(pope)  # of the yes/no questions
+        said[split] = Said(scenes, answered[:start], answered[start:end], texts[end:])
     return said
 
 
-def score_answers(questions, answers):
+# ---- scoring -----------------------------------------------------------------------------------
+
+def score_answers(answered):
     """Exact match, in all and by question type: (accuracy, {type: accuracy})"""
     hits = defaultdict(list)
-    for qa, answer in zip(questions, answers):
-        hits[qa.type].append(answer == qa.answer)
-    return (float(np.mean(sum(hits.values(), []))), {type: float(np.mean(hits[type])) for type in RICH_TYPES if type in hits})
+    for a in answered:
+        hits[a.qa.type].append(a.right)
+    by_type = {type: float(np.mean(hits[type])) for type in RICH_TYPES if type in hits}
+    return float(np.mean([a.right for a in answered])), by_type
+
+
+def count_objects(captions, scenes):
+    """(right, said, true) objects of each caption: three arrays (captions,)"""
+    return np.array([score_caption(text, scene) for text, scene in zip(captions, scenes)]).T
 
 
 def score_captions(captions, scenes):
-    """(F1 over objects, share of captions that are right and complete); an object counts when all its attributes are right."""
-    right, said, true = np.array([score_caption(c, s) for c, s in zip(captions, scenes)]).T
-    return float(2 * right.sum() / max(1, said.sum() + true.sum())), float(np.mean((right == said) & (right == true)))
+    """(F1 over objects, share of captions that are right and complete)"""
+    right, said, true = count_objects(captions, scenes)
+    f1 = 2 * right.sum() / max(1, said.sum() + true.sum())
+    exact = np.mean((right == said) & (right == true))
+    return float(f1), float(exact)
 
 
 def summarize(said):
     """The scores S of what a model said."""
     scores = {}
     for split, (scenes, questions, pope, captions) in said.items():
-        vqa, by_type = score_answers([qa for _, qa, _ in questions], [a for _, _, a in questions])
+        vqa, by_type = score_answers(questions)
         f1, exact = score_captions(captions, scenes)
         if split == "comp":
             scores |= {"comp_vqa": vqa, "comp_caption_f1": f1}
         else:
-            scores |= {"vqa": vqa, "vqa_by_type": by_type, "caption_f1": f1, "caption_exact": exact,
-                       "pope_acc": float(np.mean([a == qa.answer for _, qa, a in pope])),
-                       "pope_yes_rate": float(np.mean([a == "yes" for _, _, a in pope]))}
+            scores |= {"vqa": vqa, "vqa_by_type": by_type, "caption_f1": f1, "caption_exact": exact}
+            scores["pope_acc"] = float(np.mean([a.right for a in pope]))
+            scores["pope_yes_rate"] = float(np.mean([a.answer == "yes" for a in pope]))
     return scores
 
 
+def tally(answered, pictures):
+    """How many answers about each picture are right, of how many: (pictures, 2)"""
+    counts = np.zeros((pictures, 2), dtype=int)
+    for a in answered:
+        counts[a.picture] += (a.right, 1)
+    return counts
+
+
 def intervals(said, draws=1000):
-    """95% bootstrap intervals of the scores, {score: [low, high]}: pictures are drawn with replacement, with all that is theirs."""
+    """95% bootstrap intervals of the scores, {score: [low, high]}. Pictures are drawn with
+    replacement, each with all its questions."""
     rng, result = np.random.default_rng(0), {}
     for split, (scenes, questions, pope, captions) in said.items():
         n = len(scenes)
-        tally = lambda asked: np.array([[sum(a == qa.answer for a, qa in own), len(own)] for own in by_picture(asked, n)])
-        objects = np.array([score_caption(c, s) for c, s in zip(captions, scenes)])  # (pictures, 3)
-        counts = {"vqa": tally(questions), "caption_f1": np.stack([2 * objects[:, 0], objects[:, 1] + objects[:, 2]], axis=1)}
+        prefix = "comp_" if split == "comp" else ""
+        right, named, true = count_objects(captions, scenes)
+        counts = {"vqa": tally(questions, n), "caption_f1": np.stack([2 * right, named + true], 1)}
         if pope:
-            counts["pope_acc"] = tally(pope)
+            counts["pope_acc"] = tally(pope, n)
         picked = rng.integers(0, n, (draws, n))
         for name, pairs in counts.items():
-            sums = pairs[picked].sum(1)  # (draws, 2): right and possible
-            result["comp_" * (split == "comp") + name] = [float(v) for v in np.percentile(sums[:, 0] / sums[:, 1].clip(1), [2.5, 97.5])]
+            got, possible = pairs[picked].sum(1).T  # (draws,) each
+            low, high = np.percentile(got / possible.clip(1), [2.5, 97.5])
+            result[prefix + name] = [float(low), float(high)]
     return result
 
 
-def by_picture(asked, n):
-    """[(picture, QA, answer)] as n lists of (answer, QA)."""
-    own = [[] for _ in range(n)]
-    for i, qa, answer in asked:
-        own[i].append((answer, qa))
-    return own
-
-
 def by_objects(said):
-    """vqa and caption F1 on the test split by the number of objects: {1: {"vqa", "caption_f1"}, ..}"""
+    """Scores on the test split by the number of objects: {1: {"vqa", "caption_f1"}, ..}"""
     scenes, questions, _, captions = said["test"]
     result = {}
     for n in sorted({len(scene) for scene in scenes}):
-        own = [(qa, a) for i, qa, a in questions if len(scenes[i]) == n]
-        result[n] = {"vqa": score_answers(*zip(*own))[0],
-                     "caption_f1": score_captions(*zip(*[(c, s) for c, s in zip(captions, scenes) if len(s) == n]))[0]}
+        vqa, _ = score_answers([a for a in questions if len(scenes[a.picture]) == n])
+        own = [i for i, scene in enumerate(scenes) if len(scene) == n]
+        f1, _ = score_captions([captions[i] for i in own], [scenes[i] for i in own])
+        result[n] = {"vqa": vqa, "caption_f1": f1}
     return result
 
 
 def score_chance(pictures, world):
-    """S of answers drawn at random from those possible, and of captions of other scenes, drawn at random."""
-    rng, possible = random.Random("chance"), ANSWERS | {"count": NUMBERS[:world.max_objects + 1]}
-    guess = lambda split, i, qa: caption(make_scene(split, 1, i, world)) if qa.type == "caption" else rng.choice(possible[qa.type])
-    return summarize(examine(lambda split, items: [guess(split, i, qa) for i, qa in items], pictures, world))
+    """S of random answers from those possible, and of captions of other scenes."""
+    rng = random.Random("chance")
+    possible = ANSWERS | {"count": NUMBERS[:world.max_objects + 1]}
+
+    def guess(split, picture, qa):
+        if qa.type == "caption":
+            return caption(make_scene(split, 1, picture, world))
+        return rng.choice(possible[qa.type])
+
+    def answer(split, items):
+        return [guess(split, picture, qa) for picture, qa in items]
+
+    return summarize(examine(answer, pictures, world))
+
+
+# ---- other exams -------------------------------------------------------------------------------
+
+def examine_reading(answer, dialect, seed, n, world):
+    """The scores of an LLM on n held-out scenes in words: does it answer from sentences (text_qa)
+    and from rasters (raster_qa), and can it describe a raster?
+
+    `answer([(scene in words, question), ..])` gives a list of texts, one each. What an LLM cannot
+    do from words, it cannot do from patches that are combinations of words.
+    """
+    scenes = [make_scene("text:held-out", seed, i, world) for i in range(n)]
+    scores = {}
+    for name in ("text_qa", "raster_qa"):
+        rng = random.Random(f"{name}/{seed}")
+        questions = [ask_in_turn(scene, i, rng) for i, scene in enumerate(scenes)]
+        asked = []
+        for scene, qa in zip(scenes, questions):
+            if name == "raster_qa":
+                body = raster(scene, rng)
+            else:
+                body = sentences(rng.sample(scene, len(scene)), dialect, rng)
+            asked.append((body, qa.question))
+        texts = answer(asked)
+        answered = [Answered(i, qa, texts[i]) for i, qa in enumerate(questions)]
+        scores[name], scores[f"{name}_by_type"] = score_answers(answered)
+    few = scenes[:n // 3]  # the rasters go on with the random stream of raster_qa
+    captions = answer([(raster(scene, rng), CAPTION_REQUESTS[0]) for scene in few])
+    scores["raster_caption_f1"], _ = score_captions(captions, few)
+    return scores
+
+
+class Edit(NamedTuple):
+    """A question before and after a picture's `old` colour word is replaced by the `new` one."""
+    picture: int
+    old: str
+    new: str
+    kind: str  # 'color': the answer should become the new colour, 'other': it should stay
+    question: str
+    answer: str
+    question_after: str
+    answer_after: str
+
+
+def color_edits(pictures, world):
+    """[Edit, ..] of the first test pictures: an object's colour becomes one that the picture lacks.
+
+    One object is edited in each picture that has one of unique colour and shape. After that, 'what
+    color is the circle?' should be answered with the new colour; the object's shape and place
+    (asked with the new colour) and the place of another object should be answered as before.
+    """
+    rng, edits = random.Random("steering"), []
+    for i in range(pictures):
+        scene = make_scene("test", 0, i, world)
+        single = [o for o in unique(scene, "color") if o in unique(scene, "shape")]
+        if not single:
+            continue
+        o = rng.choice(single)
+        colors = [p.color for p in scene]
+        new = rng.choice([color for color in COLORS if color not in colors])
+        color, shape, place = o.color, o.shape, PLACES[o.place]
+        question = f"what color is the {shape}?"
+        edits += [
+            Edit(i, color, new, "color", question, color, question, new),
+            Edit(i, color, new, "other",
+                 f"what shape is the {color} object?", shape,
+                 f"what shape is the {new} object?", shape),
+            Edit(i, color, new, "other",
+                 f"where is the {color} {shape}?", place,
+                 f"where is the {new} {shape}?", place)]
+        others = [p for p in scene if p != o]
+        if others:
+            p = others[0]
+            place, question = PLACES[p.place], f"where is the {p.color} {p.shape}?"
+            edits.append(Edit(i, color, new, "other", question, place, question, place))
+    return edits

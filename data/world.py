@@ -1,24 +1,25 @@
-"""The world: scenes of coloured shapes, their pictures, captions and questions, and the scoring of answers.
+"""The world: scenes of coloured shapes, their pictures, and captions and questions about them.
 
-Everything is generated from (split, seed, index), so there is nothing to download and nothing to store, and the
-generator knows the truth about every picture. A scene is a list of objects, each with a colour, a shape and a place on
-a 3 x 3 board (in the *rich* world also a size):
+Everything is generated from (split, seed, index), so there is nothing to download or to store, and
+the generator knows the truth about every picture. A scene is a list of objects, each with a colour,
+a shape and a place on a 3 x 3 board (in the *rich* world also a size):
 
     >>> scene = make_scene("test", seed=0, index=1)
     >>> caption(scene)
     'a purple triangle at the top center, a brown square at the bottom left.'
     >>> ask(scene, "color", random.Random(0)).answer
     'brown'
-    >>> score_caption("a brown square at the bottom left.", scene)  # one of two objects found, none invented
+    >>> score_caption("a brown square at the bottom left.", scene)  # one of two, none invented
     (1, 1, 2)
     >>> rich = make_scene("test", seed=0, index=1, world=World(rich=True))
     >>> caption(rich)
     'a small purple triangle at the top center, a large brown square at the bottom left.'
-    >>> ask(rich, "relation", random.Random(0))[1:3]
-    ('is the brown square below the purple triangle?', 'yes')
+    >>> ask(rich, "relation", random.Random(0)).question
+    'is the brown square below the purple triangle?'
 
-Splits are seeds: 'train', 'val' and 'test' never share a scene's random stream, and 'comp' holds only pictures with at
-least one of the colour-shape pairs in COMP_PAIRS, which occur in no other split's pictures.
+The splits 'train', 'val' and 'test' draw from separate random streams. 'comp' (for compositional)
+holds only pictures with at least one of the colour-shape pairs in COMP_PAIRS, which the pictures of
+no other split show.
 """
 import colorsys
 import math
@@ -30,50 +31,61 @@ import numpy as np
 from PIL import Image, ImageDraw
 
 PAINTS = {  # hue in degrees, saturation, value (jittered when drawn)
-    "red": (0, 0.95, 0.95), "brown": (24, 0.75, 0.48), "yellow": (54, 0.95, 0.95), "green": (120, 0.9, 0.7),
-    "cyan": (180, 0.9, 0.95), "blue": (225, 0.9, 0.95), "purple": (275, 0.85, 0.75), "pink": (330, 0.45, 1.0)}
+    "red": (0, 0.95, 0.95), "brown": (24, 0.75, 0.48), "yellow": (54, 0.95, 0.95),
+    "green": (120, 0.9, 0.7), "cyan": (180, 0.9, 0.95), "blue": (225, 0.9, 0.95),
+    "purple": (275, 0.85, 0.75), "pink": (330, 0.45, 1.0)}
 COLORS = list(PAINTS)
 SHAPES = ["circle", "square", "triangle", "diamond", "star", "cross"]
 ROWS, COLS = ["top", "middle", "bottom"], ["left", "center", "right"]
 PLACES = [f"{row} {col}" for row in ROWS for col in COLS]  # in raster order
 SIZES = ["small", "large"]  # of the rich world
 NUMBERS = ["zero", "one", "two", "three", "four", "five", "six"]
-QUESTION_TYPES = ["color", "shape", "where", "count", "exists"]
-RICH_TYPES = QUESTION_TYPES + ["size", "relation"]
-RELATIONS = {"left of": ("col", -1), "right of": ("col", 1), "above": ("row", -1), "below": ("row", 1)}
-SYNONYMS = {"circle": "disc", "square": "box", "diamond": "rhombus", "cross": "plus", "purple": "violet", "cyan": "turquoise", "pink": "rose"}
+RELATIONS = {  # which coordinate decides, and the sign of the first object's minus the second's
+    "left of": ("col", -1), "right of": ("col", 1), "above": ("row", -1), "below": ("row", 1)}
+SYNONYMS = {"circle": "disc", "square": "box", "diamond": "rhombus", "cross": "plus",
+            "purple": "violet", "cyan": "turquoise", "pink": "rose"}
 
-# The pairs that no training picture shows: one for each colour, and every shape is in one or two. The rest of a pair's
-# colour and of its shape are seen plenty, so a model that has understood both can name the pair.
+# The pairs that no training picture shows: one for each colour, and every shape is in one or two.
+# Both words of a pair are seen often in other pairs, so a model that has understood them can
+# name the pair too.
 COMP_PAIRS = {(color, SHAPES[(i + 3) % len(SHAPES)]) for i, color in enumerate(COLORS)}
 
-QUESTIONS = {  # at least two wordings each; {c} colour, {s} shape
-    "color": ["what color is the {s}?", "which color does the {s} have?"],
-    "shape": ["what shape is the {c} object?", "which shape does the {c} object have?"],
-    "where": ["where is the {c} {s}?", "in which place is the {c} {s}?"],
+QUESTION_TYPES = ["color", "shape", "where", "count", "exists"]
+RICH_TYPES = QUESTION_TYPES + ["size", "relation"]
+QUESTIONS = {  # at least two wordings each
+    "color": ["what color is the {shape}?", "which color does the {shape} have?"],
+    "shape": ["what shape is the {color} object?", "which shape does the {color} object have?"],
+    "where": ["where is the {color} {shape}?", "in which place is the {color} {shape}?"],
     "count": ["how many objects are there?", "how many objects can you see?"],
-    "count_color": ["how many {c} objects are there?", "how many {c} objects can you see?"],
-    "exists": ["is there a {c} {s}?", "can you see a {c} {s}?"],
+    "count_color": ["how many {color} objects are there?", "how many {color} objects can you see?"],
+    "exists": ["is there a {color} {shape}?", "can you see a {color} {shape}?"],
 }
-RICH_QUESTIONS = {  # the rich world asks in more ways; {r} relation, {d} and {t} the other object's colour and shape
-    "color": ["tell me the color of the {s}.", "the {s} has what color?"],
-    "shape": ["what is the {c} thing?", "tell me the shape of the {c} object."],
-    "where": ["tell me where the {c} {s} is.", "at which place do you find the {c} {s}?"],
+RICH_QUESTIONS = {  # the rich world has these wordings as well
+    "color": ["tell me the color of the {shape}.", "the {shape} has what color?"],
+    "shape": ["what is the {color} thing?", "tell me the shape of the {color} object."],
+    "where": ["tell me where the {color} {shape} is.",
+              "at which place do you find the {color} {shape}?"],
     "count": ["count the objects.", "what is the number of objects?"],
-    "count_color": ["count the {c} objects.", "what is the number of {c} objects?"],
-    "exists": ["does the scene have a {c} {s}?", "do you see any {c} {s}?"],
-    "size": ["how large is the {c} {s}?", "what size is the {c} {s}?"],
-    "relation": ["is the {c} {s} {r} the {d} {t}?", "do you see the {c} {s} {r} the {d} {t}?"],
+    "count_color": ["count the {color} objects.", "what is the number of {color} objects?"],
+    "exists": ["does the scene have a {color} {shape}?", "do you see any {color} {shape}?"],
+    "size": ["how large is the {color} {shape}?", "what size is the {color} {shape}?"],
+    "relation": ["is the {color} {shape} {relation} the {other_color} {other_shape}?",
+                 "do you see the {color} {shape} {relation} the {other_color} {other_shape}?"],
 }
-ANSWERS = {"color": COLORS, "shape": SHAPES, "where": PLACES, "count": NUMBERS[:4], "exists": ["yes", "no"], "size": SIZES,
-           "relation": ["yes", "no"]}
-WORDINGS = ["a {c} {s} at the {p}", "at the {p} a {c} {s}", "a {s} that is {c} at the {p}"]  # of an object in a caption
-RICH_WORDINGS = ["a {z} {c} {s} at the {p}", "at the {p} a {z} {c} {s}", "a {s} that is {z} and {c} at the {p}", "the {p} has a {z} {c} {s}"]
+ANSWERS = {"color": COLORS, "shape": SHAPES, "where": PLACES, "count": NUMBERS[:4],
+           "exists": ["yes", "no"], "size": SIZES, "relation": ["yes", "no"]}
+WORDINGS = [  # of an object in a caption
+    "a {color} {shape} at the {place}", "at the {place} a {color} {shape}",
+    "a {shape} that is {color} at the {place}"]
+RICH_WORDINGS = [
+    "a {size} {color} {shape} at the {place}", "at the {place} a {size} {color} {shape}",
+    "a {shape} that is {size} and {color} at the {place}",
+    "the {place} has a {size} {color} {shape}"]
 CAPTION_REQUESTS = ["describe the scene.", "what do you see?"]
 
 
 class World(NamedTuple):
-    """Which scenes there are. The rich world has sizes, relations, synonyms and more wordings."""
+    """Which scenes there are. The rich world adds sizes, relations, synonyms and wordings."""
     max_objects: int = 3
     rich: bool = False
 
@@ -84,59 +96,69 @@ class Object(NamedTuple):
     place: int  # index into PLACES
     size: str = ""  # of the rich world
 
-    def __repr__(self):  # it seeds a picture's drawing, which must not depend on what the plain world lacks
-        return f"Object(color={self.color!r}, shape={self.shape!r}, place={self.place}{f', size={self.size!r}' * bool(self.size)})"
+    @property
+    def row(self):
+        return self.place // 3
+
+    @property
+    def col(self):
+        return self.place % 3
 
 
-class QA(NamedTuple):
-    type: str
-    question: str
-    answer: str
-    about: tuple  # (type, colour, shape) and what else it names: two questions about the same thing have the same answer, in whatever words
-
+# ---- scenes ------------------------------------------------------------------------------------
 
 def make_scene(split, seed, index, world=World()):
-    """The objects of scene `index` in raster order: 1 to max_objects of them, in distinct places, no two alike.
-
-    Splits: 'train', 'val', 'test' avoid COMP_PAIRS, 'comp' has at least one of them, and 'text:...' (scenes that are
-    only ever written about, one stream per name) may have any.
-    """
+    """Scene `index`: 1 to max_objects objects in raster order, in distinct places, no two alike."""
     rng = random.Random(f"{split}/{seed}/{index}")
     n = rng.randint(1, world.max_objects)
     while True:
         pairs = {(rng.choice(COLORS), rng.choice(SHAPES)) for _ in range(n)}
-        unseen = len(pairs & COMP_PAIRS)
-        if len(pairs) == n and (split.startswith("text:") or (unseen > 0) == (split == "comp")):
+        if len(pairs) == n and may_show(split, pairs):
             break
     pairs = rng.sample(sorted(pairs), n)
-    scene = [Object(*pair, place) for pair, place in zip(pairs, sorted(rng.sample(range(9), n)))]
-    return [o._replace(size=rng.choice(SIZES)) for o in scene] if world.rich else scene
+    places = sorted(rng.sample(range(9), n))
+    scene = [Object(color, shape, place) for (color, shape), place in zip(pairs, places)]
+    if world.rich:
+        scene = [o._replace(size=rng.choice(SIZES)) for o in scene]
+    return scene
+
+
+def may_show(split, pairs):
+    """Whether a scene of this split may consist of these colour-shape pairs."""
+    if split.startswith("text:"):  # scenes that are only written about, one stream for each name
+        return True
+    if split == "comp":
+        return bool(pairs & COMP_PAIRS)
+    return not pairs & COMP_PAIRS
 
 
 def is_rich(scene):
     return scene[0].size != ""
 
 
-def types_of(scene):
-    """The types of question that can be asked in this scene's world."""
-    return RICH_TYPES if is_rich(scene) else QUESTION_TYPES
-
-
 def twin(scene, rng):
-    """A scene that differs in one word: one object has another shape (half of the time), colour or place."""
+    """A scene that differs in one word: one object has another shape (the likeliest), colour, place
+    or, in the rich world, size."""
+    attributes = ["shape", "shape", "color", "place"]
+    if is_rich(scene):
+        attributes.append("size")
+    values = {"shape": SHAPES, "color": COLORS, "place": range(9), "size": SIZES}
     while True:
-        i, what = rng.randrange(len(scene)), rng.choice(["shape", "shape", "color", "place"] + ["size"] * is_rich(scene))
-        value = rng.choice({"shape": SHAPES, "color": COLORS, "place": range(9), "size": SIZES}[what])
-        new = scene[:i] + [scene[i]._replace(**{what: value})] + scene[i + 1:]
+        i = rng.randrange(len(scene))
+        attribute = rng.choice(attributes)
+        new = list(scene)
+        new[i] = scene[i]._replace(**{attribute: rng.choice(values[attribute])})
         pairs = {(o.color, o.shape) for o in new}
-        if new != scene and len(pairs) == len({o.place for o in new}) == len(new) and not pairs & COMP_PAIRS:
+        places = {o.place for o in new}
+        distinct = len(pairs) == len(places) == len(new)
+        if new != scene and distinct and not pairs & COMP_PAIRS:
             return sorted(new, key=lambda o: o.place)
 
 
-# ---- pictures ----------------------------------------------------------------------------------------------------------
+# ---- pictures ----------------------------------------------------------------------------------
 
 def outline(shape, x, y, r):
-    """The corner points of a shape of radius r around (x, y); a circle has none and is drawn as an ellipse."""
+    """The corners of a shape of radius r around (x, y); a circle has none, it is an ellipse."""
     if shape == "square":
         r *= 0.84  # so that all shapes cover a similar area
         return [(x - r, y - r), (x + r, y - r), (x + r, y + r), (x - r, y + r)]
@@ -145,42 +167,72 @@ def outline(shape, x, y, r):
     if shape == "diamond":
         return [(x, y - 1.1 * r), (x + 0.8 * r, y), (x, y + 1.1 * r), (x - 0.8 * r, y)]
     if shape == "star":
-        angles = [math.pi * i / 5 - math.pi / 2 for i in range(10)]
-        return [(x + (1.15, 0.5)[i % 2] * r * math.cos(a), y + (1.15, 0.5)[i % 2] * r * math.sin(a)) for i, a in enumerate(angles)]
+        corners = []
+        for i in range(10):  # outer and inner corners in turn
+            angle = math.pi * i / 5 - math.pi / 2
+            reach = 1.15 * r if i % 2 == 0 else 0.5 * r
+            corners.append((x + reach * math.cos(angle), y + reach * math.sin(angle)))
+        return corners
     if shape == "cross":
         a = 0.34 * r
-        return [(x - a, y - r), (x + a, y - r), (x + a, y - a), (x + r, y - a), (x + r, y + a), (x + a, y + a),
-                (x + a, y + r), (x - a, y + r), (x - a, y + a), (x - r, y + a), (x - r, y - a), (x - a, y - a)]
+        return [(x - a, y - r), (x + a, y - r), (x + a, y - a), (x + r, y - a),
+                (x + r, y + a), (x + a, y + a), (x + a, y + r), (x - a, y + r),
+                (x - a, y + a), (x - r, y + a), (x - r, y - a), (x - a, y - a)]
     raise ValueError(f"unknown shape {shape!r}, expected one of {', '.join(SHAPES)}")
 
 
+def drawing_seed(scene, seed):
+    """The text that seeds a drawing: it spells out the objects, and a size only where there is one,
+    so that pictures of the plain world do not depend on what the rich world adds."""
+    objects = []
+    for o in scene:
+        size = f", size={o.size!r}" if o.size else ""
+        objects.append(f"Object(color={o.color!r}, shape={o.shape!r}, place={o.place}{size})")
+    return f"draw/{seed}/[{', '.join(objects)}]"
+
+
+def rgb(hue, saturation, value):
+    """A colour for Pillow, 0 to 255 each, from one whose parts go from 0 to 1."""
+    return tuple(int(255 * v) for v in colorsys.hsv_to_rgb(hue, saturation, value))
+
+
+def paint(obj, pen, cell, rng):
+    """Draw an object into its place, `cell` pixels wide: jittered in position, size and colour."""
+    x = (obj.col + 0.5 + rng.uniform(-0.08, 0.08)) * cell
+    y = (obj.row + 0.5 + rng.uniform(-0.08, 0.08)) * cell
+    smallest, largest = {"": (0.36, 0.46), "small": (0.22, 0.28), "large": (0.38, 0.46)}[obj.size]
+    r = rng.uniform(smallest, largest) * cell
+    hue, saturation, value = PAINTS[obj.color]
+    hue = (hue + rng.uniform(-6, 6)) / 360 % 1
+    fill = rgb(hue, saturation * rng.uniform(0.9, 1), value * rng.uniform(0.9, 1))
+    if obj.shape == "circle":
+        pen.ellipse([x - 0.95 * r, y - 0.95 * r, x + 0.95 * r, y + 0.95 * r], fill=fill)
+    else:
+        pen.polygon(outline(obj.shape, x, y, r), fill=fill)
+
+
 def draw(scene, size=48, seed=0):
-    """A picture of the scene as (size, size, 3) uint8: anti-aliased, jittered in place, scale, hue and brightness, on a
-    background with its own tint, brightness, gradient and noise. `seed` varies the drawing, not what is drawn."""
-    rng = random.Random(f"draw/{seed}/{scene}")
+    """A picture of the scene, (size, size, 3) uint8: anti-aliased, each object jittered, on a
+    background with its own tint, brightness, gradient and noise.
+
+    `seed` varies how things are drawn, not what is drawn.
+    """
+    rng = random.Random(drawing_seed(scene, seed))
     fine = 3 * size  # drawn at three times the size and shrunk: that is the anti-aliasing
-    dark, tint = rng.uniform(0.05, 0.95), rng.random()
-    shades = [int(255 * v) for v in colorsys.hsv_to_rgb(tint, rng.uniform(0, 0.15), dark)]
-    picture = Image.new("RGB", (fine, fine), tuple(shades))
-    pen, cell = ImageDraw.Draw(picture), fine / 3
-    for color, shape, place, size_word in scene:
-        row, col = divmod(place, 3)
-        x = (col + 0.5 + rng.uniform(-0.08, 0.08)) * cell
-        y = (row + 0.5 + rng.uniform(-0.08, 0.08)) * cell
-        r = rng.uniform(*{"": (0.36, 0.46), "small": (0.22, 0.28), "large": (0.38, 0.46)}[size_word]) * cell
-        hue, saturation, value = PAINTS[color]
-        fill = colorsys.hsv_to_rgb((hue + rng.uniform(-6, 6)) / 360 % 1, saturation * rng.uniform(0.9, 1), value * rng.uniform(0.9, 1))
-        fill = tuple(int(255 * v) for v in fill)
-        if shape == "circle":
-            pen.ellipse([x - 0.95 * r, y - 0.95 * r, x + 0.95 * r, y + 0.95 * r], fill=fill)
-        else:
-            pen.polygon(outline(shape, x, y, r), fill=fill)
-    picture = np.asarray(picture.resize((size, size), Image.Resampling.BOX), dtype=np.float32)
+    brightness, tint = rng.uniform(0.05, 0.95), rng.random()
+    background = rgb(tint, rng.uniform(0, 0.15), brightness)
+    picture = Image.new("RGB", (fine, fine), background)
+    pen = ImageDraw.Draw(picture)
+    for obj in scene:
+        paint(obj, pen, fine / 3, rng)
+    pixels = np.asarray(picture.resize((size, size), Image.Resampling.BOX), dtype=np.float32)
     noise = np.random.default_rng(rng.getrandbits(64))
     ramp = np.linspace(-0.5, 0.5, size, dtype=np.float32)
-    gradient = rng.uniform(-24, 24) * ramp[:, None, None] + rng.uniform(-24, 24) * ramp[None, :, None]
-    picture = picture + gradient + noise.normal(0, rng.uniform(0, 6), picture.shape)
-    return picture.clip(0, 255).astype(np.uint8)
+    down = rng.uniform(-24, 24) * ramp[:, None, None]
+    across = rng.uniform(-24, 24) * ramp[None, :, None]
+    grain = noise.normal(0, rng.uniform(0, 6), pixels.shape)
+    pixels = pixels + (down + across) + grain
+    return pixels.clip(0, 255).astype(np.uint8)
 
 
 def draw_split(split, indices, size, world=World()):
@@ -188,15 +240,23 @@ def draw_split(split, indices, size, world=World()):
     return np.stack([draw(make_scene(split, 0, i, world), size) for i in indices])
 
 
-# ---- words -------------------------------------------------------------------------------------------------------------
+def patches_of(place, side):
+    """The indices of the patches that a place of the board covers, of side x side patches."""
+    row, col = divmod(place, 3)
+    k = side // 3  # a place is k x k patches
+    return [(row * k + i) * side + col * k + j for i in range(k) for j in range(k)]
+
+
+# ---- captions ----------------------------------------------------------------------------------
 
 def wordings_of(obj):
     return RICH_WORDINGS if obj.size else WORDINGS
 
 
 def phrase(obj, wording=0):
-    """One object in words; the wordings say the same."""
-    return wordings_of(obj)[wording].format(z=obj.size, c=obj.color, s=obj.shape, p=PLACES[obj.place])
+    """One object in words; all wordings say the same."""
+    text = wordings_of(obj)[wording]
+    return text.format(size=obj.size, color=obj.color, shape=obj.shape, place=PLACES[obj.place])
 
 
 def caption(scene, wording=0):
@@ -209,66 +269,78 @@ def any_caption(scene, rng):
 
 
 def keywords(scene):
-    """The caption as an alt text, content words only: ' brown star middle center cyan triangle bottom left'"""
-    return "".join(f" {o.size} {o.color} {o.shape} {PLACES[o.place]}".replace("  ", " ") for o in scene)
+    """An alt text, content words only: ' brown star middle center cyan triangle bottom left'"""
+    words = []
+    for o in scene:
+        words += [o.size, o.color, o.shape, PLACES[o.place]]
+    return "".join(f" {word}" for word in words if word)  # the plain world has no sizes
+
+
+def parse_caption(text):
+    """The objects that a caption names, {(color, shape, place, size)}; "" for what it leaves out.
+
+    >>> sorted(parse_caption("a red circle at the top left, a small blue star"))
+    [('blue', 'star', '', 'small'), ('red', 'circle', 'top left', '')]
+    """
+    objects = set()
+    for part in re.split(r"[,.]", text):
+        words = re.findall(r"[a-z]+", part)
+        row, col = first_of(ROWS, words), first_of(COLS, words)
+        place = f"{row} {col}" if row and col else ""
+        obj = (first_of(COLORS, words), first_of(SHAPES, words), place, first_of(SIZES, words))
+        if any(obj):
+            objects.add(obj)
+    return objects
+
+
+def first_of(names, words):
+    """The first of the words that is one of the names, or ""."""
+    return next((word for word in words if word in names), "")
+
+
+def score_caption(text, scene):
+    """(right, said, true): how many objects of a caption are right in every attribute, how many
+    it names, and how many there are."""
+    said = parse_caption(text)
+    true = {(o.color, o.shape, PLACES[o.place], o.size) for o in scene}
+    return len(said & true), len(said), len(true)
+
+
+# ---- questions ---------------------------------------------------------------------------------
+
+class About(NamedTuple):
+    """What a question is about, None for what it does not name. However they are worded, two
+    questions about the same thing in a scene have the same answer."""
+    type: str
+    color: str | None = None
+    shape: str | None = None
+    relation: str | None = None
+    other_color: str | None = None
+    other_shape: str | None = None
+
+
+class QA(NamedTuple):
+    type: str
+    question: str
+    answer: str
+    about: About
+
+
+def types_of(scene):
+    """The types of question that can be asked in this scene's world."""
+    return RICH_TYPES if is_rich(scene) else QUESTION_TYPES
 
 
 def ask(scene, type, rng):
-    """A random question of this type with its exact answer, or None where the scene has no unambiguous one.
-
-    'exists' is yes or no with equal chance, whatever the scene; its negatives are hard: the colour or the shape that it
-    asks for is present, on another object. 'count' asks for all objects or for those of one colour. The rich world adds 'size'
-    and 'relation' (does one object lie left of, right of, above or below another? yes and no with equal chance).
-    """
-    once = lambda values: [v for v in values if values.count(v) == 1]
-    c = s = other = relation = None
-    if type == "color":
-        found = once([o.shape for o in scene])
-        if not found:
-            return None
-        s = rng.choice(found)
-        answer = next(o.color for o in scene if o.shape == s)
-    elif type == "shape":
-        found = once([o.color for o in scene])
-        if not found:
-            return None
-        c = rng.choice(found)
-        answer = next(o.shape for o in scene if o.color == c)
-    elif type == "where":
-        o = rng.choice(scene)
-        c, s, answer = o.color, o.shape, PLACES[o.place]
-    elif type == "count":
-        answer = NUMBERS[len(scene)]
-        if rng.random() < 0.5:
-            c = rng.choice([o.color for o in scene] if rng.random() < 0.7 else COLORS)
-            answer = NUMBERS[sum(o.color == c for o in scene)]
-    elif type == "exists":
-        o = rng.choice(scene)
-        c, s, answer = o.color, o.shape, "yes"
-        if rng.random() < 0.5:
-            answer, there = "no", {(o.color, o.shape) for o in scene}
-            while (c, s) in there:
-                c, s = (o.color, rng.choice(SHAPES)) if rng.random() < 0.5 else (rng.choice(COLORS), o.shape)
-    elif type == "size" and is_rich(scene):
-        o = rng.choice(scene)
-        c, s, answer = o.color, o.shape, o.size
-    elif type == "relation" and is_rich(scene):
-        at = lambda o: {"row": o.place // 3, "col": o.place % 3}
-        relation = rng.choice(list(RELATIONS))
-        axis, sign = RELATIONS[relation]
-        pairs = [(o, p) for o in scene for p in scene if at(o)[axis] != at(p)[axis]]  # each pair both ways: yes and no balance
-        if not pairs:
-            return None
-        o, other = rng.choice(pairs)
-        c, s, answer = o.color, o.shape, "yes" if sign * (at(o)[axis] - at(other)[axis]) > 0 else "no"
-    else:
-        raise ValueError(f"unknown question type {type!r}, expected one of {', '.join(types_of(scene))}")
-    key = "count_color" if type == "count" and c else type
-    name = lambda word: SYNONYMS.get(word, word) if is_rich(scene) and rng.random() < 0.3 else word
-    wordings = QUESTIONS.get(key, []) + (RICH_QUESTIONS[key] if is_rich(scene) else [])
-    d, t = other[:2] if other else (None, None)
-    question = rng.choice(wordings).format(c=name(c), s=name(s), r=relation, d=name(d), t=name(t))
-    return QA(type, question, answer, (type, c, s) + ((relation, d, t) if other else ()))
+    """A random question of this type as a QA, or None where the scene has no unambiguous one."""
+    if type not in types_of(scene):
+        expected = ", ".join(types_of(scene))
+        raise ValueError(f"unknown question type {type!r}, expected one of {expected}")
+    found = FIND[type](scene, rng)
+    if found is None:
+        return None
+    about, answer = found
+    return QA(type, word_question(about, is_rich(scene), rng), answer, about)
 
 
 def ask_any(scene, rng):
@@ -279,25 +351,92 @@ def ask_any(scene, rng):
             return qa
 
 
-def parse_caption(text):
-    """The objects that a caption names, as a set of (color, shape, place, size); what it does not say is empty.
-
-    >>> sorted(parse_caption("a red circle at the top left, a small blue star"))
-    [('blue', 'star', '', 'small'), ('red', 'circle', 'top left', '')]
-    """
-    objects = set()
-    for part in re.split(r"[,.]", text):
-        words = re.findall(r"[a-z]+", part)
-        first = lambda names: next((w for w in words if w in names), "")
-        row, col = first(ROWS), first(COLS)
-        obj = (first(COLORS), first(SHAPES), f"{row} {col}" if row and col else "", first(SIZES))
-        if any(obj):
-            objects.add(obj)
-    return objects
+def word_question(about, rich, rng):
+    """The question in a random wording; the rich world also puts synonyms for some of its words."""
+    key = "count_color" if about.type == "count" and about.color else about.type
+    wordings = QUESTIONS.get(key, [])
+    if rich:
+        wordings = wordings + RICH_QUESTIONS[key]
+    wording = rng.choice(wordings)
+    words = about._asdict()
+    if rich:
+        for slot in ("color", "shape", "other_color", "other_shape"):
+            if rng.random() < 0.3:
+                words[slot] = SYNONYMS.get(words[slot], words[slot])
+    return wording.format(**words)
 
 
-def score_caption(text, scene):
-    """(right, said, true): how many objects of the caption are right in every attribute, are named, and exist."""
-    said = parse_caption(text)
-    true = {(o.color, o.shape, PLACES[o.place], o.size) for o in scene}
-    return len(said & true), len(said), len(true)
+def unique(scene, attribute):
+    """The objects that share this attribute, 'color' or 'shape', with no other object."""
+    values = [getattr(o, attribute) for o in scene]
+    return [o for o in scene if values.count(getattr(o, attribute)) == 1]
+
+
+# One function for each type of question, (scene, rng) -> (About, answer), or None if there is none.
+
+def find_color(scene, rng):
+    candidates = unique(scene, "shape")
+    if not candidates:
+        return None
+    o = rng.choice(candidates)
+    return About("color", shape=o.shape), o.color
+
+
+def find_shape(scene, rng):
+    candidates = unique(scene, "color")
+    if not candidates:
+        return None
+    o = rng.choice(candidates)
+    return About("shape", color=o.color), o.shape
+
+
+def find_where(scene, rng):
+    o = rng.choice(scene)
+    return About("where", o.color, o.shape), PLACES[o.place]
+
+
+def find_count(scene, rng):
+    """All objects or those of one colour, mostly one that the scene has."""
+    if rng.random() >= 0.5:
+        return About("count"), NUMBERS[len(scene)]
+    colors = [o.color for o in scene]
+    color = rng.choice(colors if rng.random() < 0.7 else COLORS)
+    return About("count", color), NUMBERS[colors.count(color)]
+
+
+def find_exists(scene, rng):
+    """Yes and no have equal chance. A no is hard: the scene has its colour or its shape, but on
+    another object."""
+    o = rng.choice(scene)
+    if rng.random() >= 0.5:
+        return About("exists", o.color, o.shape), "yes"
+    there = {(p.color, p.shape) for p in scene}
+    color, shape = o.color, o.shape
+    while (color, shape) in there:
+        if rng.random() < 0.5:
+            color, shape = o.color, rng.choice(SHAPES)
+        else:
+            color, shape = rng.choice(COLORS), o.shape
+    return About("exists", color, shape), "no"
+
+
+def find_size(scene, rng):
+    o = rng.choice(scene)
+    return About("size", o.color, o.shape), o.size
+
+
+def find_relation(scene, rng):
+    """Yes and no have equal chance, for a pair of objects may be asked about either way round."""
+    relation = rng.choice(list(RELATIONS))
+    axis, sign = RELATIONS[relation]
+    pairs = [(o, p) for o in scene for p in scene if getattr(o, axis) != getattr(p, axis)]
+    if not pairs:
+        return None
+    o, other = rng.choice(pairs)
+    holds = sign * (getattr(o, axis) - getattr(other, axis)) > 0
+    about = About("relation", o.color, o.shape, relation, other.color, other.shape)
+    return about, "yes" if holds else "no"
+
+
+FIND = {"color": find_color, "shape": find_shape, "where": find_where, "count": find_count,
+        "exists": find_exists, "size": find_size, "relation": find_relation}

@@ -1,16 +1,39 @@
-"""Tokenizers and documents: two vocabularies that share the words that matter, and answers that are marked."""
+"""Tokenizers and documents: two vocabularies that share the words that matter, and answers that
+are marked."""
+import doctest
 import random
 
 import pytest
 
+import data.bpe as bpe
 from data.bpe import load_encoding, merge, save_encoding, shared_tokens
-from data.corpus import conversation, document, encode, raster, train_tokenizer
+from data.corpus import NOTHING, conversation, document, encode, raster, train_tokenizer
 from data.world import COLORS, PLACES, SHAPES, SIZES, World, make_scene
 
 
 @pytest.fixture(scope="module")
 def encodings():
     return train_tokenizer("source", 512, 0), train_tokenizer("target", 640, 0)
+
+
+def as_tokens(words):
+    return {f" {word}".encode() for word in words}
+
+
+def tiles_of(scene, lines):
+    """The words of a raster's lines at each object: [(object, [words above], [words below])]"""
+    tiles = [line.split() for line in lines]
+    found = []
+    for o in scene:
+        row, col = divmod(o.place, 3)
+        above, below = tiles[2 * row:2 * row + 2]
+        found.append((o, above[2 * col:2 * col + 2], below[2 * col:2 * col + 2]))
+    return found
+
+
+def test_the_examples_of_the_docstrings_are_true():
+    result = doctest.testmod(bpe)
+    assert result.failed == 0 and result.attempted > 0
 
 
 def test_encoding_and_decoding_are_inverse(encodings):
@@ -20,24 +43,30 @@ def test_encoding_and_decoding_are_inverse(encodings):
 
 
 def test_a_saved_vocabulary_is_the_same_vocabulary(encodings, tmp_path):
-    save_encoding(encodings[0], tmp_path / "tokenizer.json")
+    encoding = encodings[0]
+    save_encoding(encoding, tmp_path / "tokenizer.json")
     loaded = load_encoding(tmp_path / "tokenizer.json")
     text = "question: is there a red circle? yes\n"
-    assert loaded.encode(text) == encodings[0].encode(text) and loaded.n_vocab == encodings[0].n_vocab
+    assert loaded.encode(text) == encoding.encode(text)
+    assert loaded.token_byte_values() == encoding.token_byte_values()
+    assert loaded.n_vocab == encoding.n_vocab
 
 
 def test_the_vocabularies_differ(encodings):
-    shared = shared_tokens(*encodings)
-    assert all(len(shared) < 0.8 * e.n_vocab for e in encodings)
-    same = [t for t in shared if encodings[0].encode_single_token(t) == encodings[1].encode_single_token(t)]
+    source, target = encodings
+    shared = shared_tokens(source, target)
+    assert all(len(shared) < 0.8 * encoding.n_vocab for encoding in encodings)
+    same = [t for t in shared if source.encode_single_token(t) == target.encode_single_token(t)]
     assert len(same) < 0.1 * len(shared)
 
 
 def test_the_words_of_the_world_are_single_tokens_of_both(encodings):
-    words = {*COLORS, *SHAPES, *" ".join(PLACES).split(), "."}
-    assert {f" {w}".encode() for w in words} <= set(shared_tokens(*encodings))
-    rich = shared_tokens(*(train_tokenizer(dialect, 512, 0, documents=1000, world=World(5, rich=True)) for dialect in ("source", "target")))
-    assert {f" {w}".encode() for w in {*words, *SIZES}} <= set(rich)
+    words = {*COLORS, *SHAPES, *" ".join(PLACES).split(), NOTHING.strip()}
+    assert as_tokens(words) <= set(shared_tokens(*encodings))
+    rich = []
+    for dialect in ("source", "target"):
+        rich.append(train_tokenizer(dialect, 512, 0, documents=1000, world=World(5, rich=True)))
+    assert as_tokens({*words, *SIZES}) <= set(shared_tokens(*rich))
 
 
 def test_merging_replaces_every_occurrence():
@@ -47,40 +76,40 @@ def test_merging_replaces_every_occurrence():
 
 def test_a_raster_shows_each_object_where_it_is():
     scene = make_scene("test", 0, 1)
-    lines = raster(scene, random.Random(0)).splitlines()
-    tiles = [line.split() for line in lines]
-    assert len(tiles) == 6 and all(len(line) == 6 for line in tiles)
-    for obj in scene:
-        row, col = divmod(obj.place, 3)
-        for line in tiles[2 * row:2 * row + 2]:
-            assert set(line[2 * col:2 * col + 2]) == {obj.color, obj.shape}
-    assert sum(line.count(".") for line in tiles) == 36 - 4 * len(scene)
+    text = raster(scene, random.Random(0))
+    lines = text.splitlines()
+    assert len(lines) == 6 and all(len(line.split()) == 6 for line in lines)
+    for o, above, below in tiles_of(scene, lines):
+        assert set(above) == set(below) == {o.color, o.shape}
+    assert text.count(NOTHING) == 36 - 4 * len(scene)
 
 
 def test_a_raster_of_the_rich_world_names_all_attributes_of_each_object():
     for i in range(100):
         scene = make_scene("test", 0, i, World(rich=True))
-        tiles = [line.split() for line in raster(scene, random.Random(i)).splitlines()]
-        for obj in scene:
-            row, col = divmod(obj.place, 3)
-            words = sum((line[2 * col:2 * col + 2] for line in tiles[2 * row:2 * row + 2]), [])
-            assert set(words) == {obj.color, obj.shape, obj.size}
+        lines = raster(scene, random.Random(i)).splitlines()
+        for o, above, below in tiles_of(scene, lines):
+            assert set(above + below) == {o.color, o.shape, o.size}
 
 
 def test_nothing_is_asked_twice_in_a_conversation():
     for i in range(100):
-        rng = random.Random(i)
-        text = [t for t, w in conversation(make_scene("train", 0, i), rng, 8) if not w]
-        assert len(text) == len(set(text)) >= 3
+        pieces = conversation(make_scene("train", 0, i), random.Random(i), 8)
+        questions = [text for text, weight in pieces if not weight]
+        assert len(questions) == len(set(questions)) >= 3
 
 
 def test_only_answers_have_weight(encodings):
+    encoding = encodings[0]
     pieces = document("source", 0, 0)
-    ids, weights = encode(encodings[0], pieces)
-    answers = "".join(t for t, w in pieces if w)
-    assert encodings[0].decode([i for i, w in zip(ids, weights) if w]) == answers != ""
-    assert encodings[0].decode(ids) == "".join(t for t, _ in pieces)
+    ids, weights = encode(encoding, pieces)
+    answers = "".join(text for text, weight in pieces if weight)
+    weighted = [token for token, weight in zip(ids, weights) if weight]
+    assert encoding.decode(weighted) == answers != ""
+    assert encoding.decode(ids) == "".join(text for text, _ in pieces)
 
 
 def test_the_two_corpora_share_no_document():
-    assert not {str(document("source", 0, i)) for i in range(200)} & {str(document("target", 0, i)) for i in range(200)}
+    source = {str(document("source", 0, i)) for i in range(200)}
+    target = {str(document("target", 0, i)) for i in range(200)}
+    assert not source & target

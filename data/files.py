@@ -1,0 +1,97 @@
+"""Files: each stage of the training is a folder, and this is how its files are written and read.
+
+    config.json   written last, so that a stage that has one is finished: its settings and its scores
+    state.pt      where an unfinished stage can go on
+    log.csv       the loss over the steps
+    the rest      what the stage has made: weights, tokenizer, features
+"""
+import json
+import os
+from pathlib import Path
+
+import torch
+
+
+class Refused(Exception):
+    """A user's mistake, or something that a user can mend: commands print it as one line."""
+
+
+def write_aside(path, save):
+    """Write a file by save(path): aside first, then renamed, so that no one ever sees half of it."""
+    aside = path.with_name(path.name + ".new")
+    try:
+        save(aside)
+    except (OSError, RuntimeError) as error:  # torch.save tells of a full disk by a RuntimeError
+        raise Refused(f"cannot write {str(path)!r}: {str(error).splitlines()[0]}; free some space or "
+                      "check the folder, then run the same command again: it goes on") from error
+    os.replace(aside, path)
+
+
+def write_text(path, text):
+    write_aside(path, lambda aside: aside.write_text(text, encoding="utf-8"))
+
+
+def write_json(path, data):
+    write_text(path, json.dumps(data, indent=1))
+
+
+def write_tensors(path, data):
+    """Write a dict of tensors, such as a module's state_dict()."""
+    write_aside(path, lambda aside: torch.save(data, aside))
+
+
+def read_tensors(path, device="cpu", mmap=False):
+    """What write_tensors wrote. Nothing but tensors is ever read: a file can execute nothing."""
+    return torch.load(path, map_location=device, mmap=mmap, weights_only=True)
+
+
+def read_json(path):
+    return json.loads(path.read_text(encoding="utf-8"))
+
+
+class Stage:
+    """One stage's folder in --out, and the settings that decide what it holds."""
+
+    def __init__(self, out, name, settings):
+        self.name = name
+        self.folder = Path(out) / name
+        self.settings = settings
+
+    def config(self):
+        """The config of the finished stage, or None. Raises Refused if other settings made it."""
+        path = self.folder / "config.json"
+        if not path.exists():
+            return None
+        config = read_json(path)
+        self.compare(config["settings"])
+        return config
+
+    def compare(self, found):
+        """Raise Refused, and name the differences, unless the settings are those of this stage."""
+        differ = []
+        for name in sorted({*found, *self.settings}):
+            old, new = found.get(name), self.settings.get(name)
+            if old != new:
+                differ.append(f"{name} was {old}, now {new}")
+        if differ:
+            raise Refused(f"{str(self.folder)!r} holds a stage made with other settings "
+                          f"({'; '.join(differ[:4])}); use another --out, or delete it")
+
+    def finish(self, **facts):
+        """Declare the stage finished. `facts` are what others want to know of it."""
+        config = {"stage": self.name, "settings": self.settings, "torch": torch.__version__, **facts}
+        write_json(self.folder / "config.json", config)
+        (self.folder / "state.pt").unlink(missing_ok=True)
+
+    def load_state(self, device):
+        """What save_state saved, or None. Raises Refused if it was made with other settings."""
+        path = self.folder / "state.pt"
+        if not path.exists():
+            return None
+        state = read_tensors(path, device)
+        self.compare(state["settings"])
+        return state
+
+    def save_state(self, **state):
+        state["settings"] = self.settings
+        write_tensors(self.folder / "state.pt", state)
