@@ -9,12 +9,9 @@
 
 The exam itself, its questions and what answers are worth, is in data/scoring.py.
 """
-import argparse
-import difflib
 import inspect
 import random
 import re
-import signal
 import sys
 from collections import defaultdict
 from pathlib import Path
@@ -23,66 +20,19 @@ import numpy as np
 import torch
 import torch.nn.functional as F
 
-from adapter import Edited, LangBridge, load_adapter, readable, token
+from adapter import NOTHING, Edited, LangBridge, MLPAdapter, load_adapter, readable, token
 from data.bpe import BOS
 from data.dataset import load_data
 from data.files import Refused, read_json, read_tensors, write_json
+from data.run import Parser, run_command
 from data.scoring import by_objects, intervals, summarize
 from model import GPT, VLM, load_llm, same_length
 from results.figures import contact_sheet, line_plot, word_map
-from vision import ViT, linear_probe, load_vit, read_picture
+from vision import ViT, load_vit, read_picture
 
 SCORES = ("vqa", "caption_f1", "pope_acc", "comp_vqa")
 CHECKPOINTS = ("mlp_align", "langbridge_align", "mlp_instruct", "langbridge_instruct",
                "blind_instruct")
-
-
-# ---- commands -----------------------------------------------------------------------------------
-
-class Parser(argparse.ArgumentParser):
-    """argparse whose errors are one line, and which knows the nearest flag."""
-
-    def __init__(self, description):
-        self.flags = []
-        super().__init__(description=description, allow_abbrev=False, usage=argparse.SUPPRESS,
-                         formatter_class=argparse.RawDescriptionHelpFormatter)
-
-    def add_argument(self, *flags, **kwargs):
-        self.flags += flags
-        return super().add_argument(*flags, **kwargs)
-
-    def parse_args(self, argv=None):
-        args, unknown = self.parse_known_args(argv)
-        if unknown:
-            near = difflib.get_close_matches(unknown[0].split("=")[0], self.flags, n=1)
-            self.error(f"unknown setting {unknown[0]!r}"
-                       + (f"; did you mean {near[0]}?" if near else ""))
-        return args
-
-    def error(self, message):
-        raise Refused(f"{message}; see python {self.prog} --help")
-
-
-def seeds(text):
-    """The type of a flag: '0,1,2' -> [0, 1, 2]"""
-    if not re.fullmatch(r"\d+(,\d+)*", text):
-        raise argparse.ArgumentTypeError(f"{text!r}: expected numbers with commas, as in 0,1,2")
-    return [int(seed) for seed in text.split(",")]
-
-
-def run_command(main):
-    """Run a command; what a user can mend is told in one line."""
-    def stop(*_):
-        sys.exit("stopped; run the same command again to go on")
-
-    signal.signal(signal.SIGTERM, stop)
-    try:
-        main()
-    except KeyboardInterrupt:
-        sys.exit("interrupted; run the same command again to go on")
-    except (Refused, OSError) as error:
-        print(f"error: {error}", file=sys.stderr)
-        sys.exit(2)
 
 
 # ---- what lies in a folder ----------------------------------------------------------------------
@@ -157,42 +107,14 @@ def score_vlm(vlm, features, data):
     return summarize(examine_vlm(vlm, features, data))
 
 
-def seen_objects(values, split, data):
-    """Each object of a split's first pictures, and what its patches have; values (B, N, ..)."""
-    side = int(values.size(1) ** 0.5)
-    for i, patches in enumerate(values):
-        for seen in data.objects(split, i, side):
-            yield seen, patches[seen.patches]
-
-
-def probe(features, data, train_pictures=3000):
-    """Linear probes: can an object's colour and its shape be read off its patches, side by side?"""
-    def labelled(split, pictures, kind):
-        x, y = [], []
-        for seen, patches in seen_objects(features[split][:pictures], split, data):
-            x.append(patches.float().flatten())  # (4 D,)
-            y.append(data.kinds[kind].index(seen.words[kind]))
-        return torch.stack(x), torch.tensor(y)
-
-    accuracy = {}
-    for kind, words in data.kinds.items():
-        x, y = labelled("train", train_pictures, kind)
-        x_test, y_test = labelled("test", None, kind)
-        accuracy[f"probe_{kind}"] = linear_probe(x, y, x_test, y_test, len(words))
-    return accuracy
-
-
-def show_answers(path, vlm_or_said, features, data, count):
-    """Pictures of the test split with questions and answers, wrong ones first: a PNG and a list."""
-    said = vlm_or_said
-    if isinstance(said, VLM):
-        said = examine_vlm(said, {"test": features}, data)
-    questions = sorted(said["test"].questions, key=lambda a: a.right)
-    wrong = sum(not a.right for a in questions)
-    print(f"\n{count} test pictures, wrong answers first ({wrong} of {len(questions)} are wrong), "
+def show_answers(path, said, data, count):
+    """Test pictures with questions and a model's answers, wrong ones first: a PNG and a list."""
+    answered = sorted(said["test"].questions, key=lambda a: a.right)
+    wrong = sum(not a.right for a in answered)
+    print(f"\n{count} test pictures, wrong answers first ({wrong} of {len(answered)} are wrong), "
           f"in {path}:")
     rows = []
-    for a in questions[:count]:
+    for a in answered[:count]:
         picture = data.pictures("test", [a.picture])[0]
         rows.append((picture, a.qa.question, a.answer, a.qa.answer))
         verdict = "right" if a.right else "WRONG"
@@ -228,7 +150,7 @@ def grounding(vlm, features, words, data, top=5):
     Returns {kind: share, "chance_" + kind: the same for the words of an object of another picture}.
     """
     found = []
-    for seen, said in seen_objects(say(vlm, features, words), "test", data):
+    for seen, said in data.seen("test", say(vlm, features, words)):
         found.append((seen, {words[k] for k in said.sum(0).topk(top).indices.tolist()}))
     half = len(found) // 2
     others = [said for _, said in found[half:] + found[:half]]
@@ -245,7 +167,7 @@ def own_weight(vlm, features, data):
     """How much of what a LangBridge's patches of an object say is true of it: the share of
     |weight| on the words for it."""
     shares, tokens = [], vlm.adapter.tokens
-    for seen, beta in seen_objects(vlm.adapter.weights(features).abs(), "test", data):
+    for seen, beta in data.seen("test", vlm.adapter.weights(features).abs()):
         said = beta.sum(0)  # (K,)
         true = {token(word) for word in seen.words.values()}
         own = [k for k, t in enumerate(tokens) if t in true]
@@ -340,7 +262,7 @@ def evaluate(out, names):
     chance = data.chance({split: len(x) for split, x in features.items()})
     print(f"{'chance':22}" + "".join(f"{chance[score]:10.3f}{'':14}" for score in SCORES))
     result["chance"] = chance
-    show_answers(out / "mistakes.png", shown, features, data, count=10)
+    show_answers(out / "mistakes.png", shown, data, count=10)
     if {"langbridge_align", "mlp_align", "langbridge_instruct"} <= set(names):
         result |= look_inside(out, features["test"], data)
     write_json(out / "evaluate.json", result)
@@ -364,9 +286,10 @@ def look_inside(out, features, data):
     for stage in ("align", "instruct"):
         vlm = load_vlm(out, f"langbridge_{stage}")[1]
         steered[stage] = steering(vlm, features, data)
-    print("  a colour swapped in every patch, after instruct: {n} edits, the colour answer follows "
-          "in {changed_as_edited:.3f}, others stay in {others_kept:.3f}".format(**steered["instruct"]))
     steered |= steered["instruct"]  # the tuned model's is the one that a user meets
+    print(f"  a colour swapped in every patch, after instruct: {steered['n']} edits, the colour "
+          f"answer follows in {steered['changed_as_edited']:.3f}, others stay in "
+          f"{steered['others_kept']:.3f}")
     return {"grounding": grounded, "subspace": draw_study(out), "steering": steered}
 
 
@@ -385,9 +308,9 @@ def draw_study(out):
             panel[f"{title}, {label}"] = (result["steps"], mean, mean - half, mean + half)
         own, other = result[kind]["explained_own"], result[kind]["explained_random"]
         print(f"  {title}: the caption's words explain {own[0]:.3f} of the patches' energy before "
-              f"stage 1 and {own[-1]:.3f} after it, random words {other[0]:.3f} and {other[-1]:.3f}")
-    panels = [("cosine to word embeddings", cosines), ("energy explained by words", energies)]
-    line_plot(out / "subspace.png", "Stage 1 brings patches to the words that describe them", panels,
+              f"stage 1, {own[-1]:.3f} after it; random words {other[0]:.3f}, {other[-1]:.3f}")
+    line_plot(out / "subspace.png", "Stage 1 brings patches to the words that describe them",
+              [("cosine to word embeddings", cosines), ("energy explained by words", energies)],
               "steps of stage 1 (log)", "100 test pictures, patches of objects, mean vectors "
               "removed; bands: 95% intervals.", log=True, ylim=(-0.2, 0.8))
     return result
@@ -396,87 +319,80 @@ def draw_study(out):
 # ---- one picture --------------------------------------------------------------------------------
 
 def draw_word_map(out, model, vlm, features, pixels, path):
-    """What each patch says, by this model and by the other adapter of its stage, if there is one."""
+    """What each patch says, by this model and by the other adapter of its stage."""
+    models = {model: vlm}
     kind, _, stage = model.partition("_")
     other = f"{'mlp' if kind == 'langbridge' else 'langbridge'}_{stage}"
-    models = {model: vlm}
     if model in CHECKPOINTS and (out / other / "adapter.json").exists():
         models[other] = load_vlm(out, other)[1]
-    panels, words = [], []
+    panels = []
     for name in sorted(models):  # a LangBridge comes first: its words are asked of an MLP as well
-        adapter = models[name].adapter
+        adapter, title = models[name].adapter, "MLP: nearest words (cosine)"
         if isinstance(adapter, (LangBridge, Edited)):
             title, words = "LangBridge: its weights", readable(adapter.tokens)
-        else:
-            title = "MLP: nearest words (cosine)"
         said = say(models[name], features, words)[0]  # (N, words)
-        panels.append((title, [list(zip(words, row.tolist())) for row in said]))
-    word_map(path, pixels[0].numpy(), panels, f"{model} in {out.name}; words below 0.05 are left out.")
+        panels.append((title, [list(zip(words, patch)) for patch in said.tolist()]))
+    note = f"{model} in {out.name}; words below 0.05 are left out."
+    word_map(path, pixels[0].numpy(), panels, note)
     print(f"written: {path}")
 
 
-def source_line(function, code):
-    """(where, line): the line of a function that holds this code, as in ('model.py:12', 'x = ..')"""
+def show_step(title, tensor, function, code):
+    """Print a step of the trace: the tensor, and the line of `function` that holds this `code`.
+
+    The letters of the shape come from the comment at the end of that line.
+    """
     lines, first = inspect.getsourcelines(function)
-    for i, line in enumerate(lines):
-        if code in line:
-            return f"{Path(inspect.getsourcefile(function)).name}:{first + i}", line.strip()
-    raise LookupError(f"{code!r} is not in {function.__qualname__}")
+    i = next(i for i, line in enumerate(lines) if code in line)
+    line, _, letters = lines[i].strip().partition("  # ")
+    file = Path(inspect.getsourcefile(function)).name
+    print(f"\n{title}\n    {letters} = {tuple(tensor.shape)}\n"
+          f"    {file}:{first + i}, {function.__qualname__}:  {line}")
 
 
 @torch.no_grad()
 def trace(path, vit, vlm, question):
-    """Print how one picture becomes an answer: each step, its tensor's shape, and the line of code
-    that makes it; the letters of a shape are read off that line."""
-    adapter, llm, encoding = vlm.adapter, vlm.llm, vlm.encoding
-
-    def show(title, tensor, function, code):
-        where, line = source_line(function, code)
-        line, _, letters = line.partition("  # ")
-        print(f"\n{title}\n    {letters} = {tuple(tensor.shape)}\n    {where}  "
-              f"{function.__qualname__}:  {line}")
-
-    pixels = read_picture(path, vit.config.size)  # (B, size, size, 3)
-    patches, features = vit.patches(pixels), vit(pixels)  # (B, N, 4 p^2), (B, N, D)
-    v, picture = adapter(features), vlm.picture(features)  # (B, N, C), (B, prefix + N + rows, C)
-    ids = encoding.encode(f"question: {question}")
-    side, start = vit.config.grid, len(vlm.prefix)
-    print(f"{path}: {question!r}\nB = 1 picture, N = {side * side} patches, D = {vit.config.D}, "
-          f"C = {llm.config.C}, V = {llm.config.V}")
-    show("1 The file becomes a small square of pixels.", pixels, read_picture, "[None]")
-    show(f"2 The square is cut into {side} x {side} patches of p = {vit.config.patch} pixels a side, "
-         "four channels each.", patches, ViT.patches, "return")
-    show("3 The ViT turns each patch into a feature, having seen all others.", features,
-         ViT.forward, "return")
+    """Follow one picture to its answer, and print each step for a person to read."""
+    adapter, llm, encoding, side = vlm.adapter, vlm.llm, vlm.encoding, vit.config.grid
+    if adapter is None:
+        raise Refused("a blind model sees no picture: there is nothing to trace")
+    pixels = read_picture(path, vit.config.size)
+    features = vit(pixels)  # (B, N, D)
+    print(f"{path}, {question!r}: B = 1 picture, N = {side * side} patches")
+    show_step("1. The file becomes a small square of pixels.", pixels, read_picture, "[None]")
+    show_step(f"2. The square is cut into {side} x {side} patches of p x p pixels, p = "
+              f"{vit.config.patch}, with four channels each.", vit.patches(pixels), ViT.patches,
+              "return")
+    show_step("3. The ViT makes a feature of each patch, from what it and all others show.",
+              features, ViT.forward, "return")
     if isinstance(adapter, LangBridge):
         beta = adapter.weights(features)  # (B, N, K)
-        show(f"4 LangBridge gives each of its K = {beta.size(2)} words a weight. Patches that say "
-             "most:", beta, LangBridge.forward, "beta = self.weights")
-        words = [t.decode("latin-1").strip() or "newline" for t in adapter.tokens]
-        loudest = beta[0, :, adapter.tokens.index(b" .")].argsort()[:4]  # the least 'nothing here'
-        for n in sorted(loudest.tolist()):
-            best = [f"{words[k]} {beta[0, n, k]:.2f}" for k in beta[0, n].argsort(descending=True)[:3]]
-            print(f"        row {n // side + 1}, column {n % side + 1}: {', '.join(best)}")
-    show("5 The adapter makes visual tokens" + (
-        ": the words' embeddings E (K, C), summed by weight." if isinstance(adapter, LangBridge)
-        else "."), v, type(adapter).forward, "return")
-    show(f"6 They stand between text: {encoding.decode(vlm.prefix)!r} at 0 to {start - 1}, then {side} "
-         f"rows of {side}, a newline after each.", picture, VLM.picture, "return torch.cat")
-    for row in range(side):
-        first = start + row * (side + 1)
-        print(f"        {first:3} to {first + side - 1:3}  patches of row {row + 1}, "
-              f"{first + side:3}  newline")
-    text = vlm.embed(ids)  # (1, T, C)
-    x = torch.cat([picture, text], dim=1)
-    print(f"        {picture.size(1):3} to {x.size(1) - 1:3}  "
-          + "|".join(encoding.decode([i]) for i in ids))
-    logits = llm(x)
-    show(f"7 The LLM reads all T = {x.size(1)} positions; the last one's V = {logits.size(2)} logits "
-         "choose the first token of the answer:", logits, GPT.forward, "return")
+        show_step(f"4. LangBridge gives each of its K = {len(adapter.tokens)} words a weight. The "
+                  "four patches that say most:", beta, LangBridge.forward, "self.weights")
+        words = [t.decode("latin-1").strip() for t in adapter.tokens]
+        for n in sorted(beta[0, :, adapter.tokens.index(NOTHING)].argsort()[:4].tolist()):
+            said = [f"{words[k]} {beta[0, n, k]:.2f}" for k in beta[0, n].topk(3).indices]
+            print(f"        row {n // side + 1}, column {n % side + 1}: {', '.join(said)}")
+        show_step("5. The words' embeddings E (K, C), summed by weight, are the visual tokens.",
+                  adapter(features), LangBridge.forward, "return")
+    else:
+        show_step("4. The MLP makes a visual token of each feature.", adapter(features),
+                  MLPAdapter.forward, "return")
+    picture, start = vlm.picture(features), len(vlm.prefix)  # (B, prefix + N + rows, C)
+    show_step("6. They stand between text, each row with a newline after it.", picture,
+              VLM.picture, "return torch.cat")
+    ids = encoding.encode(f"question: {question}")
+    print(f"        position 0: {'|'.join(encoding.decode([i]) for i in vlm.prefix)!r}")
+    for first in range(start, picture.size(1), side + 1):
+        print(f"        position {first}: {side} patches, newline")
+    print(f"        position {picture.size(1)}: {'|'.join(encoding.decode([i]) for i in ids)!r}")
+    logits = llm(torch.cat([picture, vlm.embed(ids)], dim=1))
+    show_step("7. The LLM reads all T positions; the last one's logits choose the first token of "
+              "the answer:", logits, GPT.forward, "return")
     best = logits[0, -1].softmax(-1).topk(5)
     for p, i in zip(best.values.tolist(), best.indices.tolist()):
-        print(f"        {encoding.decode([i])!r:12} {p:.3f}")
-    print(f"\n8 Token by token, until a newline:  {vlm.answer(features, [(0, question)])[0]}")
+        print(f"        {p:.3f}  {encoding.decode([i])!r}")
+    print(f"\n8. Token by token, until a newline: {vlm.answer(features, [(0, question)])[0]}")
 
 
 def ask(vlm, features, question, known):
@@ -572,7 +488,7 @@ def main():
     parser.add_argument("--image", type=Path, help="a picture: PNG or JPEG, any size")
     parser.add_argument("--ask", help="a question about it; without one, it is described, or on a "
                         "terminal a conversation begins")
-    parser.add_argument("--trace", action="store_true", help="follow it from the file to the answer")
+    parser.add_argument("--trace", action="store_true", help="follow it step by step")
     parser.add_argument("--map", type=Path, metavar="PNG", help="draw what each patch says, "
                         "LangBridge beside the MLP")
     parser.add_argument("--swap", metavar="WORD=WORD", help="let every patch say the second word "
@@ -590,8 +506,8 @@ def main():
                           f"'python train.py --out {args.out}' makes them")
         return evaluate(args.out, names)
     if args.ask is not None and not args.ask.strip():
-        raise Refused('the question is empty; try --ask "what color is the circle?", or leave --ask '
-                      "away for a caption")
+        raise Refused('the question is empty; try --ask "what color is the circle?", or leave '
+                      "--ask away for a caption")
     look_at(args, args.model or "langbridge_instruct")
 
 

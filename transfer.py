@@ -1,13 +1,13 @@
 """Move an adapter to another LLM, with every control that could explain the effect away.
 
-    python transfer.py                      after python train.py: from the source LLM to the target
+    python transfer.py                      after train.py: from the source LLM to the target
     python transfer.py --reverse            from the target to the source
-    python transfer.py --full-seeds         the LLMs and the ViT vary too: a train.py for each seed
-    python transfer.py --corpus sentences   LLMs that have never read a raster: what is owed to them?
-    python transfer.py --source A --target B   any two folders with llm.pt, llm.json, tokenizer.json
+    python transfer.py --full-seeds         a train.py for each seed: LLMs and ViT vary, too
+    python transfer.py --corpus sentences   LLMs that have never read a raster
+    python transfer.py --source A --target B   any folders with llm.pt, llm.json, tokenizer.json
     python transfer.py --ablate WHAT        one setting of the adapter varies
 
-    row                           the adapter                          stage 1, stage 2 on the target
+    row                           the adapter                          stage 1, 2 on the target
     native_mlp                    trained on the target                yes      yes
     native_langbridge             trained on the target                yes      yes
     transferred_langbridge        from the source, basis swapped       no       yes
@@ -19,16 +19,14 @@
     zero_shot_shuffled            from the source, words mixed up      no       no
     stage1_native_langbridge/mlp  trained on the target                yes      no
 
-A row whose name ends in _after_instruct takes the source's adapter after stage 2 instead of after
-stage 1. Every stage 2 has the same budget. A seed is one of the adapters and of the order of data
-in both stages. What exists is used again. Writes transfer.json, .md and .png into --out (the mode
-is part of the name, as in transfer_reverse.json).
+A row named _after_instruct takes the source's adapter after stage 2, not after stage 1.
+Every stage 2 has the same budget. A seed decides the adapters and the order of data in both stages.
+What exists is used again. Writes transfer.json, .md and .png into --out, with the mode in the name.
 """
-import json
 import os
 import shutil
 import sys
-from dataclasses import dataclass, replace
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import NamedTuple
 
@@ -38,14 +36,14 @@ import torch.nn as nn
 
 import train
 from adapter import fingerprint, load_adapter
-from data.bpe import load_encoding, shared_tokens
-from data.files import Refused, read_json, write_json, write_text
-from evaluate import (SCORES, Parser, held_out, load_vlm, own_weight, run_command, score_vlm,
-                      seeds as seed_list)
+from data.bpe import shared_tokens
+from data.files import Refused, write_json, write_text
+from data.run import Job, Parser, lanes, run_command, seconds_in, seed_list, stopwatch
+from evaluate import SCORES, held_out, load_vlm, own_weight, score_vlm
 from model import VLM, load_llm
 from results.figures import line_plot
 from results.report import KINDS, ablation_table, transfer_table
-from train import Job, Lanes, Settings, align, instruct, load_settings, new_adapter, open_stage
+from train import Settings, align, count, instruct, load_settings, new_adapter, open_stage
 
 MOMENTS = [0, 1, 2, 5, 10, 20, 50, 100]  # percent of stage 2 at which the curves are measured
 CURVE_PICTURES = 100  # test pictures of a curve's points; the rows' scores use them all
@@ -116,16 +114,15 @@ def stitch(mlp, source, target):
 
 @dataclass
 class Move:
-    """From one LLM to another, with one seed: which adapters and rows there are, where they lie, and
-    what makes them.
+    """From one LLM to another, with one seed: the stages of its adapters and rows.
 
     Adapters that were trained on an LLM lie in transfer/<LLM>/seed<k>/, rows that came from another
-    LLM in .../from_<other LLM>/. What train.py has made is taken as it is.
+    LLM in from_<other LLM>/ there. What train.py has made is used as it is.
     """
     s: Settings  # of the adapters: its seed, and train.py's budgets
     source: str
     target: str
-    own: bool  # whether the seed is that of train.py, whose adapters can be used
+    own: bool  # whether the seed is train.py's, so that its adapters can be used
     steps: int = 0  # of stage 2 in every row; 0: a quarter of train.py's
     root: str = "transfer"
     curves: bool = True  # examine rows also on the way
@@ -138,109 +135,94 @@ class Move:
 
     def adapter(self, llm, kind, phase):
         """The stage that holds the adapter trained on this LLM."""
-        if self.own and llm == "llm_source":
-            return f"{kind}_{phase}"
-        return f"{self.home(llm)}/{kind}_{phase}"
+        own = self.own and llm == "llm_source"
+        return open_stage(self.s, f"{kind}_{phase}" if own else f"{self.home(llm)}/{kind}_{phase}")
 
-    def stage(self, row):
+    def row(self, row):
         """The stage that holds a row's scores."""
         if row.start != "native":
-            return f"{self.home(self.target)}/from_{label(self.source)}/{row.name}"
-        if row.stage2:
-            return f"{self.home(self.target)}/native_{row.kind}_instruct"
-        return self.adapter(self.target, row.kind, "align")
-
-    def config(self, row):
-        """What a finished row knows of itself."""
-        native = row.start == "native" and not row.stage2
-        return open_stage(self.s if native else self.row_s, self.stage(row)).config()
+            name = f"{self.home(self.target)}/from_{label(self.source)}/{row.name}"
+        elif row.stage2:
+            name = f"{self.home(self.target)}/native_{row.kind}_instruct"
+        else:
+            return self.adapter(self.target, row.kind, "align")
+        return open_stage(self.row_s, name)
 
     def waves(self, rows):
-        """Jobs in three waves: stage 1, stage 2 of the adapters that leave after it, and the rows."""
-        aligns, instructs = {}, {}
+        """Jobs in three waves: stage 1, stage 2 of adapters that leave after it, and the rows."""
+        aligns, instructs, makers = [], [], []
         for row in rows:
             if row.start in ("moved", "shuffled", "stitched"):
-                aligns[self.source, row.kind] = None
+                aligns.append((self.source, row.kind))
                 if row.after == "instruct":
-                    instructs[self.source, row.kind] = None
+                    instructs.append((self.source, row.kind))
             elif row.start == "native":
-                aligns[self.target, row.kind] = None
-        waves = [[], [], []]
-        for llm, kind in aligns:
-            arguments = {"kind": kind, "llm_name": llm, "pair": (self.source, self.target)}
-            waves[0].append(Job(self.s, self.adapter(llm, kind, "align"), align, arguments))
-        for llm, kind in instructs:
-            start = self.adapter(llm, kind, "align")
-            arguments = {"kind": kind, "llm_name": llm, "start": start}
-            waves[1].append(Job(self.s, self.adapter(llm, kind, "instruct"), go_on, arguments))
-        for row in rows:
+                aligns.append((self.target, row.kind))
             if row.stage2 or row.start != "native":
-                arguments = {"row": row, "move": self}
-                waves[2].append(Job(self.row_s, self.stage(row), make_row, arguments))
-        return waves
+                makers.append(Job(make_row, self.row_s, self.row(row), {"row": row, "move": self}))
+        pair = (self.source, self.target)
+        aligns = [Job(align, self.s, self.adapter(llm, kind, "align"),
+                      {"kind": kind, "llm_name": llm, "pair": pair})
+                  for llm, kind in dict.fromkeys(aligns)]
+        instructs = [Job(go_on, self.s, self.adapter(llm, kind, "instruct"),
+                         {"kind": kind, "llm_name": llm, "start": self.adapter(llm, kind, "align")})
+                     for llm, kind in dict.fromkeys(instructs)]
+        return aligns, instructs, makers
 
 
-def go_on(s, name, kind, llm_name, start):
-    """Stage 2 on the LLM that an adapter was aligned with."""
-    instruct(s, name, kind, llm_name, load_adapter(Path(s.out) / start, drawn=0.0).to(s.device))
+def run_moves(s, moves, rows):
+    """Make all adapters and rows."""
+    with lanes(s, most=len(moves) * len(rows)) as run:
+        for wave in zip(*(move.waves(rows) for move in moves)):
+            run([job for jobs in wave for job in jobs if "/" in job.stage.name])  # not train.py's
 
 
-def make_row(s, name, row, move):
+def go_on(s, stage, kind, llm_name, start):
+    """Stage 2 on the LLM that an adapter was aligned with, in the stage `start`."""
+    adapter = load_adapter(start.folder, drawn=0.0).to(s.device)
+    instruct(s, stage, kind, llm_name, adapter.set_basis(*load_llm(Path(s.out) / llm_name)))
+
+
+def make_row(s, stage, row, move):
     """One row: the adapter as it comes to the target, stage 2 if the row has it, its scores."""
-    out, facts, adapter = Path(s.out), {}, None
-    llm, encoding = load_llm(out / move.target)
+    facts, adapter = {}, None
+    llm, encoding = load_llm(Path(s.out) / move.target)
     llm.to(s.device)
     if row.start == "native":
-        adapter = load_adapter(out / move.adapter(move.target, row.kind, "align"), drawn=0.0)
+        folder = move.adapter(move.target, row.kind, "align").folder
+        adapter = load_adapter(folder, drawn=0.0).to(s.device)
     elif row.start == "fresh":
-        adapter = new_adapter(s, row.kind, llm, (move.source, move.target))
-        adapter.drawn = 0.0
+        pair = (move.source, move.target)
+        adapter = new_adapter(replace(s, align_drawn=0.0), row.kind, llm, pair)
     elif row.start != "none":
-        adapter = load_adapter(out / move.adapter(move.source, row.kind, row.after), drawn=0.0)
+        folder = move.adapter(move.source, row.kind, row.after).folder
+        adapter = load_adapter(folder, drawn=0.0).to(s.device)
         facts["hash_before"] = fingerprint(adapter)
     if row.start == "shuffled":
         shuffle_words(adapter, s.seed)
     if row.start == "stitched":
-        source, source_encoding = load_llm(out / move.source)
-        stitched = stitch(adapter.to(s.device), (source.to(s.device), source_encoding), (llm, encoding))
+        source, its_encoding = load_llm(Path(s.out) / move.source)
+        adapter = stitch(adapter, (source.to(s.device), its_encoding), (llm, encoding))
+        facts["hash_after"] = fingerprint(adapter[0])
     elif adapter is not None:
-        adapter.to(s.device).set_basis(llm, encoding)
-    if facts:
-        facts["hash_after"] = fingerprint(adapter)
+        adapter.set_basis(llm, encoding)
+        if facts:
+            facts["hash_after"] = fingerprint(adapter)
     if row.start == "moved":
-        tell_move(name, move.target, adapter, facts)
-    if row.stage2:
-        moments = {s.instruct_steps * percent // 100 for percent in MOMENTS} if move.curves else ()
-        return instruct(s, name, row.kind, move.target, adapter, watch_curve(s), moments, **facts)
-    vlm = VLM(stitched if row.start == "stitched" else adapter, llm, encoding)
-    scores = score_vlm(vlm, held_out(out, s.device), s.data)
-    stage = open_stage(s, name)
-    stage.folder.mkdir(parents=True, exist_ok=True)
-    stage.finish(base=move.target, seconds=0.0, scores=scores, **facts)
+        lost = b", ".join(adapter.missing[:10]).decode("latin-1") or "none"
+        print(f"{stage.name}: of the adapter's {len(adapter.tokens)} words {move.target} lacks "
+              f"{len(adapter.missing)} ({lost}); trained parameters before and after the swap: "
+              f"{facts['hash_before']}, {facts['hash_after']}", flush=True)
 
-
-def tell_move(name, target, adapter, facts):
-    K, missing = len(adapter.tokens), adapter.missing
-    without = b", ".join(missing[:10]).decode("latin-1")
-    print(f"{name}: {target} has {K - len(missing)} of the adapter's {K} words"
-          + (f", and goes without {without}" if missing else "")
-          + f"; trained parameters before and after the swap: {facts['hash_before']}, "
-          f"{facts['hash_after']}", flush=True)
-
-
-def watch_curve(s):
-    """Scores on a few test pictures, for a point of a row's curve."""
     def watch(vlm, exam):
         return score_vlm(vlm, {"test": exam["test"][:CURVE_PICTURES]}, s.data)
-    return watch
 
-
-def run_waves(s, moves, rows):
-    """Make all adapters and rows of several moves."""
-    with Lanes(s, most=len(moves) * len(rows)) as lanes:
-        for wave in zip(*(move.waves(rows) for move in moves)):
-            jobs = {job.name: job for jobs in wave for job in jobs if "/" in job.name}
-            lanes.run(list(jobs.values()))
+    if row.stage2:
+        moments = {s.instruct_steps * percent // 100 for percent in MOMENTS} if move.curves else ()
+        return instruct(s, stage, row.kind, move.target, adapter, watch, moments, **facts)
+    scores = score_vlm(VLM(adapter, llm, encoding), held_out(s.out, s.device), s.data)
+    stage.folder.mkdir(parents=True, exist_ok=True)
+    stage.finish(base=move.target, seconds=0.0, scores=scores, **facts)
 
 
 def label(llm):
@@ -258,37 +240,32 @@ def collect(moves, rows):
     result = {"seeds": [move.s.seed for move in moves], "source": label(moves[0].source),
               "target": label(moves[0].target),
               "stage2_samples": s.instruct_steps * s.instruct_batch,
-              "rows": [collect_row(moves, row) for row in rows]}
+              "rows": [collect_row(moves, row) for row in rows], "relative": {}}
     by_name = {row["name"]: row for row in result["rows"]}
-
-    def ratio(name, base):
-        """Mean over mean, for each score."""
-        above, below = by_name[name]["scores"], by_name[base]["scores"]
-        return {k: above[k]["mean"] / max(below[k]["mean"], 1e-9) for k in SCORES}
-
-    result["relative"] = {}
     for suffix in ("", "_after_instruct"):
         for what, base in (("transferred", "native_mlp"), ("transferred", "native_langbridge"),
                            ("zero_shot", "stage1_native_langbridge")):
             name = f"{what}_langbridge{suffix}"
             if name in by_name:
-                result["relative"][f"{what}{suffix}_vs_{base}"] = ratio(name, base)
+                above, below = by_name[name]["scores"], by_name[base]["scores"]
+                result["relative"][f"{what}{suffix}_vs_{base}"] = {
+                    k: above[k]["mean"] / max(below[k]["mean"], 1e-9) for k in SCORES}
     goal = 0.95 * by_name["native_mlp"]["curve"][-1][1]
     result["samples_to_95"] = {row["name"]: samples_to(row["curve"], goal)
                                for row in result["rows"] if row["stage2"]}
-    zero_shot = next(row for row in rows if row.name == "zero_shot_langbridge")
-    hashes = [move.config(zero_shot) for move in moves]
-    hashes = [[config["hash_before"], config["hash_after"]] for config in hashes]
+    moved = next(row for row in rows if row.name == "zero_shot_langbridge")
+    configs = [move.row(moved).config() for move in moves]
+    hashes = [[config["hash_before"], config["hash_after"]] for config in configs]
     result["adapter_hash"] = {"before": hashes[0][0], "after": hashes[0][1], "every_seed": hashes}
     return result
 
 
 def collect_row(moves, row):
-    s, configs = moves[0].row_s, [move.config(row) for move in moves]
-    seconds = [config["seconds"] for config in configs]
+    s, configs = moves[0].row_s, [move.row(row).config() for move in moves]
+    seconds = float(np.mean([config["seconds"] for config in configs]))
     if row.stage1 and row.stage2:  # what stage 1 took comes on top
-        stage1 = Row("", row.kind, "native", True, False)
-        seconds = [a + move.config(stage1)["seconds"] for a, move in zip(seconds, moves)]
+        stage1 = [move.adapter(move.target, row.kind, "align").config() for move in moves]
+        seconds += float(np.mean([config["seconds"] for config in stage1]))
     steps1 = s.align_steps if row.stage1 else 0
     steps2 = s.instruct_steps if row.stage2 else 0
     curves = []
@@ -296,15 +273,14 @@ def collect_row(moves, row):
         for config in configs:
             curves.append([[step * s.instruct_batch, seen["vqa"], seen["caption_f1"]]
                            for step, seen in config["seen"]])
-    mean_curve = [[points[0][0], float(np.mean([vqa for _, vqa, _ in points]))]
-                  for points in zip(*curves)]
+    curve = [[points[0][0], float(np.mean([vqa for _, vqa, _ in points]))]
+             for points in zip(*curves)]
     scores = {}
     for score in SCORES:
         values = [config["scores"][score] for config in configs]
         scores[score] = {"mean": float(np.mean(values)), "values": values}
     return {"name": row.name, "stage1": row.stage1, "stage2": row.stage2, "scores": scores,
-            "curve": mean_curve, "curves": curves, "seconds": float(np.mean(seconds)),
-            "steps": steps1 + steps2,
+            "curve": curve, "curves": curves, "seconds": seconds, "steps": steps1 + steps2,
             "samples": steps1 * s.align_batch + steps2 * s.instruct_batch}
 
 
@@ -322,29 +298,35 @@ def samples_to(curve, goal):
     return None
 
 
+def with_band(xs, ys):
+    """A line for line_plot: the mean of ys (points, seeds), their lowest and highest."""
+    return xs, ys.mean(1), ys.min(1), ys.max(1)
+
+
+def note_of(seeds):
+    return f"Seeds {', '.join(map(str, seeds))}: mean, lowest and highest"
+
+
 def draw_curves(r, path):
-    """vqa and caption F1 over the samples of stage 2: each row's mean, lowest and highest seed."""
+    """vqa and caption F1 of each row over the samples of stage 2."""
     vqa, f1 = {}, {}
     for row in r["rows"]:
         if row["stage2"]:
-            xs, *scores = np.array(row["curves"]).transpose(2, 0, 1)  # 3 x (seeds, points)
-            for lines, ys in zip((vqa, f1), scores):
-                name = row["name"].replace("_", " ")
-                lines[name] = (xs[0], ys.mean(0), ys.min(0), ys.max(0))
-    note = (f"Seeds {', '.join(map(str, r['seeds']))}: mean, lowest and highest, on "
-            f"{CURVE_PICTURES} test pictures.")
+            name = row["name"].replace("_", " ")
+            samples, *scores = np.array(row["curves"]).transpose(2, 1, 0)  # 3 x (points, seeds)
+            vqa[name], f1[name] = (with_band(samples[:, 0], values) for values in scores)
     line_plot(path, f"Stage 2 on {r['target']}", [("vqa", vqa), ("caption F1", f1)],
-              "samples of stage 2 (log)", note, log=True)
+              "samples of stage 2 (log)",
+              f"{note_of(r['seeds'])}, on {CURVE_PICTURES} test pictures.", log=True)
 
 
 def print_rows(r):
     """The rows as a table for the terminal."""
     print(f"\n{'':40}stage 1  stage 2" + "".join(f"{score:>12}" for score in SCORES))
     for row in r["rows"]:
-        stages = [f"{'yes' if row[stage] else 'no':>{width}}"
-                  for stage, width in (("stage1", 7), ("stage2", 9))]
-        print(f"{row['name']:40}{''.join(stages)}"
-              + "".join(f"{row['scores'][score]['mean']:12.3f}" for score in SCORES))
+        stage1, stage2 = ("yes" if row[stage] else "no" for stage in ("stage1", "stage2"))
+        scores = [f"{row['scores'][score]['mean']:12.3f}" for score in SCORES]
+        print(f"{row['name']:40}{stage1:>7}{stage2:>9}{''.join(scores)}")
     for name, values in r["relative"].items():
         print(f"{name + ':':56}" + "".join(f"{values[score]:12.3f}" for score in SCORES))
     print(f"trained parameters of the moved adapter, before and after the swap: "
@@ -371,75 +353,70 @@ def ablate(s, what, seeds, stage2):
     has made, or would make.
     """
     setting, values = SWEEPS[what]
-    rows = [row for row in ROWS if row.name == "zero_shot_langbridge"
-            or stage2 and row.name == "transferred_langbridge"]
-    points = {value: moves_with(s, what, setting, value, seeds) for value in values}
-    run_waves(s, [move for moves in points.values() for move in moves], rows)
+    rows = [row for row in ROWS if row.name == "zero_shot_langbridge"]
+    if stage2:
+        rows += [row for row in ROWS if row.name == "transferred_langbridge"]
+    points = [moves_with(s, what, setting, value, seeds) for value in values]
+    run_moves(s, [move for moves in points for move in moves], rows)
     sweep = {"setting": setting, "seeds": seeds, "points": []}
-    for value, moves in points.items():
+    for value, moves in zip(values, points):
         sweep["points"].append({"value": value, **measure_point(moves, rows)})
     out, table = Path(s.out), ablation_table(sweep)
     print(table)
     write_json(out / f"ablate_{what}.json", sweep)
     write_text(out / f"ablate_{what}.md", table)
-    draw_ablation(sweep, what, out / f"ablate_{what}.png")
+    panels = []
+    for title, score in (("vqa", "vqa"), ("caption F1", "caption_f1")):
+        lines = {}
+        for kind in KINDS:
+            if kind in sweep["points"][0]:
+                scores = np.array([point[kind][score] for point in sweep["points"]])
+                lines[kind.replace("_", "-")] = with_band(range(len(values)), scores)
+        panels.append((title, lines))
+    line_plot(out / f"ablate_{what}.png", f"Ablation of {what}", panels, setting,
+              f"{note_of(seeds)}.", names_of_x=[str(value) for value in values])
 
 
 def moves_with(s, what, setting, value, seeds):
-    """The moves of one value of a sweep, one for each seed."""
+    """The moves of one point of a sweep, one for each seed."""
     if getattr(s, setting) == value:
         return [Move(replace(s, seed=seed), "llm_source", "llm_target", seed == s.seed)
                 for seed in seeds]
-    changed = replace(s, **{setting: value})
+    s = replace(s, **{setting: value})
     if value in ("relu", "linear"):
-        changed.align_drawn = 0.0  # nothing can be drawn by these weights
+        s.align_drawn = 0.0  # nothing can be drawn by these weights
     if what == "patches":  # another ViT, with the same LLMs
-        changed.out = f"{s.out}/ablate/patches{value}"
-        borrow(changed, s.out, "llm_source", "llm_target")
-        train.make(Job(changed, "vit", train.pretrain_vit))
-    return [Move(replace(changed, seed=seed), "llm_source", "llm_target", False,
+        s = borrow(s, f"{s.out}/ablate/patches{value}", "llm_source", "llm_target")
+        with lanes(s, most=1) as run:
+            run([Job(train.pretrain_vit, s, open_stage(s, "vit"))])
+    return [Move(replace(s, seed=seed), "llm_source", "llm_target", False,
                  root=f"ablate/{what}/{value}", curves=False) for seed in seeds]
 
 
 def measure_point(moves, rows):
     """A point of a sweep: {"K", "params", "own_weight", "native", "zero_shot", "transferred"}"""
-    weights, native, features = [], [], held_out(moves[0].s.out)["test"]
-    for move in moves:
-        name = move.adapter("llm_source", "langbridge", "align")
-        vlm = load_vlm(move.s.out, name)[1]
-        weights.append(own_weight(vlm, features, move.s.data))
-        native.append(open_stage(move.s, name).config()["scores"])
-    point = {"K": len(vlm.adapter.tokens), "params": train.count(vlm.adapter), "own_weight": weights,
-             "native": {score: [scores[score] for scores in native] for score in SCORES}}
+    aligned = [move.adapter("llm_source", "langbridge", "align") for move in moves]
+    vlms = [load_vlm(move.s.out, stage.name)[1] for move, stage in zip(moves, aligned)]
+    features, adapter = held_out(moves[0].s.out)["test"], vlms[0].adapter
+    point = {"K": len(adapter.tokens), "params": count(adapter),
+             "own_weight": [own_weight(vlm, features, moves[0].s.data) for vlm in vlms]}
+    stages = {"native": aligned}
     for row in rows:
-        scores = [move.config(row)["scores"] for move in moves]
-        kind = row.name.removesuffix("_langbridge")
+        stages[row.name.removesuffix("_langbridge")] = [move.row(row) for move in moves]
+    for kind, of_seeds in stages.items():
+        scores = [stage.config()["scores"] for stage in of_seeds]
         point[kind] = {score: [values[score] for values in scores] for score in SCORES}
     return point
 
 
-def draw_ablation(sweep, what, path):
-    """vqa and caption F1 over the values: mean, lowest and highest seed."""
-    points, panels = sweep["points"], []
-    for title, score in (("vqa", "vqa"), ("caption F1", "caption_f1")):
-        lines = {}
-        for kind in KINDS:
-            if kind in points[0]:
-                values = np.array([point[kind][score] for point in points])  # (points, seeds)
-                lines[kind.replace("_", "-")] = (range(len(points)), values.mean(1), values.min(1),
-                                                 values.max(1))
-        panels.append((title, lines))
-    note = f"Seeds {', '.join(map(str, sweep['seeds']))}: mean, lowest and highest."
-    line_plot(path, f"Ablation of {what}", panels, sweep["setting"], note,
-              names_of_x=[str(point["value"]) for point in points])
-
-
 def borrow(s, out, *stages):
-    """A folder of its own for the settings s, with finished stages of another one."""
+    """The settings s for another folder, which gets copies of these finished stages."""
     for stage in stages:
-        if not (Path(s.out) / stage / "config.json").exists():
-            shutil.copytree(Path(out) / stage, Path(s.out) / stage, dirs_exist_ok=True)
-    write_json(Path(s.out) / "settings.json", train.asdict(s))
+        if not (Path(out) / stage / "config.json").exists():
+            shutil.copytree(Path(s.out) / stage, Path(out) / stage, dirs_exist_ok=True)
+    s = replace(s, out=out)
+    write_json(Path(out) / "settings.json", asdict(s))
+    return s
 
 
 # ---- python transfer.py -------------------------------------------------------------------------
@@ -447,101 +424,92 @@ def borrow(s, out, *stages):
 def parse(argv):
     parser = Parser(__doc__)
     add = parser.add_argument
-    add("--out", default="out", help="the folder that train.py wrote, whose settings are used "
-        "(default: out)")
-    add("--seeds", type=seed_list, default="0,1,2", help="seeds of the adapters and of both stages "
-        "(default: 0,1,2)")
+    add("--out", default="out", help="the folder that train.py wrote (default: out)")
+    add("--seeds", type=seed_list, default="0,1,2",
+        help="seeds of the adapters and of both stages (default: 0,1,2)")
     add("--reverse", action="store_true", help="from the target LLM to the source LLM")
-    add("--source", help="LLM folder that the adapter comes from (default: llm_source of --out)")
-    add("--target", help="LLM folder that it is moved to (default: llm_target of --out)")
-    add("--full-seeds", action="store_true", help="each seed has LLMs and a ViT of its own: train.py "
-        "into OUT-seed1 and so on; headline rows only")
-    add("--corpus", choices=["both", "sentences"], default="both", help="sentences: LLMs that never "
-        "read a raster, in OUT-sentences with the ViT of --out; headline rows only (default: both)")
-    add("--rows", choices=["all", "headline"], help="headline: native, transferred, zero-shot and its "
-        "controls (default: all)")
-    add("--steps", type=int, default=0, help="steps of stage 2 on the target, in every row (default: "
-        "a quarter of train.py's)")
-    add("--ablate", metavar="WHAT", help=f"vary one setting of the adapter: {', '.join(SWEEPS)}")
-    add("--no-stage2", action="store_true", help="with --ablate: no tuning on the target")
+    add("--source", default="llm_source", help="folder of the LLM that the adapter comes from")
+    add("--target", default="llm_target", help="folder of the LLM that it is moved to")
+    add("--full-seeds", action="store_true", help="each seed has LLMs and a ViT of its own: "
+        "train.py into OUT-seed1 and so on; headline rows only")
+    add("--corpus", choices=["both", "sentences"], default="both", help="sentences: LLMs that "
+        "never read a raster, in OUT-sentences with the ViT of --out; headline rows only")
+    add("--rows", choices=["all", "headline"],
+        help="headline: native, transferred, zero-shot and its controls (default: all)")
+    add("--steps", type=int, default=0,
+        help="steps of stage 2 on the target, in every row (default: a quarter of train.py's)")
+    add("--ablate", choices=list(SWEEPS), help="vary one setting of the adapter")
+    add("--no-stage2", action="store_true", help="with --ablate: do not tune on the target")
     add("--threads", type=int, default=0, help="CPU threads in all; 0: as many as there are cores")
     add("--device", help="cpu, cuda or mps (default: what train.py used)")
     args = parser.parse_args(argv)
     if args.steps < 0:
         raise Refused(f"--steps {args.steps}: expected a positive number")
-    if args.ablate and args.ablate not in SWEEPS:
-        raise Refused(f"--ablate {args.ablate}: expected one of {', '.join(SWEEPS)}")
     own_llms = args.full_seeds or args.corpus == "sentences"
-    if own_llms and (args.source or args.target):
+    if own_llms and (args.source, args.target) != ("llm_source", "llm_target"):
         raise Refused("--source and --target name one pair of LLMs, --full-seeds and --corpus make "
                       "their own: use one or the other")
     args.rows = args.rows or ("headline" if own_llms else "all")
+    if args.reverse:
+        args.source, args.target = args.target, args.source
     return args
 
 
-def prepare(args, s):
-    """The settings of each seed's folder, [Settings, ..]; what is missing there is made."""
-    prepared = []
-    for seed in args.seeds:
-        own = s
-        if args.corpus == "sentences":
-            own = replace(s, out=f"{s.out}-sentences", llm_rasters=0.0)
-            borrow(own, s.out, "vit")
-            with Lanes(own, most=2) as lanes:
-                lanes.run([Job(own, llm, train.pretrain_llm) for llm in ("llm_target", "llm_source")])
-        elif args.full_seeds and seed != s.seed:
-            own = replace(s, seed=seed, out=f"{s.out}-seed{seed}")
-            if not (Path(own.out) / "results.json").exists():
-                train.main(own)
-        prepared.append(own)
-    return prepared
+def settings_of(seed, args, s):
+    """The settings of the folder with this seed's LLMs and ViT; what is missing there is made."""
+    if args.corpus == "sentences":
+        s = borrow(replace(s, llm_rasters=0.0), f"{s.out}-sentences", "vit")
+        with lanes(s, most=2) as run:
+            run([Job(train.pretrain_llm, s, open_stage(s, "llm_target")),
+                 Job(train.pretrain_llm, s, open_stage(s, "llm_source"))])
+    elif args.full_seeds and seed != s.seed:
+        s = replace(s, seed=seed, out=f"{s.out}-seed{seed}")
+        if not (Path(s.out) / "results.json").exists():
+            train.main(s)
+    for llm in (args.source, args.target):
+        if not (Path(s.out) / llm / "llm.pt").exists():
+            raise Refused(f"there is no LLM in {str(Path(s.out) / llm)!r}; "
+                          f"'python train.py --out {s.out}' makes llm_source and llm_target")
+    return s
 
 
 def main():
     args = parse(sys.argv[1:])
-    s = load_settings(args.out)
-    s = replace(s, device=args.device or s.device, threads=args.threads or os.cpu_count(),
-                stages="all")
+    s = replace(load_settings(args.out), stages="all", threads=args.threads or os.cpu_count())
+    s.device = args.device or s.device
     torch.set_num_threads(s.threads)
     if args.ablate:
         return ablate(s, args.ablate, args.seeds, not args.no_stage2)
-    source, target = args.source or "llm_source", args.target or "llm_target"
-    if args.reverse:
-        source, target = target, source
     moves = []
-    for seed, own in zip(args.seeds, prepare(args, s)):
-        for llm in (source, target):
-            if not (Path(own.out) / llm / "llm.pt").exists():
-                raise Refused(f"there is no LLM in {str(Path(own.out) / llm)!r}; "
-                              f"'python train.py --out {own.out}' makes llm_source and llm_target")
-        trained_here = seed == own.seed and args.corpus == "both"
-        moves.append(Move(replace(own, seed=seed), source, target, trained_here, args.steps))
+    for seed in args.seeds:
+        own = settings_of(seed, args, s)
+        moves.append(Move(replace(own, seed=seed), args.source, args.target,
+                          seed == own.seed and args.corpus == "both", args.steps))
     rows = [row for row in ROWS if args.rows == "all" or row.headline]
-    print(f"transfer: {source} to {target}, seeds {args.seeds}, {len(rows)} rows, stage 2 of "
-          f"{moves[0].row_s.instruct_steps} steps x {s.instruct_batch} pictures, device {s.device}, "
-          f"{s.threads} threads, settings of {args.out}/settings.json", flush=True)
-    mode = "_reverse" if args.reverse else ""
-    if args.full_seeds:
-        mode += "_full-seeds"
+    print(f"transfer: {args.source} to {args.target}, seeds {args.seeds}, {len(rows)} rows, "
+          f"stage 2 of {moves[0].row_s.instruct_steps} steps x {s.instruct_batch} pictures, device "
+          f"{s.device}, {s.threads} threads, settings of {args.out}/settings.json", flush=True)
+    mode = ""
+    for flag in ("reverse", "full_seeds"):
+        if getattr(args, flag):
+            mode += f"_{flag.replace('_', '-')}"
     if args.corpus == "sentences":
         mode += "_sentences"
-    if args.source or args.target:
-        mode += f"_{label(source)}_to_{label(target)}"
-    out = Path(args.out)
-    clock = train.Clock(out / "transfer" / f"seconds{mode}.json")
-    clock.path.parent.mkdir(exist_ok=True)
-    if any(move.config(row) is None for move in moves for row in rows):
-        with clock:
-            run_waves(s, moves, rows)
-    result = collect(moves, rows) | {"seconds": clock.total}
+    if {args.source, args.target} != {"llm_source", "llm_target"}:
+        mode += f"_{label(args.source)}_to_{label(args.target)}"
+    out, clock = Path(args.out), Path(args.out) / "transfer" / f"seconds{mode}.json"
+    clock.parent.mkdir(exist_ok=True)
+    if any(move.row(row).config() is None for move in moves for row in rows):
+        with stopwatch(clock):
+            run_moves(s, moves, rows)
+    result = collect(moves, rows) | {"seconds": seconds_in(clock)}
     write_json(out / f"transfer{mode}.json", result)
     write_text(out / f"transfer{mode}.md", transfer_table(result))
     draw_curves(result, out / f"transfer{mode}.png")
     print_rows(result)
-    print(f"\n{clock.total / 60:.1f} minutes. {out}/transfer{mode}.json, .md and .png. Try next:\n"
-          f"  python evaluate.py --out {out} --model {moves[0].stage(ROWS[2])} --image "
-          "results/picture.png\n"
-          f"  python transfer.py --out {out} --reverse")
+    print(f"\n{seconds_in(clock) / 60:.1f} minutes. {out}/transfer{mode}.json, .md and .png. "
+          f"Try next:\n  python evaluate.py --out {out} --model {moves[0].row(ROWS[2]).name} "
+          f"--image results/picture.png\n  python transfer.py --out {out} --reverse")
 
 
 if __name__ == "__main__":

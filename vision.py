@@ -191,6 +191,26 @@ def linear_probe(x, y, x_test, y_test, classes):
     return ((x_test @ weights).argmax(1) == y_test).double().mean().item()
 
 
+def probe(features, data, train_pictures=3000):
+    """Linear probes: can an object's colour, its shape, be read off its patches, side by side?
+
+    features: {split: (pictures, N, D)}; returns {"probe_" + kind: accuracy}.
+    """
+    def labelled(split, pictures, kind):
+        x, y = [], []
+        for seen, patches in data.seen(split, features[split][:pictures]):
+            x.append(patches.float().flatten())  # (4 D,)
+            y.append(data.kinds[kind].index(seen.words[kind]))
+        return torch.stack(x), torch.tensor(y)
+
+    accuracy = {}
+    for kind, words in data.kinds.items():
+        x, y = labelled("train", train_pictures, kind)
+        x_test, y_test = labelled("test", None, kind)
+        accuracy[f"probe_{kind}"] = linear_probe(x, y, x_test, y_test, len(words))
+    return accuracy
+
+
 def read_picture(path, size):
     """Any PNG or JPEG as (1, size, size, 3) uint8. Raises Refused if it cannot be read.
 

@@ -1,9 +1,8 @@
 """Byte-pair encoding: the training from scratch here, the fast encoding by tiktoken.
 
-A tokenizer starts with the 256 bytes and repeatedly merges the most frequent neighbours into a new
-token, until the vocabulary is full (Gage 1994; Sennrich et al. 2016, arXiv 1508.07909). Text is
-first cut into chunks by a regular expression, and merges never cross a chunk, so a token is at most
-a word with its leading space:
+A tokenizer starts with the 256 bytes and merges the most frequent neighbours into a new token until
+the vocabulary is full (Gage 1994; Sennrich et al. 2016, arXiv 1508.07909). A regular expression
+cuts the text into chunks first, so a token is at most a word with its leading space:
 
     >>> texts = ["a red circle, a red square"] * 10
     >>> encoding = train_bpe(texts, vocab_size=290, pattern=PATTERNS["source"])
@@ -19,11 +18,9 @@ import regex  # comes with tiktoken, and understands the same patterns
 import tiktoken
 
 BOS = "<|bos|>"  # starts every document: the only special token
-
 PATTERNS = {  # the chunks of a text; the two LLMs cut differently, as GPT-2 and GPT-4 do
     "source": r" ?[a-z]+| ?[0-9]+| ?[^\sa-z0-9]+|\s",
-    "target": r":\n| ?[a-z]{1,12}|[0-9]{1,3}| ?[^\sa-z0-9]|\s",
-}
+    "target": r":\n| ?[a-z]{1,12}|[0-9]{1,3}| ?[^\sa-z0-9]|\s"}
 
 
 def merge(ids, pair, new_id):
@@ -40,11 +37,8 @@ def merge(ids, pair, new_id):
 
 
 def train_bpe(texts, vocab_size, pattern, seed=0, name="bpe"):
-    """Learn a vocabulary of at most vocab_size tokens, BOS included: a tiktoken.Encoding.
-
-    The ids of the 256 bytes are shuffled by `seed`: as among real tokenizers, the same byte has
-    another id in each.
-    """
+    """A tiktoken.Encoding of at most vocab_size tokens, BOS included. `seed` shuffles the ids of
+    the 256 bytes: as among real tokenizers, the same byte has another id in each."""
     byte_order = random.Random(seed).sample(range(256), 256)
     token_bytes = [bytes([b]) for b in byte_order]  # id -> bytes
     chunks = Counter()
@@ -52,8 +46,7 @@ def train_bpe(texts, vocab_size, pattern, seed=0, name="bpe"):
         chunks.update(regex.findall(pattern, text))
     words = {}  # ids of a chunk -> how often it occurs
     for chunk, n in chunks.items():
-        ids = tuple(byte_order.index(b) for b in chunk.encode("utf-8"))
-        words[ids] = n
+        words[tuple(byte_order.index(b) for b in chunk.encode("utf-8"))] = n
     while len(token_bytes) < vocab_size - 1:
         pairs = Counter()
         for ids, n in words.items():
@@ -81,8 +74,7 @@ def tokens_of(encoding):
 
 
 def save_encoding(encoding, path):
-    """Write the vocabulary as JSON that people can read: tokens in id order, one a line; what is
-    no text is written as {"hex": ".."}."""
+    """Write JSON that people can read: tokens in id order, what is no text as {"hex": ".."}."""
     tokens = []
     for token in tokens_of(encoding):
         try:
@@ -98,10 +90,8 @@ def load_encoding(path):
     data = json.loads(path.read_text(encoding="utf-8"))
     tokens = []
     for token in data["tokens"]:
-        if isinstance(token, dict):
-            tokens.append(bytes.fromhex(token["hex"]))
-        else:
-            tokens.append(token.encode("utf-8"))
+        is_text = isinstance(token, str)
+        tokens.append(token.encode("utf-8") if is_text else bytes.fromhex(token["hex"]))
     return make_encoding(data["name"], data["pattern"], tokens)
 
 

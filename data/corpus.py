@@ -1,5 +1,4 @@
-"""What is written about the world: the text that the LLMs learn to read from, and conversations
-about pictures.
+"""What is written about the world: the LLMs' corpora, and conversations about pictures.
 
 The LLMs are pretrained on text alone. A document gives a scene in words, either as sentences or as
 a *raster*, one word for each tile of a 6 x 6 grid and a full stop for 'nothing here', and then asks
@@ -14,12 +13,12 @@ about it:
      cyan triangle . . . .
     question: what color is the star? brown
 
-The raster is the layout in which a picture's patches will arrive later. Ordinary LLMs have met
-tables, ASCII maps and lists of tags; ours have to be given some.
+A picture's patches will arrive in the layout of a raster. Ordinary LLMs have met tables, ASCII maps
+and lists of tags; ours have to be given some.
 
-A document is a list of (text, weight) pieces. The weight says how much the piece's tokens count
-when they are predicted: 1 in an answer, 0 elsewhere. Pieces are encoded one by one, so that a
-prompt has the same tokens in training and in use.
+A document is a list of (text, weight) pieces. The weight of a piece's tokens, when they are
+predicted, is 1 in an answer and 0 elsewhere. Pieces are encoded one by one, so that a prompt has
+the same tokens in training and in use.
 """
 import random
 
@@ -33,30 +32,25 @@ SENTENCES = {  # each LLM has read sentences of its own
     "source": ["there is a {object} at the {place}.", "a {object} at the {place}.",
                "we have a {object} at the {place}."],
     "target": ["one sees a {object} at the {place}.", "the {object} at the {place}.",
-               "here is the {object} at the {place}."],
-}
+               "here is the {object} at the {place}."]}
 STORIES = {  # who does what to what, and when: each vocabulary gets words that the other one lacks
-    "source": [
-        ["anna", "ben", "clara", "david", "the teacher", "my sister", "our neighbor"],
-        ["paints", "draws", "sketches", "colors", "folds", "cuts out", "glues", "shows"],
-        ["paper boats", "a birthday card", "funny animals", "the old bridge", "two kittens",
-         "flowers"],
-        ["in the garden", "at school", "on monday", "after lunch", "with crayons",
-         "before breakfast", "every evening"]],
-    "target": [
-        ["the curator", "inspector moore", "this museum", "the archive", "doctor lindqvist",
-         "a visitor"],
-        ["catalogs", "borrows", "examines", "restores", "photographs", "describes", "measures"],
-        ["bronze statues", "three manuscripts", "a marble figure", "the second exhibit",
-         "ancient coins", "silk maps"],
-        ["during winter", "for the gallery", "under glass", "by request", "without gloves",
-         "since the flood"]],
-}
+    "source": [["anna", "ben", "clara", "david", "the teacher", "my sister", "our neighbor"],
+               ["paints", "draws", "sketches", "colors", "folds", "cuts out", "glues", "shows"],
+               ["paper boats", "a birthday card", "funny animals", "the old bridge", "two kittens",
+                "flowers"],
+               ["in the garden", "at school", "on monday", "after lunch", "with crayons",
+                "before breakfast", "every evening"]],
+    "target": [["the curator", "inspector moore", "this museum", "the archive",
+                "doctor lindqvist", "a visitor"], ["catalogs", "borrows", "examines", "restores",
+                "photographs", "describes", "measures"],
+               ["bronze statues", "three manuscripts", "a marble figure", "the second exhibit",
+                "ancient coins", "silk maps"],
+               ["during winter", "for the gallery", "under glass", "by request",
+                "without gloves", "since the flood"]]}
 
 
 def raster(scene, rng):
-    """The scene as GRID lines of words. An object's four tiles show its colour, its shape and, in
-    the rich world, its size."""
+    """GRID lines of words: an object's four tiles show its colour, its shape and any size."""
     tiles = [[NOTHING] * GRID for _ in range(GRID)]
     for obj in scene:
         upper, lower = tiles[2 * obj.row], tiles[2 * obj.row + 1]
@@ -66,17 +60,15 @@ def raster(scene, rng):
         if obj.size:  # in place of one of the two words
             words[rng.randrange(2)] = f" {obj.size}"
         lower[columns] = rng.sample(words, 2)
-    lines = ["".join(line) + "\n" for line in tiles]
-    return "".join(lines)
+    return "".join("".join(line) + "\n" for line in tiles)
 
 
 def sentences(scene, dialect, rng):
     """The scene in prose, the objects in the order in which they are given."""
     said = []
     for o in scene:
-        words = [o.size, o.color, o.shape] if o.size else [o.color, o.shape]
-        sentence = rng.choice(SENTENCES[dialect])
-        said.append(sentence.format(object=" ".join(words), place=PLACES[o.place]))
+        words = " ".join([o.size, o.color, o.shape]).strip()  # the plain world has no sizes
+        said.append(rng.choice(SENTENCES[dialect]).format(object=words, place=PLACES[o.place]))
     return " " + " ".join(said) + "\n"
 
 
@@ -99,15 +91,14 @@ def description(scene, rng):
 
 
 def conversation(scene, rng, turns, captions=0.3):
-    """Up to `turns` turns about a scene, each of them its description with probability `captions`
-    and otherwise a question.
+    """Up to `turns` turns about a scene, each its description with probability `captions` and
+    otherwise a question.
 
-    Nothing is asked twice. A second answer could be copied from the first, which is easier to learn
+    Nothing is asked twice: a second answer could be copied from the first, which is easier to learn
     than looking at the scene, and would be learned instead.
     """
     pieces, told = [], set()
-    attempts = 3 * turns  # then it stays shorter: a small scene has few questions
-    for _ in range(attempts):
+    for _ in range(3 * turns):  # it stays shorter where a small scene has few questions
         if rng.random() < captions:
             about, new = "caption", description(scene, rng)
         else:
@@ -123,11 +114,8 @@ def conversation(scene, rng, turns, captions=0.3):
 
 def document(dialect, seed, index, rasters=0.6, turns=8, captions=0.3, stories=0.05, world=World()):
     """Document `index` of an LLM's corpus: a scene in words and a conversation about it, or, with
-    probability `stories`, a story.
-
-    The share `rasters` of the scenes comes as rasters, the rest as prose. Prose tells the objects
-    in any order, and its descriptions keep that order, as those of a raster keep the raster's.
-    """
+    probability `stories`, a story. The share `rasters` of the scenes comes as rasters, the rest as
+    prose, which tells the objects in any order, and its descriptions keep that order."""
     rng = random.Random(f"document/{dialect}/{seed}/{index}")
     if rng.random() < stories:
         return story(dialect, rng)
@@ -146,8 +134,8 @@ def train_tokenizer(dialect, vocab_size, seed, documents=3000, world=World()):
     for i in range(documents):
         pieces = document(dialect, seed, i, world=world)
         texts.append("".join(text for text, _ in pieces).replace(BOS, ""))
-    dialect_seed = sum(dialect.encode()) + seed  # the dialects number their bytes differently
-    return train_bpe(texts, vocab_size, PATTERNS[dialect], seed=dialect_seed, name=dialect)
+    seed += sum(dialect.encode())  # the dialects number their bytes differently
+    return train_bpe(texts, vocab_size, PATTERNS[dialect], seed, name=dialect)
 
 
 def encode(encoding, pieces):

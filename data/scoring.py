@@ -1,19 +1,14 @@
 """The exam: which questions are asked about which pictures, and what the answers are worth.
 
-A model is examined in two steps. `examine` collects what it says (a model is a function here, so
-that guessing at random can be examined like a VLM), `summarize` turns this into the scores S. The
-generator knows the truth about every picture, so all scores are exact:
+`examine` collects what a model says (it is a function here, so that guessing can be examined like
+a VLM), and `summarize` turns this into the scores S. The truth is known, so all scores are exact:
 
     vqa            exact match of generated answers; vqa_by_type: the same by type of question
     caption_f1     over objects: one is right when its colour, its shape and its place are
     caption_exact  share of captions that are right and complete
     pope_acc       is there a ..? half yes, half hard no, as in POPE (arXiv 2305.10355)
     pope_yes_rate  share of yes among these answers
-    comp_*         on pictures with colour-shape pairs that no training picture shows, asking only
-                   about these pairs
-
-An LLM without a picture is examined by `examine_reading`, and `color_edits` asks whether an
-answer follows when a colour is edited.
+    comp_*         on and about colour-shape pairs that no training picture shows
 """
 import random
 from collections import defaultdict
@@ -22,9 +17,9 @@ from typing import NamedTuple
 import numpy as np
 
 from data.corpus import raster, sentences
-from data.world import (
-    ANSWERS, CAPTION_REQUESTS, COLORS, COMP_PAIRS, NUMBERS, PLACES, QA, RICH_TYPES, About, ask,
-    ask_any, caption, make_scene, score_caption, types_of, unique)
+from data.world import (ANSWERS, CAPTION_REQUESTS, COLORS, COMP_PAIRS, NUMBERS, PLACES, QA,
+                        RICH_TYPES, About, ask, ask_any, caption, make_scene, score_caption,
+                        types_of, unique)
 
 
 class Answered(NamedTuple):
@@ -45,8 +40,6 @@ class Said(NamedTuple):
     captions: list  # one text a scene
 
 
-# ---- asking ------------------------------------------------------------------------------------
-
 def ask_in_turn(scene, k, rng):
     """A question of the k-th type, counted in turn, or of any type if the scene allows none."""
     types = types_of(scene)
@@ -62,8 +55,7 @@ def about_unseen(qa):
 
 def benchmark(split, pictures, world):
     """The exam of a split's first pictures, two questions and one yes/no question about each:
-    (scenes, [(picture, QA)], [(picture, QA of type 'exists')]). Always the same for a split.
-    """
+    (scenes, [(picture, QA)], [(picture, QA of type 'exists')])"""
     rng = random.Random(f"benchmark/{split}")
     scenes = [make_scene(split, 0, i, world) for i in range(pictures)]
     questions, pope = [], []
@@ -78,29 +70,23 @@ def benchmark(split, pictures, world):
 
 
 def examine(answer, pictures, world):
-    """What a model says, {split: Said}, about so many pictures: {split: how many}.
-
-    The model is a function: `answer(split, [(picture, QA), ..])` gives a list of texts, one each. A
-    caption is asked for by a QA of type 'caption'.
-    """
+    """What a model says, {split: Said}, about so many pictures, {split: how many}. The model is a
+    function: answer(split, [(picture, QA), ..]) is a list of texts. Some QA have type 'caption'."""
     said = {}
     for split, n in pictures.items():
         scenes, questions, pope = benchmark(split, n, world)
         if split == "comp":
             pope = []
-        captions = []
+        items = questions + pope
+        start, end = len(questions), len(items)  # of the yes/no questions
         for i, scene in enumerate(scenes):
             qa = QA("caption", CAPTION_REQUESTS[0], caption(scene), About("caption"))
-            captions.append((i, qa))
-        items = questions + pope + captions
+            items.append((i, qa))
         texts = answer(split, items)
         answered = [Answered(i, qa, text) for (i, qa), text in zip(items, texts, strict=True)]
-        start, end = len(questions), len(questions) + len(pope)  # of the yes/no questions
         said[split] = Said(scenes, answered[:start], answered[start:end], texts[end:])
     return said
 
-
-# ---- scoring -----------------------------------------------------------------------------------
 
 def score_answers(answered):
     """Exact match, in all and by question type: (accuracy, {type: accuracy})"""
@@ -120,8 +106,7 @@ def score_captions(captions, scenes):
     """(F1 over objects, share of captions that are right and complete)"""
     right, said, true = count_objects(captions, scenes)
     f1 = 2 * right.sum() / max(1, said.sum() + true.sum())
-    exact = np.mean((right == said) & (right == true))
-    return float(f1), float(exact)
+    return float(f1), float(np.mean((right == said) & (right == true)))
 
 
 def summarize(said):
@@ -140,7 +125,7 @@ def summarize(said):
 
 
 def tally(answered, pictures):
-    """How many answers about each picture are right, of how many: (pictures, 2)"""
+    """For each picture, how many answers are right, of how many: (pictures, 2)"""
     counts = np.zeros((pictures, 2), dtype=int)
     for a in answered:
         counts[a.picture] += (a.right, 1)
@@ -148,12 +133,10 @@ def tally(answered, pictures):
 
 
 def intervals(said, draws=1000):
-    """95% bootstrap intervals of the scores, {score: [low, high]}. Pictures are drawn with
-    replacement, each with all its questions."""
+    """95% bootstrap intervals, {score: [low, high]}, drawing pictures with all their questions."""
     rng, result = np.random.default_rng(0), {}
     for split, (scenes, questions, pope, captions) in said.items():
-        n = len(scenes)
-        prefix = "comp_" if split == "comp" else ""
+        n, prefix = len(scenes), "comp_" if split == "comp" else ""
         right, named, true = count_objects(captions, scenes)
         counts = {"vqa": tally(questions, n), "caption_f1": np.stack([2 * right, named + true], 1)}
         if pope:
@@ -183,25 +166,24 @@ def score_chance(pictures, world):
     rng = random.Random("chance")
     possible = ANSWERS | {"count": NUMBERS[:world.max_objects + 1]}
 
-    def guess(split, picture, qa):
-        if qa.type == "caption":
-            return caption(make_scene(split, 1, picture, world))
-        return rng.choice(possible[qa.type])
-
     def answer(split, items):
-        return [guess(split, picture, qa) for picture, qa in items]
+        texts = []
+        for picture, qa in items:
+            if qa.type == "caption":
+                texts.append(caption(make_scene(split, 1, picture, world)))
+            else:
+                texts.append(rng.choice(possible[qa.type]))
+        return texts
 
     return summarize(examine(answer, pictures, world))
 
 
-# ---- other exams -------------------------------------------------------------------------------
-
 def examine_reading(answer, dialect, seed, n, world):
     """The scores of an LLM on n held-out scenes in words: does it answer from sentences (text_qa)
-    and from rasters (raster_qa), and can it describe a raster?
+    and from rasters (raster_qa), and can it describe a raster? What it cannot do from words, it
+    cannot do from patches that are combinations of words.
 
-    `answer([(scene in words, question), ..])` gives a list of texts, one each. What an LLM cannot
-    do from words, it cannot do from patches that are combinations of words.
+    answer([(scene in words, question), ..]) is a list of texts, one each.
     """
     scenes = [make_scene("text:held-out", seed, i, world) for i in range(n)]
     scores = {}
@@ -237,12 +219,9 @@ class Edit(NamedTuple):
 
 
 def color_edits(pictures, world):
-    """[Edit, ..] of the first test pictures: an object's colour becomes one that the picture lacks.
-
-    One object is edited in each picture that has one of unique colour and shape. After that, 'what
-    color is the circle?' should be answered with the new colour; the object's shape and place
-    (asked with the new colour) and the place of another object should be answered as before.
-    """
+    """[Edit, ..] of the first test pictures: one object of unique colour and shape in each gets a
+    colour that the picture lacks. Its colour should be answered with the new word; its shape, its
+    place (asked with the new word) and the place of another object as before."""
     rng, edits = random.Random("steering"), []
     for i in range(pictures):
         scene = make_scene("test", 0, i, world)
@@ -250,21 +229,17 @@ def color_edits(pictures, world):
         if not single:
             continue
         o = rng.choice(single)
-        colors = [p.color for p in scene]
+        old, colors = o.color, [p.color for p in scene]
         new = rng.choice([color for color in COLORS if color not in colors])
-        color, shape, place = o.color, o.shape, PLACES[o.place]
-        question = f"what color is the {shape}?"
-        edits += [
-            Edit(i, color, new, "color", question, color, question, new),
-            Edit(i, color, new, "other",
-                 f"what shape is the {color} object?", shape,
-                 f"what shape is the {new} object?", shape),
-            Edit(i, color, new, "other",
-                 f"where is the {color} {shape}?", place,
-                 f"where is the {new} {shape}?", place)]
+        question = f"what color is the {o.shape}?"
+        edits.append(Edit(i, old, new, "color", question, old, question, new))
+        asked = [(f"what shape is the {old} object?", o.shape),
+                 (f"where is the {old} {o.shape}?", PLACES[o.place])]
         others = [p for p in scene if p != o]
         if others:
             p = others[0]
-            place, question = PLACES[p.place], f"where is the {p.color} {p.shape}?"
-            edits.append(Edit(i, color, new, "other", question, place, question, place))
+            asked.append((f"where is the {p.color} {p.shape}?", PLACES[p.place]))
+        for question, answer in asked:
+            after = question.replace(old, new)
+            edits.append(Edit(i, old, new, "other", question, answer, after, answer))
     return edits

@@ -1,8 +1,8 @@
 """The world: scenes of coloured shapes, their pictures, and captions and questions about them.
 
-Everything is generated from (split, seed, index), so there is nothing to download or to store, and
-the generator knows the truth about every picture. A scene is a list of objects, each with a colour,
-a shape and a place on a 3 x 3 board (in the *rich* world also a size):
+Everything is generated from (split, seed, index), so there is nothing to download, and the truth
+about every picture is known. A scene is a list of objects, each with a colour, a shape and a place
+on a 3 x 3 board, and in the *rich* world also with a size:
 
     >>> scene = make_scene("test", seed=0, index=1)
     >>> caption(scene)
@@ -17,9 +17,8 @@ a shape and a place on a 3 x 3 board (in the *rich* world also a size):
     >>> ask(rich, "relation", random.Random(0)).question
     'is the brown square below the purple triangle?'
 
-The splits 'train', 'val' and 'test' draw from separate random streams. 'comp' (for compositional)
-holds only pictures with at least one of the colour-shape pairs in COMP_PAIRS, which the pictures of
-no other split show.
+The splits 'train', 'val' and 'test' draw from separate random streams. Every picture of 'comp' (for
+compositional) shows one of the colour-shape pairs in COMP_PAIRS, and no picture of the others does.
 """
 import colorsys
 import math
@@ -30,12 +29,17 @@ from typing import NamedTuple
 import numpy as np
 from PIL import Image, ImageDraw
 
-PAINTS = {  # hue in degrees, saturation, value (jittered when drawn)
-    "red": (0, 0.95, 0.95), "brown": (24, 0.75, 0.48), "yellow": (54, 0.95, 0.95),
-    "green": (120, 0.9, 0.7), "cyan": (180, 0.9, 0.95), "blue": (225, 0.9, 0.95),
-    "purple": (275, 0.85, 0.75), "pink": (330, 0.45, 1.0)}
+PAINTS = {"red": (0, 0.95, 0.95), "brown": (24, 0.75, 0.48), "yellow": (54, 0.95, 0.95),
+          "green": (120, 0.9, 0.7), "cyan": (180, 0.9, 0.95), "blue": (225, 0.9, 0.95),
+          "purple": (275, 0.85, 0.75), "pink": (330, 0.45, 1.0)}  # hue (degrees), saturation, value
 COLORS = list(PAINTS)
 SHAPES = ["circle", "square", "triangle", "diamond", "star", "cross"]
+CORNERS = {  # in radii to the right and down from the centre; all shapes cover a similar area
+    "square": [(-0.84, -0.84), (0.84, -0.84), (0.84, 0.84), (-0.84, 0.84)],
+    "triangle": [(0, -1), (1, 0.8), (-1, 0.8)],
+    "diamond": [(0, -1.1), (0.8, 0), (0, 1.1), (-0.8, 0)],
+    "cross": [(-0.34, -1), (0.34, -1), (0.34, -0.34), (1, -0.34), (1, 0.34), (0.34, 0.34),
+              (0.34, 1), (-0.34, 1), (-0.34, 0.34), (-1, 0.34), (-1, -0.34), (-0.34, -0.34)]}
 ROWS, COLS = ["top", "middle", "bottom"], ["left", "center", "right"]
 PLACES = [f"{row} {col}" for row in ROWS for col in COLS]  # in raster order
 SIZES = ["small", "large"]  # of the rich world
@@ -45,9 +49,8 @@ RELATIONS = {  # which coordinate decides, and the sign of the first object's mi
 SYNONYMS = {"circle": "disc", "square": "box", "diamond": "rhombus", "cross": "plus",
             "purple": "violet", "cyan": "turquoise", "pink": "rose"}
 
-# The pairs that no training picture shows: one for each colour, and every shape is in one or two.
-# Both words of a pair are seen often in other pairs, so a model that has understood them can
-# name the pair too.
+# One pair for each colour, and every shape is in one or two. Both words of a pair are seen often in
+# other pairs, so a model that has understood them can name the pair too.
 COMP_PAIRS = {(color, SHAPES[(i + 3) % len(SHAPES)]) for i, color in enumerate(COLORS)}
 
 QUESTION_TYPES = ["color", "shape", "where", "count", "exists"]
@@ -58,8 +61,7 @@ QUESTIONS = {  # at least two wordings each
     "where": ["where is the {color} {shape}?", "in which place is the {color} {shape}?"],
     "count": ["how many objects are there?", "how many objects can you see?"],
     "count_color": ["how many {color} objects are there?", "how many {color} objects can you see?"],
-    "exists": ["is there a {color} {shape}?", "can you see a {color} {shape}?"],
-}
+    "exists": ["is there a {color} {shape}?", "can you see a {color} {shape}?"]}
 RICH_QUESTIONS = {  # the rich world has these wordings as well
     "color": ["tell me the color of the {shape}.", "the {shape} has what color?"],
     "shape": ["what is the {color} thing?", "tell me the shape of the {color} object."],
@@ -70,17 +72,15 @@ RICH_QUESTIONS = {  # the rich world has these wordings as well
     "exists": ["does the scene have a {color} {shape}?", "do you see any {color} {shape}?"],
     "size": ["how large is the {color} {shape}?", "what size is the {color} {shape}?"],
     "relation": ["is the {color} {shape} {relation} the {other_color} {other_shape}?",
-                 "do you see the {color} {shape} {relation} the {other_color} {other_shape}?"],
-}
+                 "do you see the {color} {shape} {relation} the {other_color} {other_shape}?"]}
 ANSWERS = {"color": COLORS, "shape": SHAPES, "where": PLACES, "count": NUMBERS[:4],
            "exists": ["yes", "no"], "size": SIZES, "relation": ["yes", "no"]}
-WORDINGS = [  # of an object in a caption
-    "a {color} {shape} at the {place}", "at the {place} a {color} {shape}",
-    "a {shape} that is {color} at the {place}"]
-RICH_WORDINGS = [
-    "a {size} {color} {shape} at the {place}", "at the {place} a {size} {color} {shape}",
-    "a {shape} that is {size} and {color} at the {place}",
-    "the {place} has a {size} {color} {shape}"]
+WORDINGS = ["a {color} {shape} at the {place}", "at the {place} a {color} {shape}",
+            "a {shape} that is {color} at the {place}"]  # of an object in a caption
+RICH_WORDINGS = ["a {size} {color} {shape} at the {place}",
+                 "at the {place} a {size} {color} {shape}",
+                 "a {shape} that is {size} and {color} at the {place}",
+                 "the {place} has a {size} {color} {shape}"]
 CAPTION_REQUESTS = ["describe the scene.", "what do you see?"]
 
 
@@ -105,15 +105,16 @@ class Object(NamedTuple):
         return self.place % 3
 
 
-# ---- scenes ------------------------------------------------------------------------------------
-
 def make_scene(split, seed, index, world=World()):
-    """Scene `index`: 1 to max_objects objects in raster order, in distinct places, no two alike."""
+    """Scene `index`: 1 to max_objects objects in raster order, in distinct places, no two alike. In
+    a split named 'text:..', which is only written about, they may be any."""
     rng = random.Random(f"{split}/{seed}/{index}")
     n = rng.randint(1, world.max_objects)
     while True:
         pairs = {(rng.choice(COLORS), rng.choice(SHAPES)) for _ in range(n)}
-        if len(pairs) == n and may_show(split, pairs):
+        unseen = bool(pairs & COMP_PAIRS)
+        allowed = split.startswith("text:") or unseen == (split == "comp")
+        if len(pairs) == n and allowed:
             break
     pairs = rng.sample(sorted(pairs), n)
     places = sorted(rng.sample(range(9), n))
@@ -123,33 +124,17 @@ def make_scene(split, seed, index, world=World()):
     return scene
 
 
-def may_show(split, pairs):
-    """Whether a scene of this split may consist of these colour-shape pairs."""
-    if split.startswith("text:"):  # scenes that are only written about, one stream for each name
-        return True
-    if split == "comp":
-        return bool(pairs & COMP_PAIRS)
-    return not pairs & COMP_PAIRS
-
-
-def is_rich(scene):
-    return scene[0].size != ""
-
-
 def twin(scene, rng):
-    """A scene that differs in one word: one object has another shape (the likeliest), colour, place
-    or, in the rich world, size."""
-    attributes = ["shape", "shape", "color", "place"]
-    if is_rich(scene):
-        attributes.append("size")
+    """A scene that differs in one word: a shape (the likeliest), a colour, a place or a size."""
     values = {"shape": SHAPES, "color": COLORS, "place": range(9), "size": SIZES}
+    attributes = ["shape", "shape", "color", "place"]
+    if scene[0].size:
+        attributes.append("size")
     while True:
-        i = rng.randrange(len(scene))
-        attribute = rng.choice(attributes)
+        i, attribute = rng.randrange(len(scene)), rng.choice(attributes)
         new = list(scene)
         new[i] = scene[i]._replace(**{attribute: rng.choice(values[attribute])})
-        pairs = {(o.color, o.shape) for o in new}
-        places = {o.place for o in new}
+        pairs, places = {(o.color, o.shape) for o in new}, {o.place for o in new}
         distinct = len(pairs) == len(places) == len(new)
         if new != scene and distinct and not pairs & COMP_PAIRS:
             return sorted(new, key=lambda o: o.place)
@@ -159,31 +144,19 @@ def twin(scene, rng):
 
 def outline(shape, x, y, r):
     """The corners of a shape of radius r around (x, y); a circle has none, it is an ellipse."""
-    if shape == "square":
-        r *= 0.84  # so that all shapes cover a similar area
-        return [(x - r, y - r), (x + r, y - r), (x + r, y + r), (x - r, y + r)]
-    if shape == "triangle":
-        return [(x, y - r), (x + r, y + 0.8 * r), (x - r, y + 0.8 * r)]
-    if shape == "diamond":
-        return [(x, y - 1.1 * r), (x + 0.8 * r, y), (x, y + 1.1 * r), (x - 0.8 * r, y)]
-    if shape == "star":
-        corners = []
-        for i in range(10):  # outer and inner corners in turn
-            angle = math.pi * i / 5 - math.pi / 2
-            reach = 1.15 * r if i % 2 == 0 else 0.5 * r
-            corners.append((x + reach * math.cos(angle), y + reach * math.sin(angle)))
-        return corners
-    if shape == "cross":
-        a = 0.34 * r
-        return [(x - a, y - r), (x + a, y - r), (x + a, y - a), (x + r, y - a),
-                (x + r, y + a), (x + a, y + a), (x + a, y + r), (x - a, y + r),
-                (x - a, y + a), (x - r, y + a), (x - r, y - a), (x - a, y - a)]
-    raise ValueError(f"unknown shape {shape!r}, expected one of {', '.join(SHAPES)}")
+    if shape != "star":
+        return [(x + across * r, y + down * r) for across, down in CORNERS[shape]]
+    corners = []
+    for i in range(10):  # outer and inner corners in turn
+        angle = math.pi * i / 5 - math.pi / 2
+        reach = 1.15 * r if i % 2 == 0 else 0.5 * r
+        corners.append((x + reach * math.cos(angle), y + reach * math.sin(angle)))
+    return corners
 
 
 def drawing_seed(scene, seed):
-    """The text that seeds a drawing: it spells out the objects, and a size only where there is one,
-    so that pictures of the plain world do not depend on what the rich world adds."""
+    """The text that seeds a drawing. It has a size only where there is one, so that pictures of the
+    plain world do not depend on what the rich world adds."""
     objects = []
     for o in scene:
         size = f", size={o.size!r}" if o.size else ""
@@ -213,15 +186,11 @@ def paint(obj, pen, cell, rng):
 
 def draw(scene, size=48, seed=0):
     """A picture of the scene, (size, size, 3) uint8: anti-aliased, each object jittered, on a
-    background with its own tint, brightness, gradient and noise.
-
-    `seed` varies how things are drawn, not what is drawn.
-    """
+    background with its own tint, brightness, gradient and noise. `seed` varies only the drawing."""
     rng = random.Random(drawing_seed(scene, seed))
     fine = 3 * size  # drawn at three times the size and shrunk: that is the anti-aliasing
     brightness, tint = rng.uniform(0.05, 0.95), rng.random()
-    background = rgb(tint, rng.uniform(0, 0.15), brightness)
-    picture = Image.new("RGB", (fine, fine), background)
+    picture = Image.new("RGB", (fine, fine), rgb(tint, rng.uniform(0, 0.15), brightness))
     pen = ImageDraw.Draw(picture)
     for obj in scene:
         paint(obj, pen, fine / 3, rng)
@@ -231,8 +200,7 @@ def draw(scene, size=48, seed=0):
     down = rng.uniform(-24, 24) * ramp[:, None, None]
     across = rng.uniform(-24, 24) * ramp[None, :, None]
     grain = noise.normal(0, rng.uniform(0, 6), pixels.shape)
-    pixels = pixels + (down + across) + grain
-    return pixels.clip(0, 255).astype(np.uint8)
+    return (pixels + (down + across) + grain).clip(0, 255).astype(np.uint8)
 
 
 def draw_split(split, indices, size, world=World()):
@@ -253,14 +221,13 @@ def wordings_of(obj):
     return RICH_WORDINGS if obj.size else WORDINGS
 
 
-def phrase(obj, wording=0):
-    """One object in words; all wordings say the same."""
-    text = wordings_of(obj)[wording]
-    return text.format(size=obj.size, color=obj.color, shape=obj.shape, place=PLACES[obj.place])
-
-
 def caption(scene, wording=0):
-    return ", ".join(phrase(obj, wording) for obj in scene) + "."
+    """The scene in words; all wordings say the same."""
+    said = []
+    for o in scene:
+        text = wordings_of(o)[wording]
+        said.append(text.format(size=o.size, color=o.color, shape=o.shape, place=PLACES[o.place]))
+    return ", ".join(said) + "."
 
 
 def any_caption(scene, rng):
@@ -270,10 +237,8 @@ def any_caption(scene, rng):
 
 def keywords(scene):
     """An alt text, content words only: ' brown star middle center cyan triangle bottom left'"""
-    words = []
-    for o in scene:
-        words += [o.size, o.color, o.shape, PLACES[o.place]]
-    return "".join(f" {word}" for word in words if word)  # the plain world has no sizes
+    text = "".join(f" {o.size} {o.color} {o.shape} {PLACES[o.place]}" for o in scene)
+    return text.replace("  ", " ")  # the plain world has no sizes
 
 
 def parse_caption(text):
@@ -285,17 +250,14 @@ def parse_caption(text):
     objects = set()
     for part in re.split(r"[,.]", text):
         words = re.findall(r"[a-z]+", part)
-        row, col = first_of(ROWS, words), first_of(COLS, words)
+        first = []  # the first word of each kind
+        for names in (COLORS, SHAPES, ROWS, COLS, SIZES):
+            first.append(next((word for word in words if word in names), ""))
+        color, shape, row, col, size = first
         place = f"{row} {col}" if row and col else ""
-        obj = (first_of(COLORS, words), first_of(SHAPES, words), place, first_of(SIZES, words))
-        if any(obj):
-            objects.add(obj)
+        if color or shape or place or size:
+            objects.add((color, shape, place, size))
     return objects
-
-
-def first_of(names, words):
-    """The first of the words that is one of the names, or ""."""
-    return next((word for word in words if word in names), "")
 
 
 def score_caption(text, scene):
@@ -328,19 +290,19 @@ class QA(NamedTuple):
 
 def types_of(scene):
     """The types of question that can be asked in this scene's world."""
-    return RICH_TYPES if is_rich(scene) else QUESTION_TYPES
+    return RICH_TYPES if scene[0].size else QUESTION_TYPES
 
 
 def ask(scene, type, rng):
     """A random question of this type as a QA, or None where the scene has no unambiguous one."""
-    if type not in types_of(scene):
-        expected = ", ".join(types_of(scene))
-        raise ValueError(f"unknown question type {type!r}, expected one of {expected}")
+    types = types_of(scene)
+    if type not in types:
+        raise ValueError(f"unknown question type {type!r}, expected one of {', '.join(types)}")
     found = FIND[type](scene, rng)
     if found is None:
         return None
     about, answer = found
-    return QA(type, word_question(about, is_rich(scene), rng), answer, about)
+    return QA(type, word_question(about, types == RICH_TYPES, rng), answer, about)
 
 
 def ask_any(scene, rng):
@@ -352,17 +314,15 @@ def ask_any(scene, rng):
 
 
 def word_question(about, rich, rng):
-    """The question in a random wording; the rich world also puts synonyms for some of its words."""
+    """The question in a random wording; the rich world has more of them, and some synonyms."""
     key = "count_color" if about.type == "count" and about.color else about.type
-    wordings = QUESTIONS.get(key, [])
-    if rich:
-        wordings = wordings + RICH_QUESTIONS[key]
-    wording = rng.choice(wordings)
-    words = about._asdict()
-    if rich:
-        for slot in ("color", "shape", "other_color", "other_shape"):
-            if rng.random() < 0.3:
-                words[slot] = SYNONYMS.get(words[slot], words[slot])
+    wordings, words = QUESTIONS.get(key, []), about._asdict()
+    if not rich:
+        return rng.choice(wordings).format(**words)
+    wording = rng.choice(wordings + RICH_QUESTIONS[key])
+    for slot in ("color", "shape", "other_color", "other_shape"):
+        if rng.random() < 0.3:
+            words[slot] = SYNONYMS.get(words[slot], words[slot])
     return wording.format(**words)
 
 
@@ -371,8 +331,6 @@ def unique(scene, attribute):
     values = [getattr(o, attribute) for o in scene]
     return [o for o in scene if values.count(getattr(o, attribute)) == 1]
 
-
-# One function for each type of question, (scene, rng) -> (About, answer), or None if there is none.
 
 def find_color(scene, rng):
     candidates = unique(scene, "shape")
@@ -395,24 +353,26 @@ def find_where(scene, rng):
     return About("where", o.color, o.shape), PLACES[o.place]
 
 
+def find_size(scene, rng):
+    o = rng.choice(scene)
+    return About("size", o.color, o.shape), o.size
+
+
 def find_count(scene, rng):
-    """All objects or those of one colour, mostly one that the scene has."""
+    colors = [o.color for o in scene]
     if rng.random() >= 0.5:
         return About("count"), NUMBERS[len(scene)]
-    colors = [o.color for o in scene]
     color = rng.choice(colors if rng.random() < 0.7 else COLORS)
     return About("count", color), NUMBERS[colors.count(color)]
 
 
 def find_exists(scene, rng):
-    """Yes and no have equal chance. A no is hard: the scene has its colour or its shape, but on
-    another object."""
     o = rng.choice(scene)
-    if rng.random() >= 0.5:
-        return About("exists", o.color, o.shape), "yes"
-    there = {(p.color, p.shape) for p in scene}
     color, shape = o.color, o.shape
-    while (color, shape) in there:
+    if rng.random() >= 0.5:
+        return About("exists", color, shape), "yes"
+    there = {(p.color, p.shape) for p in scene}
+    while (color, shape) in there:  # a hard no: this colour or this shape is there, not both
         if rng.random() < 0.5:
             color, shape = o.color, rng.choice(SHAPES)
         else:
@@ -420,15 +380,10 @@ def find_exists(scene, rng):
     return About("exists", color, shape), "no"
 
 
-def find_size(scene, rng):
-    o = rng.choice(scene)
-    return About("size", o.color, o.shape), o.size
-
-
 def find_relation(scene, rng):
-    """Yes and no have equal chance, for a pair of objects may be asked about either way round."""
     relation = rng.choice(list(RELATIONS))
     axis, sign = RELATIONS[relation]
+    # Each pair comes both ways round, so that yes and no have equal chance.
     pairs = [(o, p) for o in scene for p in scene if getattr(o, axis) != getattr(p, axis)]
     if not pairs:
         return None
@@ -438,5 +393,6 @@ def find_relation(scene, rng):
     return about, "yes" if holds else "no"
 
 
+# Each is a function (scene, rng) -> (About, answer), or None if the scene has no such question.
 FIND = {"color": find_color, "shape": find_shape, "where": find_where, "count": find_count,
         "exists": find_exists, "size": find_size, "relation": find_relation}

@@ -1,4 +1,4 @@
-"""The tables of README.md and results/README.md, from the JSON files in this folder.
+"""results.json of train.py, and the tables of the READMEs from the JSON files in this folder.
 
     python results/report.py      rewrites every table between <!-- NAME --> and <!-- end -->
 
@@ -14,6 +14,7 @@ import numpy as np
 
 RESULTS = Path(__file__).parent
 READMES = [RESULTS.parent / "README.md", RESULTS / "README.md"]
+KINDS = ["native", "zero_shot", "transferred"]  # where a sweep's LangBridges are examined
 
 
 # ---- cells and rows ------------------------------------------------------------------------------
@@ -26,277 +27,250 @@ def spread(values):
     return f"{mean} ({min(values):.3f} to {max(values):.3f})"
 
 
-def short(values):
-    """The mean alone, as .987"""
-    return f"{np.mean(values):.3f}".removeprefix("0")
-
-
-def comma_list(values):
-    return ", ".join(str(value) for value in values)
-
-
-def yes_or_no(value):
-    return "yes" if value else "no"
-
-
 def across(runs, path):
-    """The values at a path like 'vlm/mlp/align/vqa' of several JSON files; a list's last one."""
+    """The values at a path like 'vlm/mlp/align/vqa' of several JSON files; in a list, /0 or /-1."""
     values = []
     for value in runs:
         for key in path.split("/"):
-            value = value[key]
-        values.append(value[-1] if isinstance(value, list) else value)
+            value = value[int(key)] if isinstance(value, list) else value[key]
+        values.append(value)
     return values
 
 
+def rows_across(runs, names, paths):
+    """[name, the spread at each path] for each {name: key}; {} in a path stands for the key."""
+    rows = []
+    for name, key in names.items():
+        rows.append([name, *[spread(across(runs, path.format(key))) for path in paths]])
+    return rows
+
+
 def markdown_table(header, rows):
-    """The lines of a table."""
     lines = []
     for cells in [header, ["---"] * len(header), *rows]:
         lines.append("| " + " | ".join(cells) + " |")
-    return lines
+    return "\n".join(lines)
+
+
+# ---- a run of train.py ---------------------------------------------------------------------------
+
+def collect_run(configs, chance, seconds, **facts):
+    """results.json from {stage: its config.json}, the scores of chance and the whole run's seconds;
+    facts: seed, preset, device, torch, shared_vocab."""
+    def took(*stages):
+        return sum(configs[stage]["seconds"] for stage in stages)
+
+    def some(stage, names):
+        return {name: configs[stage][name] for name in names}
+
+    def scores(kind):
+        return {phase: configs[f"{kind}_{phase}"]["scores"] for phase in ("align", "instruct")}
+
+    llm = ["params", "vocab", "text_qa", "raster_qa", "raster_caption_f1", "text_qa_by_type",
+           "raster_qa_by_type"]
+    probes = [name for name in configs["vit"] if name.startswith("probe_")]
+    return {
+        "seed": facts["seed"], "preset": facts["preset"],
+        "device": facts["device"], "torch": facts["torch"],
+        "seconds": {
+            "data": configs["vit"]["seconds_features"],
+            "llm_source": took("llm_source"), "llm_target": took("llm_target"), "vit": took("vit"),
+            "align": took("mlp_align", "langbridge_align"),
+            "instruct": took("mlp_instruct", "langbridge_instruct", "blind_instruct"),
+            "total": seconds},
+        "llm": {"source": some("llm_source", llm), "target": some("llm_target", llm)},
+        "shared_vocab": facts["shared_vocab"],
+        "vit": some("vit", ["params", "retrieval_top1", *probes]),
+        "vlm": {"mlp": scores("mlp"), "langbridge": scores("langbridge"),
+                "blind": configs["blind_instruct"]["scores"], "chance": chance}}
+
+
+def print_table(vlm):
+    """The scores of results.json's "vlm" for the terminal."""
+    columns = ("vqa", "caption_f1", "caption_exact", "pope_acc", "comp_vqa", "comp_caption_f1")
+    print(f"\n{'':24}" + "".join(f"{column:>16}" for column in columns))
+    for name, scores in (("MLP, align", vlm["mlp"]["align"]),
+                         ("LangBridge, align", vlm["langbridge"]["align"]),
+                         ("MLP, instruct", vlm["mlp"]["instruct"]),
+                         ("LangBridge, instruct", vlm["langbridge"]["instruct"]),
+                         ("blind, instruct", vlm["blind"]), ("chance", vlm["chance"])):
+        print(f"{name:24}" + "".join(f"{scores[column]:16.3f}" for column in columns))
 
 
 # ---- the report's tables -------------------------------------------------------------------------
 
 def results_table(runs):
     """The scores of several seeds of train.py (their results.json), as two tables."""
-    first = runs[0]
-    seeds = comma_list(run["seed"] for run in runs)
-    title = f"Seeds {seeds}, preset {first['preset']}, {first['device']}: mean (lowest to highest)."
-    lines = [title, "", *exam_lines(runs), "", *parts_lines(runs)]
-    return "\n".join(lines)
-
-
-def exam_lines(runs):
-    """What the VLMs score."""
-    scores = ["vqa", "caption_f1", "pope_acc", "comp_vqa", "comp_caption_f1"]
+    first, seeds = runs[0], ", ".join(str(run["seed"]) for run in runs)
     models = {
-        "MLP, after align": "mlp/align",
-        "LangBridge, after align": "langbridge/align",
-        "MLP, after instruct": "mlp/instruct",
-        "LangBridge, after instruct": "langbridge/instruct",
-        "blind: no picture, same tuning": "blind",
-        "chance": "chance",
-    }
-    rows = []
-    for name, path in models.items():
-        cells = [spread(across(runs, f"vlm/{path}/{score}")) for score in scores]
-        rows.append([name, *cells])
-    return markdown_table(["on the test split", *scores], rows)
+        "MLP, after align": "mlp/align", "LangBridge, after align": "langbridge/align",
+        "MLP, after instruct": "mlp/instruct", "LangBridge, after instruct": "langbridge/instruct",
+        "blind: no picture, same tuning": "blind", "chance": "chance"}
+    scores = ["vqa", "caption_f1", "pope_acc", "comp_vqa", "comp_caption_f1"]
+    exam = rows_across(runs, models, ["vlm/{}/" + score for score in scores])
+    return "\n\n".join([
+        f"Seeds {seeds}, preset {first['preset']}, {first['device']}: mean (lowest to highest).",
+        markdown_table(["on the test split", *scores], exam),
+        markdown_table(["the parts", "score"], rows_of_parts(runs))])
 
 
-def parts_lines(runs):
+def rows_of_parts(runs):
     """What the LLMs and the ViT score on their own."""
     rows = []
     for llm in ("source", "target"):
-        for name, score in [("sentences", "text_qa"), ("rasters", "raster_qa")]:
-            by_type = across(runs, f"llm/{llm}/{score}_by_type")
-            worst = [min(scores.values()) for scores in by_type]
-            rows.append([f"{llm} LLM reads {name}", spread(across(runs, f"llm/{llm}/{score}"))])
-            rows.append(["its worst question type", spread(worst)])
+        for what, score in [("sentences", "text_qa"), ("rasters", "raster_qa")]:
+            types = across(runs, f"llm/{llm}/{score}_by_type")
+            rows.append([f"{llm} LLM reads {what}", spread(across(runs, f"llm/{llm}/{score}"))])
+            rows.append(["its worst question type", spread([min(t.values()) for t in types])])
         captions = across(runs, f"llm/{llm}/raster_caption_f1")
         rows.append([f"{llm} LLM describes rasters (F1)", spread(captions)])
-    rows.append(["ViT: retrieval among 100 pairs", spread(across(runs, "vit/retrieval_top1"))])
-    rows.append(["ViT: linear probe, colour", spread(across(runs, "vit/probe_color"))])
-    rows.append(["ViT: linear probe, shape", spread(across(runs, "vit/probe_shape"))])
-    return markdown_table(["the parts", "score"], rows)
+    vit = {"ViT: retrieval among 100 pairs": "retrieval_top1",
+           "ViT: linear probe, colour": "probe_color", "ViT: linear probe, shape": "probe_shape"}
+    return rows + rows_across(runs, vit, ["vit/{}"])
+
+
+def findings_table(runs):
+    """What several evaluate.json say of the adapters' words, as three tables."""
+    adapters = {
+        "LangBridge, after align": "langbridge",
+        "LangBridge, after instruct": "langbridge_after_instruct",
+        "MLP, nearest embeddings, after align": "mlp_nearest"}
+    grounding = rows_across(runs, adapters, [
+        "grounding/{}/color", "grounding/{}/shape",
+        "grounding/chance/{}/color", "grounding/chance/{}/shape"])
+    steering = []
+    for stage in ("align", "instruct"):
+        edits = ", ".join(str(n) for n in across(runs, f"steering/{stage}/n"))
+        follows = spread(across(runs, f"steering/{stage}/changed_as_edited"))
+        stays = spread(across(runs, f"steering/{stage}/others_kept"))
+        steering.append([f"after {stage}", edits, follows, stays])
+    spans = {
+        "MLP: the caption's words": "mlp/explained_own",
+        "MLP: as many random words": "mlp/explained_random",
+        "LangBridge: the caption's words": "langbridge/explained_own",
+        "LangBridge: as many random words": "langbridge/explained_random"}
+    subspace = rows_across(runs, spans, ["subspace/{}/0", "subspace/{}/-1"])
+    return "\n\n".join([
+        f"{len(runs)} seeds of train.py: mean (lowest to highest).",
+        markdown_table(["among the 5 top words of an object's patches", "its colour", "its shape",
+                        "another picture's colour", "shape"], grounding),
+        markdown_table(["one colour swapped for another in every patch", "edits",
+                        "the colour answer follows", "other answers stay"], steering),
+        markdown_table(["energy of an object's patches that is explained by", "before stage 1",
+                        "after it"], subspace)])
 
 
 def transfer_table(r):
     """A transfer.json: its rows, and what they are relative to each other."""
     scores = list(r["rows"][0]["scores"])
+    header = ["row", "stage 1", "stage 2", *scores, "seconds on the target", "samples to 95%"]
     rows = []
     for row in r["rows"]:
+        stages = ["yes" if row[stage] else "no" for stage in ("stage1", "stage2")]
         cells = [spread(row["scores"][score]["values"]) for score in scores]
-        rows.append([
-            row["name"], yes_or_no(row["stage1"]), yes_or_no(row["stage2"]), *cells,
-            f"{row['seconds']:.0f}", samples_cell(row, r["samples_to_95"])])
-    header = ["row", "stage 1", "stage 2", *scores, "seconds on the target", "samples to 95%"]
-
+        if not row["stage2"]:
+            samples = ""
+        elif r["samples_to_95"][row["name"]] is None:
+            samples = "never"
+        else:
+            samples = f"{r['samples_to_95'][row['name']]:,.0f}"
+        rows.append([row["name"], *stages, *cells, f"{row['seconds']:.0f}", samples])
     ratios = []
     for name, values in r["relative"].items():
         name = name.replace("_vs_", " / ").replace("zero_shot", "zero-shot").replace("_", " ")
         ratios.append([name, *[f"{values[score]:.3f}" for score in scores]])
-
-    seeds = comma_list(r["seeds"])
-    return "\n".join([
-        f"{r['source']} to {r['target']}, seeds {seeds}: mean (lowest to highest).", "",
-        *markdown_table(header, rows), "",
-        f"Stage 2 has {r['stage2_samples']:,} samples in every row; 'samples to 95%': "
-        "until the curve reaches 95% of native MLP's final vqa.", "",
-        *markdown_table(["ratio of means", *scores], ratios)])
-
-
-def samples_cell(row, samples_to_95):
-    if not row["stage2"]:
-        return ""
-    samples = samples_to_95[row["name"]]
-    return "never" if samples is None else f"{samples:,.0f}"
+    seeds = ", ".join(map(str, r["seeds"]))
+    return "\n\n".join([
+        f"{r['source']} to {r['target']}, seeds {seeds}: mean (lowest to highest).",
+        markdown_table(header, rows),
+        f"Stage 2 has {r['stage2_samples']:,} samples in every row; 'samples to 95%': until the "
+        "curve\nreaches 95% of native MLP's final vqa.",
+        markdown_table(["ratio of means", *scores], ratios)])
 
 
-KINDS = ["native", "zero_shot", "transferred"]  # where a sweep's LangBridges are examined
-
-
-def kinds_of(sweep):
-    """Those of KINDS that a sweep has: it may have been made without stage 2."""
-    return [kind for kind in KINDS if kind in sweep["points"][0]]
-
-
-def ablation_table(sweep):
-    """An ablate_*.json, and under it what its columns mean."""
-    return "\n".join([*ablation_lines(sweep), "", ablation_legend(sweep)])
-
-
-def ablation_lines(sweep):
-    columns = [(kind, score) for kind in kinds_of(sweep) for score in ("vqa", "caption_f1")]
+def sweep_table(sweep):
+    """An ablate_*.json; it has no column "transferred" if it was made without stage 2."""
+    kinds = [kind for kind in KINDS if kind in sweep["points"][0]]
+    columns = [(kind, score) for kind in kinds for score in ("vqa", "caption_f1")]
     names = [f"{kind.replace('_', '-')} {score}" for kind, score in columns]
+    header = [sweep["setting"], "words", "parameters", *names, "weight on own words"]
     rows = []
     for point in sweep["points"]:
         cells = [spread(point[kind][score]) for kind, score in columns]
-        rows.append([
-            str(point["value"]), str(point["K"]), f"{point['params']:,}", *cells,
-            spread(point["own_weight"])])
-    header = [sweep["setting"], "words", "parameters", *names, "weight on own words"]
+        setting = [str(point["value"]), str(point["K"]), f"{point['params']:,}"]
+        rows.append([*setting, *cells, spread(point["own_weight"])])
     return markdown_table(header, rows)
 
 
-def ablation_legend(sweep):
-    meanings = [
-        "Native: on the source LLM, after stage 1",
-        "zero-shot: moved to the target, nothing trained there"]
-    if "transferred" in kinds_of(sweep):
-        meanings.append("transferred: tuned there in stage 2")
-    meanings.append(
-        "weight on own words: the share of weight that an object's patches put on its own colour "
-        "and shape, after stage 1")
-    return f"Seeds {comma_list(sweep['seeds'])}. " + "; ".join(meanings) + "."
+def ablation_table(sweep):
+    """The sweep_table, and under it what its columns mean."""
+    stage2 = ""
+    if "transferred" in sweep["points"][0]:
+        stage2 = "transferred: tuned there in stage 2; "
+    seeds = ", ".join(map(str, sweep["seeds"]))
+    return (f"{sweep_table(sweep)}\n\nSeeds {seeds}. Native: on the source LLM, after stage 1; "
+            f"zero-shot: moved to the target, nothing trained there; {stage2}weight on own words: "
+            "the share of weight that an object's patches put on its own colour and shape, after "
+            "stage 1.")
 
 
 def tries_table(r):
     """tries.json: what was tried in stage 1."""
-    names = {"source": "native", "target": "zero-shot"}
-    scores = list(r["tries"][0]["source"]["test"])
-    columns = [(llm, score) for llm in names for score in scores]
+    llms = {"source": "native", "target": "zero-shot"}
+    columns = [(llm, score) for llm in llms for score in r["tries"][0]["source"]["test"]]
+    names = [f"{llms[llm]} {score}" for llm, score in columns]
     rows = []
     for tried in r["tries"]:
         cells = [spread(tried[llm]["test"][score]) for llm, score in columns]
         rows.append([tried["what"], str(tried["K"]), *cells, spread(tried["own_weight"])])
-    titles = [f"{names[llm]} {score}" for llm, score in columns]
-    return "\n".join(
-        markdown_table(["stage 1 with", "words", *titles, "weight on own words"], rows))
-
-
-def findings_table(runs):
-    """What several evaluate.json say of the adapters' words, as three tables."""
-    return "\n".join([
-        f"{len(runs)} seeds of train.py: mean (lowest to highest).", "",
-        *grounding_lines(runs), "", *steering_lines(runs), "", *subspace_lines(runs)])
-
-
-def grounding_lines(runs):
-    adapters = {
-        "langbridge": "LangBridge, after align",
-        "langbridge_after_instruct": "LangBridge, after instruct",
-        "mlp_nearest": "MLP, nearest embeddings, after align",
-    }
-    rows = []
-    for key, name in adapters.items():
-        measures = [f"{key}/color", f"{key}/shape", f"chance/{key}/color", f"chance/{key}/shape"]
-        cells = [spread(across(runs, f"grounding/{measure}")) for measure in measures]
-        rows.append([name, *cells])
-    header = ["among the 5 top words of an object's patches", "its colour", "its shape",
-              "another picture's colour", "shape"]
-    return markdown_table(header, rows)
-
-
-def steering_lines(runs):
-    rows = []
-    for stage in ("align", "instruct"):
-        edits = comma_list(across(runs, f"steering/{stage}/n"))
-        follows = spread(across(runs, f"steering/{stage}/changed_as_edited"))
-        stays = spread(across(runs, f"steering/{stage}/others_kept"))
-        rows.append([f"after {stage}", edits, follows, stays])
-    header = ["one colour swapped for another in every patch", "edits",
-              "the colour answer follows", "other answers stay"]
-    return markdown_table(header, rows)
-
-
-def subspace_lines(runs):
-    rows = []
-    for kind, name in [("mlp", "MLP"), ("langbridge", "LangBridge")]:
-        for span, what in [("explained_own", "the caption's words"),
-                           ("explained_random", "as many random words")]:
-            before = [run["subspace"][kind][span][0] for run in runs]
-            after = across(runs, f"subspace/{kind}/{span}")
-            rows.append([f"{name}: {what}", spread(before), spread(after)])
-    header = ["energy of an object's patches that is explained by", "before stage 1", "after it"]
-    return markdown_table(header, rows)
+    return markdown_table(["stage 1 with", "words", *names, "weight on own words"], rows)
 
 
 # ---- the tutorial's tables: means alone ----------------------------------------------------------
 
 SHORT_SCORES = {
-    "vqa": "vqa",
-    "caption_f1": "caption F1",
-    "pope_acc": "yes/no",
-    "comp_vqa": "unseen pairs",
-}
+    "vqa": "vqa", "caption_f1": "caption F1", "pope_acc": "yes/no", "comp_vqa": "unseen pairs"}
 
 
-def transfer_cells(r, row_name):
-    """One row of a transfer.json."""
-    scores = next(row["scores"] for row in r["rows"] if row["name"] == row_name)
-    return [short(scores[score]["values"]) for score in SHORT_SCORES]
+def means(runs, path):
+    """The means alone, as .987; {} in a path stands for the score."""
+    values = [across(runs, path.format(score)) for score in SHORT_SCORES]
+    return [f"{np.mean(seeds):.3f}".removeprefix("0") for seeds in values]
 
 
-def seed_cells(runs, path):
-    """One model of several seeds of train.py."""
-    return [short(across(runs, f"vlm/{path}/{score}")) for score in SHORT_SCORES]
-
-
-def claim_table(r, runs):
+def claim_table(target, runs):
     """An adapter that nothing was done to but swap its basis, and what to compare it with."""
-    native = transfer_cells(r, "stage1_native_langbridge")
-    moved = transfer_cells(r, "zero_shot_langbridge")
-    shuffled = transfer_cells(r, "zero_shot_shuffled")
-    rows = [
-        ["LangBridge, native: aligned on the target itself", *native],
-        ["LangBridge, moved: nothing trained on the target", *moved],
-        ["the same, words shuffled", *shuffled],
-        ["no picture (its LLM had stage 2, on text alone)", *transfer_cells(r, "blind")],
-        ["chance", *seed_cells(runs, "chance")],
-    ]
-    header = ["on the target LLM", *SHORT_SCORES.values()]
-    return "\n".join(markdown_table(header, rows))
+    moved = {
+        "LangBridge, native: aligned on the target itself": "stage1_native_langbridge",
+        "LangBridge, moved: nothing trained on the target": "zero_shot_langbridge",
+        "the same, words shuffled": "zero_shot_shuffled",
+        "no picture (its LLM had stage 2, on text alone)": "blind"}
+    rows = [[title, *means(target, name + "/{}/values")] for title, name in moved.items()]
+    rows.append(["chance", *means(runs, "vlm/chance/{}")])
+    return markdown_table(["on the target LLM", *SHORT_SCORES.values()], rows)
 
 
-def main_table(r, runs):
+def main_table(target, runs):
     """Both adapters on the source LLM and on the target, in one table."""
+    moved = "transferred_langbridge/{}/values"
     rows = [
-        ["source", "MLP", "align", *seed_cells(runs, "mlp/align")],
-        ["source", "LangBridge", "align", *seed_cells(runs, "langbridge/align")],
-        ["source", "MLP", "instruct", *seed_cells(runs, "mlp/instruct")],
-        ["source", "LangBridge", "instruct", *seed_cells(runs, "langbridge/instruct")],
-        ["source", "blind: no picture", "instruct", *seed_cells(runs, "blind")],
-        ["target", "native MLP", "instruct", *transfer_cells(r, "native_mlp")],
-        ["target", "native LangBridge", "instruct", *transfer_cells(r, "native_langbridge")],
-        ["target", "transferred LangBridge", "instruct",
-         *transfer_cells(r, "transferred_langbridge")],
-        ["target", "blind: no picture", "instruct", *transfer_cells(r, "blind")],
-        ["", "chance", "", *seed_cells(runs, "chance")],
-    ]
-    return "\n".join(markdown_table(["LLM", "adapter", "after", *SHORT_SCORES.values()], rows))
+        ["source", "MLP", "align", *means(runs, "vlm/mlp/align/{}")],
+        ["source", "LangBridge", "align", *means(runs, "vlm/langbridge/align/{}")],
+        ["source", "MLP", "instruct", *means(runs, "vlm/mlp/instruct/{}")],
+        ["source", "LangBridge", "instruct", *means(runs, "vlm/langbridge/instruct/{}")],
+        ["source", "blind: no picture", "instruct", *means(runs, "vlm/blind/{}")],
+        ["target", "native MLP", "instruct", *means(target, "native_mlp/{}/values")],
+        ["target", "native LangBridge", "instruct", *means(target, "native_langbridge/{}/values")],
+        ["target", "transferred LangBridge", "instruct", *means(target, moved)],
+        ["target", "blind: no picture", "instruct", *means(target, "blind/{}/values")],
+        ["", "chance", "", *means(runs, "vlm/chance/{}")]]
+    return markdown_table(["LLM", "adapter", "after", *SHORT_SCORES.values()], rows)
 
 
 # ---- into the READMEs ----------------------------------------------------------------------------
 
 def read_json(path):
     return json.loads(path.read_text(encoding="utf-8"))
-
-
-def read_all(folder, pattern):
-    return [read_json(path) for path in sorted(folder.glob(pattern))]
 
 
 def table_names(folder):
@@ -312,35 +286,32 @@ def table(name, folder):
     if name not in table_names(folder):
         known = ", ".join(table_names(folder))
         raise ValueError(f"there is no table {name!r}; expected one of: {known}")
-    if name == "claim":
-        return claim_table(read_json(folder / "transfer.json"), read_all(folder, "seed*.json"))
-    if name == "main results":
-        return main_table(read_json(folder / "transfer.json"), read_all(folder, "seed*.json"))
+    runs = [read_json(path) for path in sorted(folder.glob("seed*.json"))]
+    if name in ("claim", "main results"):
+        rows = read_json(folder / "transfer.json")["rows"]
+        target = [{row["name"]: row["scores"] for row in rows}]  # a list, as `runs` is one
+        return claim_table(target, runs) if name == "claim" else main_table(target, runs)
     if name == "seeds":
-        return results_table(read_all(folder, "seed*.json"))
+        return results_table(runs)
     if name == "findings":
-        return findings_table(read_all(folder, "evaluate*.json"))
+        return findings_table([read_json(path) for path in sorted(folder.glob("evaluate*.json"))])
     if name == "tries.json":
         return tries_table(read_json(folder / name))
     if name.startswith("transfer"):
         return transfer_table(read_json(folder / name))
-    what = name.removeprefix("ablate ")
-    sweep = read_json(folder / f"ablate_{what}.json")
-    return "\n".join(ablation_lines(sweep))  # the report explains the columns once for all sweeps
+    what = name.removeprefix("ablate ")  # the report explains the columns once for all sweeps
+    return sweep_table(read_json(folder / f"ablate_{what}.json"))
 
 
 MARKED = re.compile(r"<!-- (?!end -->)([^\n]+?) -->\n.*?<!-- end -->", flags=re.DOTALL)
 
 
 def fill(text, folder):
-    """The text with its tables as the JSON files in `folder` have them.
-
-    A table stands between <!-- NAME --> and <!-- end -->. Raises ValueError for a NAME that is not
-    one of table_names(folder).
+    """The text with its tables, each between <!-- NAME --> and <!-- end -->, as the JSON files in
+    `folder` have them. Raises ValueError for a NAME that is not one of table_names(folder).
     """
     def filled(found):
-        name = found[1]
-        return f"<!-- {name} -->\n{table(name, folder)}\n<!-- end -->"
+        return f"<!-- {found[1]} -->\n{table(found[1], folder)}\n<!-- end -->"
 
     return MARKED.sub(filled, text)
 
@@ -350,14 +321,13 @@ def main():
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.parse_args()
     for path in READMES:
-        text = path.read_text(encoding="utf-8")
         try:
-            new = fill(text, RESULTS)
+            text = fill(path.read_text(encoding="utf-8"), RESULTS)
         except ValueError as error:
             parser.error(f"{path.name}: {error}")
-        path.write_text(new, encoding="utf-8")
-        names = MARKED.findall(new)
-        print(f"{path.relative_to(RESULTS.parent)}: {len(names)} tables ({comma_list(names)})")
+        path.write_text(text, encoding="utf-8")
+        names = MARKED.findall(text)
+        print(f"{path.relative_to(RESULTS.parent)}: {len(names)} tables ({', '.join(names)})")
 
 
 if __name__ == "__main__":
