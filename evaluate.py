@@ -42,7 +42,11 @@ def open_data(out):
     path = Path(out) / "vit" / "config.json"
     if not path.exists():
         raise Refused(f"there is no {str(path)!r}; 'python train.py --out {out}' makes it")
-    return load_data(read_json(path)["data"])
+    config = read_json(path)
+    if "data" not in config:
+        raise Refused(f"{str(path)!r} is of another version of this project; make it anew: delete "
+                      f"{str(out)!r} and run 'python train.py --out {out}'")
+    return load_data(config["data"])
 
 
 def held_out(out, device="cpu"):
@@ -383,8 +387,7 @@ def trace(path, vit, vlm, question):
               VLM.picture, "return torch.cat")
     ids = encoding.encode(f"question: {question}")
     print(f"        position 0: {'|'.join(encoding.decode([i]) for i in vlm.prefix)!r}")
-    for first in range(start, picture.size(1), side + 1):
-        print(f"        position {first}: {side} patches, newline")
+    print(f"        position {start}: {side} rows of {side} patches and a newline")
     print(f"        position {picture.size(1)}: {'|'.join(encoding.decode([i]) for i in ids)!r}")
     logits = llm(torch.cat([picture, vlm.embed(ids)], dim=1))
     show_step("7. The LLM reads all T positions; the last one's logits choose the first token of "

@@ -170,14 +170,16 @@ def check(s):
                       "try --device cpu")
     expect("stages", s.stages == "all" or set(s.stages.split(",")) <= set(STAGES),
            f"some of {', '.join(STAGES)}, or all")
-    expect("parts", s.parts >= 1, "1 or more")
-    expect("max_objects", 1 <= s.max_objects <= 6, "1 to 6")
+    for name, value in asdict(s).items():
+        if type(value) is int and name not in ("threads", "save_every", "seed", "align_K"):
+            expect(name, value >= 1, "1 or more")
+    expect("max_objects", s.max_objects <= 6, "1 to 6")
     for llm in ("llm_source", "llm_target"):
         expect(f"{llm}_V", getattr(s, f"{llm}_V") >= 300, "300 or more: 256 of them are the bytes")
         expect(f"{llm}_C", getattr(s, f"{llm}_C") % (2 * s.llm_H) == 0,
                f"a multiple of twice the {s.llm_H} heads")
     expect("vit_D", s.vit_D % s.vit_H == 0, f"a multiple of the {s.vit_H} heads")
-    if s.vit_patch < 1 or s.vit_size % (3 * s.vit_patch):
+    if s.vit_size % (3 * s.vit_patch):
         best = max(1, s.vit_size // 6)
         raise Refused(f"--vit_size {s.vit_size} --vit_patch {s.vit_patch}: each of the 3 x 3 "
                       "places must be a whole number of patches; 6 x 6 patches are best, like the "

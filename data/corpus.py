@@ -36,13 +36,14 @@ SENTENCES = {  # each LLM has read sentences of its own
 STORIES = {  # who does what to what, and when: each vocabulary gets words that the other one lacks
     "source": [["anna", "ben", "clara", "david", "the teacher", "my sister", "our neighbor"],
                ["paints", "draws", "sketches", "colors", "folds", "cuts out", "glues", "shows"],
-               ["paper boats", "a birthday card", "funny animals", "the old bridge", "two kittens",
-                "flowers"],
+               ["paper boats", "a birthday card", "funny animals", "the old bridge",
+                "two kittens", "flowers"],
                ["in the garden", "at school", "on monday", "after lunch", "with crayons",
                 "before breakfast", "every evening"]],
     "target": [["the curator", "inspector moore", "this museum", "the archive",
-                "doctor lindqvist", "a visitor"], ["catalogs", "borrows", "examines", "restores",
-                "photographs", "describes", "measures"],
+                "doctor lindqvist", "a visitor"],
+               ["catalogs", "borrows", "examines", "restores", "photographs", "describes",
+                "measures"],
                ["bronze statues", "three manuscripts", "a marble figure", "the second exhibit",
                 "ancient coins", "silk maps"],
                ["during winter", "for the gallery", "under glass", "by request",
@@ -115,7 +116,7 @@ def conversation(scene, rng, turns, captions=0.3):
 def document(dialect, seed, index, rasters=0.6, turns=8, captions=0.3, stories=0.05, world=World()):
     """Document `index` of an LLM's corpus: a scene in words and a conversation about it, or, with
     probability `stories`, a story. The share `rasters` of the scenes comes as rasters, the rest as
-    prose, which tells the objects in any order, and its descriptions keep that order."""
+    prose, in any order, and its descriptions keep that order."""
     rng = random.Random(f"document/{dialect}/{seed}/{index}")
     if rng.random() < stories:
         return story(dialect, rng)

@@ -26,22 +26,22 @@ class SeenObject(NamedTuple):
 class ShapeData:
     """Scenes of coloured shapes. Whatever is random is the same again for the same arguments.
 
-    what the stages need                        for
-    config()                                    load_data, which makes the same object again
-    count(split), pictures(split, indices)      the ViT's frozen features: (n, size, size, 3) uint8
-    alt_texts(seed, n), pairs(seed, step, n)    the ViT: its words, its batches of scenes and twins
-    test_pairs(k, n)                            how well it finds the texts of the k-th n pictures
-    tokenizer(dialect, V, seed)                 the LLMs: their vocabulary
-    document(dialect, seed, index, ..)          the LLMs: their corpus, as pieces (data/corpus.py)
-    examine_reading(answer, dialect, seed)      the LLMs: their scores
-    description(index, rng)                     align: the caption of a training picture
-    conversation(index, rng, turns, captions)   instruct: a conversation about it
-    examine(answer, pictures), chance(pictures) the exam of a VLM, and its scores if one guesses
-    edits(pictures)                             what should follow when patches are edited
-    request, example_questions()                what a user may ask
-    kinds, place_words                          the words for objects and for their places
-    objects(split, index, side)                 what patches should say, of side x side patches
-    seen(split, values)                         the same with what they have, values (n, N, ..)
+    what the stages need                         for
+    config()                                     load_data, which makes the same object again
+    count(split), pictures(split, indices)       the ViT's frozen features: (n, size, size, 3) uint8
+    alt_texts(seed, n), pairs(seed, step, n)     the ViT: its words, its batches of scenes and twins
+    test_pairs(k, n)                             how well it finds the text of a picture
+    tokenizer(dialect, V, seed)                  the LLMs: their vocabulary
+    document(dialect, seed, index, ..)           the LLMs: their corpus, in pieces (data/corpus.py)
+    examine_reading(answer, dialect, seed)       the LLMs: their scores
+    description(index, rng)                      align: the caption of a training picture
+    conversation(index, rng, turns, captions)    instruct: a conversation about it
+    examine(answer, pictures), chance(pictures)  the exam of a VLM; the scores of guessing
+    edits(pictures)                              what should follow when patches are edited
+    request, example_questions()                 what a user may ask
+    kinds, place_words                           the words for objects and for their places
+    objects(split, index, side)                  what the side x side patches of a picture show
+    seen(split, values)                          the same for many pictures, with patches' values
     """
     max_objects: int = 3  # most objects in a scene
     rich: bool = False  # sizes, relations (left of, above), synonyms and more wordings
@@ -125,7 +125,8 @@ class ShapeData:
         return seen
 
     def seen(self, split, values):
-        """For each object of a split's first pictures: its SeenObject and its patches' values."""
+        """Each SeenObject of a split's first pictures, and the values of its patches. `values` has
+        shape (pictures, N, ..), a torch tensor or a numpy array."""
         side = int(values.shape[1] ** 0.5)
         for i, patches in enumerate(values):
             for o in self.objects(split, i, side):

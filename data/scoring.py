@@ -71,7 +71,7 @@ def benchmark(split, pictures, world):
 
 def examine(answer, pictures, world):
     """What a model says, {split: Said}, about so many pictures, {split: how many}. The model is a
-    function: answer(split, [(picture, QA), ..]) is a list of texts. Some QA have type 'caption'."""
+    function, answer(split, [(picture, QA), ..]) -> texts; a QA may be of type 'caption'."""
     said = {}
     for split, n in pictures.items():
         scenes, questions, pope = benchmark(split, n, world)
@@ -151,8 +151,7 @@ def intervals(said, draws=1000):
 
 def by_objects(said):
     """Scores on the test split by the number of objects: {1: {"vqa", "caption_f1"}, ..}"""
-    scenes, questions, _, captions = said["test"]
-    result = {}
+    (scenes, questions, _, captions), result = said["test"], {}
     for n in sorted({len(scene) for scene in scenes}):
         vqa, _ = score_answers([a for a in questions if len(scenes[a.picture]) == n])
         own = [i for i, scene in enumerate(scenes) if len(scene) == n]
@@ -179,12 +178,9 @@ def score_chance(pictures, world):
 
 
 def examine_reading(answer, dialect, seed, n, world):
-    """The scores of an LLM on n held-out scenes in words: does it answer from sentences (text_qa)
-    and from rasters (raster_qa), and can it describe a raster? What it cannot do from words, it
-    cannot do from patches that are combinations of words.
-
-    answer([(scene in words, question), ..]) is a list of texts, one each.
-    """
+    """The scores of an LLM, answer([(scene in words, question), ..]) -> texts, on n held-out
+    scenes: does it answer from sentences and from rasters, and can it describe rasters? What it
+    cannot do from words, it cannot do from patches that are combinations of words."""
     scenes = [make_scene("text:held-out", seed, i, world) for i in range(n)]
     scores = {}
     for name in ("text_qa", "raster_qa"):

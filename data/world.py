@@ -106,8 +106,8 @@ class Object(NamedTuple):
 
 
 def make_scene(split, seed, index, world=World()):
-    """Scene `index`: 1 to max_objects objects in raster order, in distinct places, no two alike. In
-    a split named 'text:..', which is only written about, they may be any."""
+    """Scene `index`: 1 to max_objects objects in raster order, in distinct places, no two alike. A
+    split named 'text:..' is only written about, and may have any colour-shape pairs."""
     rng = random.Random(f"{split}/{seed}/{index}")
     n = rng.randint(1, world.max_objects)
     while True:

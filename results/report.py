@@ -183,8 +183,8 @@ def transfer_table(r):
     return "\n\n".join([
         f"{r['source']} to {r['target']}, seeds {seeds}: mean (lowest to highest).",
         markdown_table(header, rows),
-        f"Stage 2 has {r['stage2_samples']:,} samples in every row; 'samples to 95%': until the "
-        "curve\nreaches 95% of native MLP's final vqa.",
+        f"Stage 2 has {r['stage2_samples']:,} samples in every row; 'samples to 95%':\n"
+        "until the curve reaches 95% of native MLP's final vqa.",
         markdown_table(["ratio of means", *scores], ratios)])
 
 
@@ -233,7 +233,7 @@ SHORT_SCORES = {
 
 
 def means(runs, path):
-    """The means alone, as .987; {} in a path stands for the score."""
+    """Like one row of rows_across, means alone, as .987; {} in the path stands for the score."""
     values = [across(runs, path.format(score)) for score in SHORT_SCORES]
     return [f"{np.mean(seeds):.3f}".removeprefix("0") for seeds in values]
 
@@ -290,7 +290,8 @@ def table(name, folder):
     if name in ("claim", "main results"):
         rows = read_json(folder / "transfer.json")["rows"]
         target = [{row["name"]: row["scores"] for row in rows}]  # a list, as `runs` is one
-        return claim_table(target, runs) if name == "claim" else main_table(target, runs)
+        make = claim_table if name == "claim" else main_table
+        return make(target, runs)
     if name == "seeds":
         return results_table(runs)
     if name == "findings":
@@ -308,8 +309,7 @@ MARKED = re.compile(r"<!-- (?!end -->)([^\n]+?) -->\n.*?<!-- end -->", flags=re.
 
 def fill(text, folder):
     """The text with its tables, each between <!-- NAME --> and <!-- end -->, as the JSON files in
-    `folder` have them. Raises ValueError for a NAME that is not one of table_names(folder).
-    """
+    `folder` have them. Raises ValueError for a NAME that is not one of table_names(folder)."""
     def filled(found):
         return f"<!-- {found[1]} -->\n{table(found[1], folder)}\n<!-- end -->"
 
