@@ -15,6 +15,7 @@ from dataclasses import fields
 from typing import Any, Callable, NamedTuple
 
 import torch
+from tqdm import tqdm
 
 from data.files import Refused, Stage, read_json, write_json
 
@@ -139,6 +140,7 @@ def begin_lane(threads):
     """In each process of `lanes`, before its first stage."""
     torch.set_num_threads(threads)
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # the parent tells when to stop
+    tqdm.set_lock(threading.RLock())  # of its own: one shared by processes would outlive them
     threading.Thread(target=end_with_parent, daemon=True).start()
 
 

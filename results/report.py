@@ -251,19 +251,18 @@ def claim_table(target, runs):
 
 
 def main_table(target, runs):
-    """Both adapters on the source LLM and on the target, in one table."""
-    moved = "transferred_langbridge/{}/values"
-    rows = [
-        ["source", "MLP", "align", *means(runs, "vlm/mlp/align/{}")],
-        ["source", "LangBridge", "align", *means(runs, "vlm/langbridge/align/{}")],
-        ["source", "MLP", "instruct", *means(runs, "vlm/mlp/instruct/{}")],
-        ["source", "LangBridge", "instruct", *means(runs, "vlm/langbridge/instruct/{}")],
-        ["source", "blind: no picture", "instruct", *means(runs, "vlm/blind/{}")],
-        ["target", "native MLP", "instruct", *means(target, "native_mlp/{}/values")],
-        ["target", "native LangBridge", "instruct", *means(target, "native_langbridge/{}/values")],
-        ["target", "transferred LangBridge", "instruct", *means(target, moved)],
-        ["target", "blind: no picture", "instruct", *means(target, "blind/{}/values")],
-        ["", "chance", "", *means(runs, "vlm/chance/{}")]]
+    """Both adapters on the source LLM, after each stage, and what can be had on the target."""
+    rows = []
+    for phase in ("align", "instruct"):
+        for name, kind in (("MLP", "mlp"), ("LangBridge", "langbridge")):
+            rows.append(["source", name, phase, *means(runs, f"vlm/{kind}/{phase}/{{}}")])
+    rows.append(["source", "blind: no picture", "instruct", *means(runs, "vlm/blind/{}")])
+    for name, row in (("native MLP", "native_mlp"), ("native LangBridge", "native_langbridge"),
+                      ("transferred LangBridge", "transferred_langbridge"),
+                      ("fresh MLP", "fresh_mlp"), ("fresh LangBridge", "fresh_langbridge"),
+                      ("blind: no picture", "blind")):
+        rows.append(["target", name, "instruct", *means(target, f"{row}/{{}}/values")])
+    rows.append(["", "chance", "", *means(runs, "vlm/chance/{}")])
     return markdown_table(["LLM", "adapter", "after", *SHORT_SCORES.values()], rows)
 
 

@@ -1,177 +1,288 @@
-"""What was tried to make an adapter speak to an LLM that it was not trained with: every try with three seeds and one budget.
+"""What was tried to make an adapter speak to an LLM that it was not trained with.
 
-    python results/tries.py                  after train.py; 'two-sources' also needs transfer.py --full-seeds. Writes tries.json into --out
-    python results/tries.py --only noise     some of them, separated by commas
+    python results/tries.py                     after train.py and transfer.py --full-seeds
+    python results/tries.py --only none,noise   some of them; without two-sources and
+                                                two-sources-drawn, train.py is enough
 
-A try is stage 1 with one thing changed: on the source LLM, as long as ever, then moved to the target and examined as it is. The
-files of the project have only what was kept; the rest is here.
+A try is stage 1 with one thing changed: on the source LLM, as long as ever. The LangBridge is then
+examined there, moved to the target, and examined again, with nothing trained. What was kept is in
+adapter.py, the rest is only here. What exists is used again. Writes tries.json into --out.
 """
-import argparse
-import json
 import random
 import sys
 from collections import Counter
 from dataclasses import replace
 from pathlib import Path
+from typing import NamedTuple
 
 import torch
+import torch.nn as nn
 import torch.nn.functional as F
 
-sys.path.insert(0, str(Path(__file__).parent.parent))
+sys.path.insert(0, str(Path(__file__).parent.parent))  # the project, one folder up
 
 from adapter import NOTHING, LangBridge
-from data.corpus import description
-from data.report import tries_table
-from data.scoring import summarize
-from data.world import make_scene
-from evaluate import examine_vlm, fail, own_weight
+from data.files import Refused, Stage, read_tensors, write_json
+from data.loop import Loop
+from data.run import Job, Parser, lanes, run_command, seed_list
+from evaluate import own_weight, score_vlm
 from model import VLM, load_llm
-from train import finish, finished, fit, load_settings, optimizers, picture_loss, run_as_command, run_lanes, run_share, shared_vocabulary, write
+from results.report import across, tries_table
+from train import autocast, load_settings, open_stage, optimizers, picture_loss, shared_words
 
-SCORES = ["vqa", "caption_f1", "pope_acc"]
-TRIES = {  # name: (what it is, {setting or attribute of Tried: value})
-    "none": ("nothing is done", dict(align_drawn=0.0)),
-    "drawn": ("**a quarter of the patches say one word, drawn by its weight (the default)**", {}),
-    "drawn-tenth": ("a tenth of them", dict(align_drawn=0.1)),
-    "drawn-half": ("half of them", dict(align_drawn=0.5)),
-    "drawn-all": ("all of them", dict(align_drawn=1.0)),
-    "drawn-early": ("a quarter, in the first half of stage 1 only", dict(drawn_until=0.5)),
-    "noise": ("instead of drawing: noise on the basis, half of an embedding's size", dict(align_drawn=0.0, noise=0.5)),
-    "entropy": ("instead of drawing: the entropy of a patch's weights in the loss, times 0.02", dict(align_drawn=0.0, entropy=0.02)),
-    "entropy-middle": ("the same, times 0.05", dict(align_drawn=0.0, entropy=0.05)),
-    "entropy-strong": ("the same, times 0.1", dict(align_drawn=0.0, entropy=0.1)),
-    "top4": ("instead of drawing: a patch's four heaviest words only", dict(align_drawn=0.0, top=4)),
-    "two-sources": ("instead of drawing: two source LLMs in turn (the second is seed 1's), moved to a third", dict(align_drawn=0.0, second=True)),
-    "two-sources-drawn": ("two source LLMs in turn, and drawing", dict(second=True)),
-    "centered": ("basis without its mean", dict(align_basis="centered")),
-    "centered-none": ("the same, nothing drawn", dict(align_basis="centered", align_drawn=0.0)),
-    "centered-tenth": ("the same, a tenth drawn", dict(align_basis="centered", align_drawn=0.1)),
-    "centered-entropy": ("the same, nothing drawn, the entropy in the loss, times 0.02", dict(align_basis="centered", align_drawn=0.0, entropy=0.02)),
-    "orthogonal": ("basis whitened: the nearest one of orthogonal words", dict(whitened=True)),
-    "same-size": ("every visual token as long as a word", dict(same_size=True)),
-    "varying": ("content words by a rule: only those that 5% to 95% of captions have", dict(vocabulary="varying")),
-    "varying-none": ("the same, nothing drawn", dict(vocabulary="varying", align_drawn=0.0)),
-    "nearer": ("starts nearer to 'nothing here' (8 instead of 4 on its bias)", dict(start=8.0)),
-    "faster": ("twice the learning rate", dict(align_matrix_lr=0.02, align_lr=0.006)),
+SCORES = ("vqa", "caption_f1", "pope_acc")
+SPLITS = ("val", "test")
+
+
+class Try(NamedTuple):
+    what: str  # for the table
+    settings: dict = {}  # of train.py, changed
+    adapter: dict = {}  # arguments of Tried
+    drawn_until: float = 1.0  # the share of the steps after which no more words are drawn
+    varying_words: bool = False  # see varying()
+    two_sources: bool = False  # the source LLM of seed 1 takes turns with the first
+
+
+TRIES = {
+    "none": Try("nothing is done", dict(align_drawn=0.0)),
+    "drawn": Try("**a quarter of the patches say one word, drawn by its weight (the default)**"),
+    "drawn-tenth": Try("a tenth of them", dict(align_drawn=0.1)),
+    "drawn-half": Try("half of them", dict(align_drawn=0.5)),
+    "drawn-all": Try("all of them", dict(align_drawn=1.0)),
+    "drawn-early": Try("a quarter, in the first half of stage 1 only", drawn_until=0.5),
+    "noise": Try(
+        "instead of drawing: noise on the basis, half of an embedding's size",
+        dict(align_drawn=0.0), dict(noise=0.5)),
+    "entropy": Try(
+        "instead of drawing: the entropy of a patch's weights in the loss, times 0.02",
+        dict(align_drawn=0.0), dict(entropy=0.02)),
+    "entropy-middle": Try("the same, times 0.05", dict(align_drawn=0.0), dict(entropy=0.05)),
+    "entropy-strong": Try("the same, times 0.1", dict(align_drawn=0.0), dict(entropy=0.1)),
+    "top4": Try(
+        "instead of drawing: a patch's four heaviest words only",
+        dict(align_drawn=0.0), dict(top=4)),
+    "two-sources": Try(
+        "instead of drawing: two source LLMs in turn (the second is seed 1's), moved to a third",
+        dict(align_drawn=0.0), two_sources=True),
+    "two-sources-drawn": Try("two source LLMs in turn, and drawing", two_sources=True),
+    "centered": Try("basis without its mean", dict(align_basis="centered")),
+    "centered-none": Try("the same, nothing drawn", dict(align_basis="centered", align_drawn=0.0)),
+    "centered-tenth": Try("the same, a tenth drawn", dict(align_basis="centered", align_drawn=0.1)),
+    "centered-entropy": Try(
+        "the same, nothing drawn, the entropy in the loss, times 0.02",
+        dict(align_basis="centered", align_drawn=0.0), dict(entropy=0.02)),
+    "orthogonal": Try(
+        "basis whitened: the nearest one of orthogonal words", adapter=dict(whitened=True)),
+    "same-size": Try("every visual token as long as a word", adapter=dict(same_size=True)),
+    "varying": Try(
+        "content words by a rule: only those that 5% to 95% of captions have", varying_words=True),
+    "varying-none": Try("the same, nothing drawn", dict(align_drawn=0.0), varying_words=True),
+    "nearer": Try(
+        "starts nearer to 'nothing here' (8 instead of 4 on its bias)", adapter=dict(start=8.0)),
+    "faster": Try("twice the learning rate", dict(align_matrix_lr=0.02, align_lr=0.006)),
 }
 
 
+# ---- a LangBridge with what was tried -----------------------------------------------------------
+
+class AddEntropy(torch.autograd.Function):
+    """Leaves the weights w (B, N, K) as they are, and adds their mean entropy to the loss:
+
+        loss + strength * mean H,   H = -sum_k w_k ln w_k of a patch,   dH/dw_k = -(ln w_k + 1)
+
+    All that training needs of it is its gradient, so that is added where the weights are made, and
+    picture_loss need not know them. The mean is over the patches of one pass: with the two passes
+    a batch that s.parts is by default, it is in the loss twice.
+    """
+
+    @staticmethod
+    def forward(ctx, w, strength):
+        ctx.save_for_backward(w)
+        ctx.strength = strength
+        return w.view_as(w)
+
+    @staticmethod
+    def backward(ctx, gradient):
+        (w,) = ctx.saved_tensors
+        B, N, K = w.shape
+        log = w.clamp(min=1e-9).log()  # (B, N, K)
+        gradient = gradient - ctx.strength * (log + 1) / (B * N)  # (B, N, K)
+        return gradient, None  # of w, and of strength
+
+
 class Tried(LangBridge):
-    """A LangBridge with everything that was tried, switched off."""
-    noise = 0.0  # in training: noise on the basis, as a share of the size of its entries
-    entropy = 0.0  # in training: the weight in the loss of the mean entropy of the patches' weights
-    top = 0  # the words that a patch may say at once; 0: all
-    whitened = False  # the nearest basis of orthogonal words; what is kept has words as they are
-    same_size = False  # visual tokens get the mean length of a word
-    start = None  # the bias of 'nothing here' at the start
-    vocabulary = "shared"  # or varying: words that say something about a picture
-    second = False  # a second source LLM
-    drawn_until = 1.0  # the share of stage 1 in which patches are drawn
+    """A LangBridge with all that was tried; each thing is off unless its argument turns it on.
+
+    langbridge  the arguments of a LangBridge
+    noise       in training: noise on the basis, as a share of the spread of its entries
+    entropy     in training: the strength of AddEntropy
+    top         how many words a patch may say at once, the heaviest ones; 0: all
+    whitened    whether the basis is the nearest one whose words are orthogonal
+    same_size   whether every visual token is made as long as words are on average
+    start       the bias of 'nothing here' before training; None: as in LangBridge
+    """
+
+    def __init__(self, *langbridge, noise=0.0, entropy=0.0, top=0, whitened=False, same_size=False,
+                 start=None):
+        super().__init__(*langbridge)
+        self.noise, self.entropy, self.top = noise, entropy, top
+        self.whitened, self.same_size = whitened, same_size
+        if start is not None:
+            nn.init.constant_(self.W[-1].bias[self.tokens.index(NOTHING)], start)
 
     def set_basis(self, llm, encoding):
         super().set_basis(llm, encoding)
         if self.whitened:
-            U, _, V = torch.linalg.svd(self.E, full_matrices=False)
-            self.E = U @ V * self.E[self.present].norm(dim=1).mean()  # (K, C): orthogonal rows, as near to the words as can be
+            U, _, V = torch.linalg.svd(self.E, full_matrices=False)  # (K, K), (K,), (K, C)
+            length = self.E[self.present].norm(dim=1).mean()
+            self.E = U @ V * length  # (K, C)
         return self
 
     def weights(self, x):
         beta = super().weights(x)  # (B, N, K)
-        if self.top:
-            kept = torch.zeros_like(beta).scatter(-1, beta.topk(self.top).indices, 1.0)
-            beta = beta * kept / (beta * kept).sum(-1, keepdim=True)
-        if self.training and self.entropy and beta.requires_grad:  # the gradient of entropy * mean H, H = - sum w ln w
-            patches = beta[..., 0].numel()
-            beta.register_hook(lambda gradient: gradient - self.entropy * (beta.detach().clamp(min=1e-9).log() + 1) / patches)
+        if self.top > 0:
+            heaviest = beta.topk(self.top).indices  # (B, N, top)
+            kept = beta * torch.zeros_like(beta).scatter(-1, heaviest, 1.0)  # (B, N, K)
+            beta = kept / kept.sum(-1, keepdim=True)
+        if self.training and self.entropy > 0:
+            beta = AddEntropy.apply(beta, self.entropy)  # (B, N, K)
         return beta
 
     def forward(self, x):
-        E = self.E
-        if self.training and self.noise:
-            self.E = E + self.noise * E.std() * torch.randn_like(E)
-        v = super().forward(x)  # (B, N, C)
-        self.E = E
-        return F.normalize(v, dim=-1) * E.norm(dim=1).mean() if self.same_size else v
+        E = self.E  # (K, C)
+        if self.training and self.noise > 0:
+            E = E + self.noise * E.std() * torch.randn_like(E)  # (K, C)
+        beta = self.weights(x)  # (B, N, K)
+        if self.training and self.drawn > 0:
+            beta = self.draw(beta)  # (B, N, K)
+        v = beta @ E  # (B, N, C)
+        if self.same_size:
+            v = F.normalize(v, dim=-1) * self.E.norm(dim=1).mean()  # (B, N, C)
+        return v
 
 
-def varying(s, encoding, words):
-    """Those of the words that between 5% and 95% of captions have: what all captions have says nothing about a picture."""
-    rng, n = random.Random("varying"), 1000
-    times = Counter(t for i in range(n) for t in set(encoding.encode("".join(t for t, _ in description(make_scene("train", 0, i, s.world), rng)))))
-    return [NOTHING] + [w for w in words if w != NOTHING and 0.05 < times[encoding.encode_single_token(w)] / n < 0.95]
+def varying(words, encoding, data, captions=1000):
+    """The words that 5% to 95% of captions have: what all have says nothing about a picture."""
+    rng, times = random.Random("varying"), Counter()
+    for i in range(captions):
+        text = "".join(piece for piece, _ in data.description(i, rng))
+        times.update(set(encoding.encode(text)))  # once a caption
+    chosen = [NOTHING]
+    for word in words:
+        share = times[encoding.encode_single_token(word)] / captions
+        if word != NOTHING and 0.05 < share < 0.95:
+            chosen.append(word)
+    return chosen
 
 
-def attempt(s, stage, change):
-    """One seed of one try: stage 1 with this change, then the scores on the source LLM and, moved, on the target."""
-    out = Path(s.out)
-    llms = {name: load_llm(folder) for name, folder in (("source", out / "llm_source"), ("target", out / "llm_target"))}
-    teachers = [llms["source"]] + ([load_llm(Path(f"{out}-seed1") / "llm_source")] if change.get("second") else [])
-    for llm, _ in [*llms.values(), *teachers]:
+# ---- one try ------------------------------------------------------------------------------------
+
+def attempt(s, stage, tried):
+    """Stage 1 as in train.align, with what is tried; scores on the source and on the target."""
+    out, data = Path(s.out), s.data
+    llms = {"source": load_llm(out / "llm_source"), "target": load_llm(out / "llm_target")}
+    sources = [llms["source"]]
+    if tried.two_sources:
+        sources.append(load_llm(second_source(s)))
+    for llm, _ in [*sources, llms["target"]]:
         llm.to(s.device).requires_grad_(False)
-    words = shared_vocabulary(s, llms["source"][1], llms["target"][1])
-    if change.get("vocabulary") == "varying":
-        words = varying(s, llms["source"][1], words)
+    words = shared_words(s, "llm_source", "llm_target")
+    if tried.varying_words:
+        words = varying(words, llms["source"][1], data)
     torch.manual_seed(s.seed)
-    adapter = Tried(s.vit_D, words, s.align_hidden, s.align_coefficients, s.align_basis).to(s.device)
-    for name, value in change.items():
-        if not hasattr(s, name):
-            setattr(adapter, name, value)
-    if adapter.start is not None:
-        torch.nn.init.constant_(adapter.W[-1].bias[words.index(NOTHING)], adapter.start)
-    pictures = torch.load(out / "vit" / "features.pt", mmap=True, weights_only=True)
+    adapter = Tried(s.vit_D, words, s.align_hidden, s.align_coefficients, s.align_basis,
+                    s.align_drawn, **tried.adapter).to(s.device)
+    adapter.set_basis(*llms["source"])
+    vlms = [VLM(adapter, *llm) for llm in sources]
+    features = read_tensors(out / "vit" / "features.pt", mmap=True)
 
-    def loss_at(step):
-        llm, encoding = teachers[step % len(teachers)]
-        adapter.set_basis(llm, encoding).drawn = s.align_drawn * (step < adapter.drawn_until * s.align_steps)
-        return picture_loss(s, VLM(adapter, llm, encoding), pictures["train"], random.Random(f"align/{s.seed}/{step}"), s.align_batch,
-                            lambda rng, scene: description(scene, rng))
+    loop = Loop(s, stage, [adapter], optimizers(s.align_matrix_lr, s.align_lr, adapter),
+                s.align_steps)
+    for step in loop:
+        rng = random.Random(f"align/{s.seed}/{step}")  # the samples that train.align meets
+        pictures = [rng.randrange(len(features["train"])) for _ in range(s.align_batch)]
+        texts = [data.description(i, rng) for i in pictures]
+        vlm = vlms[step % len(vlms)]
+        if tried.two_sources:
+            adapter.set_basis(vlm.llm, vlm.encoding)
+        if step >= tried.drawn_until * s.align_steps:
+            adapter.drawn = 0.0
+        with autocast(s):
+            loss = picture_loss(s, vlm, features["train"], pictures, texts)
+        loop.update(loss)
 
     adapter.set_basis(*llms["source"])
-    seconds, _ = fit(s, out / stage, stage, [adapter], optimizers(s.align_matrix_lr, s.align_lr, adapter), s.align_steps, loss_at)
-    facts, exam = {}, {split: pictures[split].float().to(s.device) for split in ("val", "test")}
+    exam = {split: features[split].float().to(s.device) for split in SPLITS}
+    facts = {"K": len(words), "own_weight": own_weight(vlms[0], exam["test"], data)}
     for name, llm in llms.items():
         vlm = VLM(adapter.set_basis(*llm), *llm)
-        facts[name] = {split: {k: v for k, v in summarize(examine_vlm(vlm, {split: x}, s.world)).items() if k in SCORES} for split, x in exam.items()}
-        if name == "source":
-            facts["own_weight"] = own_weight(vlm, exam["test"], s.world)
-    finish(s, stage, seconds=seconds, K=len(words), missing=len(adapter.missing), scores=facts["target"]["test"], **facts)
+        facts[name] = {}
+        for split, x in exam.items():
+            scores = score_vlm(vlm, {split: x}, data)
+            facts[name][split] = {score: scores[score] for score in SCORES}
+    stage.finish(seconds=loop.seconds, scores=facts["target"]["test"], **facts)
 
 
-def main(argv):
-    parser = argparse.ArgumentParser(description=__doc__.split("\n\n")[0], allow_abbrev=False)
-    parser.add_argument("--out", default="out", help="the folder that train.py wrote (default: out)")
-    parser.add_argument("--seeds", default="0,1,2", help="seeds of the adapter and of the order of data (default: 0,1,2)")
-    parser.add_argument("--only", help=f"some of {', '.join(TRIES)} (default: all)")
-    parser.add_argument("--threads", type=int, default=0, help="CPU threads in all; 0: as many as train.py used")
-    parser.add_argument("--stages", help=argparse.SUPPRESS)  # what a process of its own is to do
-    args = parser.parse_args(argv)
-    s, seeds = load_settings(args.out), [int(seed) for seed in args.seeds.split(",")]
-    s = replace(s, threads=args.threads or s.threads)
+def second_source(s):
+    """The folder of the LLM that transfer.py --full-seeds made as seed 1's source."""
+    return Path(f"{s.out}-seed1") / "llm_source"
+
+
+def job_of(s, name, seed):
+    """One seed of one try. All that it changes is among the settings that decide its stage."""
+    tried, folder = TRIES[name], f"tries/seed{seed}/{name}"
+    s = replace(s, seed=seed, **tried.settings)
+    changes = {**tried.adapter, "drawn_until": tried.drawn_until,
+               "varying_words": tried.varying_words, "two_sources": tried.two_sources}
+    stage = Stage(s.out, folder, {**open_stage(s, folder).settings, **changes})
+    return Job(attempt, s, stage, {"tried": tried})
+
+
+# ---- python results/tries.py --------------------------------------------------------------------
+
+def collect(name, jobs):
+    """A row of tries.json: a try's scores, one for each seed."""
+    configs = [job.stage.config() for job in jobs]
+    row = {"name": name, "what": TRIES[name].what, "K": configs[0]["K"],
+           "own_weight": across(configs, "own_weight")}
+    for llm in ("source", "target"):
+        row[llm] = {}
+        for split in SPLITS:
+            row[llm][split] = {k: across(configs, f"{llm}/{split}/{k}") for k in SCORES}
+    return row
+
+
+def main():
+    parser = Parser(__doc__)
+    add = parser.add_argument
+    add("--out", default="out", help="the folder that train.py wrote (default: out)")
+    add("--seeds", type=seed_list, default="0,1,2",
+        help="seeds of the adapters and of the order of data (default: 0,1,2)")
+    add("--only", default=",".join(TRIES), metavar="NAME,NAME",
+        help=f"some of {', '.join(TRIES)} (default: all)")
+    add("--threads", type=int, default=0, help="CPU threads in all; 0: as many as train.py used")
+    args = parser.parse_args()
+    s = load_settings(args.out)
+    s.threads = args.threads or s.threads
     torch.set_num_threads(s.threads)
-    names = args.only.split(",") if args.only else list(TRIES)
+    names = list(dict.fromkeys(args.only.split(",")))
     for name in names:
         if name not in TRIES:
-            fail(f"--only {name}: expected some of {', '.join(TRIES)}")
-        if TRIES[name][1].get("second") and not Path(f"{s.out}-seed1", "llm_source", "llm.pt").exists():
-            fail(f"{name} needs the LLM in '{s.out}-seed1/llm_source'; 'python transfer.py --out {s.out} --full-seeds' makes it")
-    made = {}
-    for name in names:
-        settings = {k: v for k, v in TRIES[name][1].items() if hasattr(s, k)}
-        for seed in seeds:
-            made[f"tries/seed{seed}/{name}"] = (replace(s, seed=seed, **settings), lambda s, stage, name=name: attempt(s, stage, TRIES[name][1]))
-    if args.stages:
-        return run_share(made, args.stages)
-    run_lanes(s.threads, [__file__, *argv], made, *([stage] for stage in made))
-    rows = []
-    for name in names:
-        facts = [finished(made[f"tries/seed{seed}/{name}"][0], f"tries/seed{seed}/{name}") for seed in seeds]
-        rows.append({"name": name, "what": TRIES[name][0], "K": facts[0]["K"], "own_weight": [f["own_weight"] for f in facts]}
-                    | {llm: {split: {score: [f[llm][split][score] for f in facts] for score in SCORES} for split in ("val", "test")}
-                       for llm in ("source", "target")})
-    result = {"seeds": seeds, "tries": rows}
-    write(Path(s.out) / "tries.json", lambda path: path.write_text(json.dumps(result, indent=1), encoding="utf-8"))
+            raise Refused(f"--only {name}: expected some of {', '.join(TRIES)}")
+        if TRIES[name].two_sources and not (second_source(s) / "llm.pt").exists():
+            raise Refused(f"{name} needs the LLM in {str(second_source(s))!r}; "
+                          f"'python transfer.py --out {s.out} --full-seeds' makes it")
+    by_name = {name: [job_of(s, name, seed) for seed in args.seeds] for name in names}
+    jobs = [job for of_seeds in by_name.values() for job in of_seeds]
+    missing = [job for job in jobs if job.stage.config() is None]  # or refused, before all
+    if missing:
+        with lanes(s, most=len(jobs)) as run:
+            run(missing)
+    rows = [collect(name, of_seeds) for name, of_seeds in by_name.items()]
+    result = {"seeds": args.seeds, "tries": rows}
+    write_json(Path(s.out) / "tries.json", result)
     print(tries_table(result))
 
 
 if __name__ == "__main__":
-    run_as_command(main)
+    run_command(main)
