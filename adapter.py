@@ -37,11 +37,12 @@ class MLPAdapter(nn.Module):
         return [self.net[0].weight, self.net[2].weight]
 
     def set_basis(self, llm, encoding):
-        """Only a check: the LLM is baked into the weights. Raises ValueError if its width differs."""
+        """Only a check: the LLM is baked into the weights. Raises ValueError if widths differ."""
         C = self.config["C"]
         if llm.config.C != C:
             raise ValueError(f"this MLP adapter was trained for an LLM of width {C} and cannot be "
-                             f"used with one of width {llm.config.C}; retrain it, or use a LangBridge")
+                             f"used with one of width {llm.config.C}; retrain it, or use a "
+                             "LangBridge")
         return self
 
     def forward(self, x):

@@ -39,14 +39,7 @@ CHECKPOINTS = ("mlp_align", "langbridge_align", "mlp_instruct", "langbridge_inst
 
 def open_data(out):
     """The data that the stages in an --out folder were made with."""
-    path = Path(out) / "vit" / "config.json"
-    if not path.exists():
-        raise Refused(f"there is no {str(path)!r}; 'python train.py --out {out}' makes it")
-    config = read_json(path)
-    if "data" not in config:
-        raise Refused(f"{str(path)!r} is of another version of this project; make it anew: delete "
-                      f"{str(out)!r} and run 'python train.py --out {out}'")
-    return load_data(config["data"])
+    return load_data(read_json(Path(out) / "vit" / "config.json").get("data", {}))
 
 
 def held_out(out, device="cpu"):
@@ -61,16 +54,14 @@ def load_vlm(out, name):
     The basis of its adapter are the embeddings of the LLM as it was before stage 2 tuned it.
     """
     out, folder = Path(out), Path(out) / name
-    for path in (out / "vit" / "config.json", folder / "config.json"):
-        if not path.exists():
-            raise Refused(f"there is no {str(path)!r}; 'python train.py --out {out}' makes it")
+    vit = load_vit(out / "vit").eval()
     base = out / read_json(folder / "config.json")["base"]
     tuned, spoken = (folder / "llm.pt").exists(), (folder / "adapter.json").exists()
     if not tuned and not spoken:
         raise Refused(f"{str(folder)!r} holds scores, but neither an adapter nor an LLM")
     adapter = load_adapter(folder).set_basis(*load_llm(base)) if spoken else None
     llm, encoding = load_llm(folder if tuned else base)
-    return load_vit(out / "vit").eval(), VLM(adapter, llm, encoding).eval()
+    return vit, VLM(adapter, llm, encoding).eval()
 
 
 # ---- scores -------------------------------------------------------------------------------------

@@ -191,10 +191,7 @@ def check(s):
 
 def load_settings(out):
     """The settings of the train.py that made a folder."""
-    path = Path(out) / "settings.json"
-    if not path.exists():
-        raise Refused(f"there is no {str(path)!r}; 'python train.py --out {out}' makes it")
-    return replace(Settings(**read_json(path)), out=str(out))
+    return replace(Settings(**read_json(Path(out) / "settings.json")), out=str(out))
 
 
 def open_stage(s, name):

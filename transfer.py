@@ -37,7 +37,7 @@ import torch.nn as nn
 import train
 from adapter import fingerprint, load_adapter
 from data.bpe import shared_tokens
-from data.files import Refused, write_json, write_text
+from data.files import Refused, read_json, write_json, write_text
 from data.run import Job, Parser, lanes, run_command, seconds_in, seed_list, stopwatch
 from evaluate import SCORES, held_out, load_vlm, own_weight, score_vlm
 from model import VLM, load_llm
@@ -287,7 +287,7 @@ def collect_row(moves, row):
 def samples_to(curve, goal):
     """Samples until a curve [[samples, score], ..] reaches a goal, linear between points; or None.
 
-    >>> samples_to([[0, 0.5], [100, 0.7], [200, 0.9]], 0.8)
+    >>> samples_to([[0, 0.5], [100, 0.75], [200, 1.0]], 0.875)
     150.0
     """
     if curve[0][1] >= goal:
@@ -467,9 +467,7 @@ def settings_of(seed, args, s):
         if not (Path(s.out) / "results.json").exists():
             train.main(s)
     for llm in (args.source, args.target):
-        if not (Path(s.out) / llm / "llm.pt").exists():
-            raise Refused(f"there is no LLM in {str(Path(s.out) / llm)!r}; "
-                          f"'python train.py --out {s.out}' makes llm_source and llm_target")
+        read_json(Path(s.out) / llm / "llm.json")  # or refused, before anything is trained
     return s
 
 

@@ -11,6 +11,7 @@ from typing import NamedTuple
 import numpy as np
 
 from data import corpus, scoring
+from data.files import Refused
 from data.world import (CAPTION_REQUESTS, COLORS, PLACES, SHAPES, World, draw, draw_split, keywords,
                         make_scene, patches_of, twin)
 
@@ -134,10 +135,11 @@ class ShapeData:
 
 
 def load_data(config):
-    """The object whose config() this is. Raises ValueError for a kind that there is not."""
+    """The object whose config() this is. Raises Refused for a kind that there is not."""
     kinds = {"shapes": ShapeData}
     fields = dict(config)
     kind = fields.pop("kind", None)
     if kind not in kinds:
-        raise ValueError(f"unknown kind of data {kind!r}, expected one of {', '.join(kinds)}")
+        raise Refused(f"unknown kind of data {kind!r}, expected one of {', '.join(kinds)}; a "
+                      "folder of another version of this project must be made anew")
     return kinds[kind](**fields)

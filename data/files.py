@@ -1,6 +1,6 @@
 """Files: each stage of the training is a folder, and this is how its files are written and read.
 
-    config.json   written last, so that a stage that has one is finished: its settings and its scores
+    config.json   settings and scores; written last, so that a stage that has one is finished
     state.pt      where an unfinished stage can go on
     log.csv       the loss over the steps
     the rest      what the stage has made: weights, tokenizer, features
@@ -17,13 +17,14 @@ class Refused(Exception):
 
 
 def write_aside(path, save):
-    """Write a file by save(path): aside first, then renamed, so that no one ever sees half of it."""
+    """Write a file by save(path): aside first, then renamed, so that no one sees half of it."""
     aside = path.with_name(path.name + ".new")
     try:
         save(aside)
     except (OSError, RuntimeError) as error:  # torch.save tells of a full disk by a RuntimeError
-        raise Refused(f"cannot write {str(path)!r}: {str(error).splitlines()[0]}; free some space or "
-                      "check the folder, then run the same command again: it goes on") from error
+        why = str(error).splitlines()[0]
+        raise Refused(f"cannot write {str(path)!r}: {why}; free some space or check the folder, "
+                      "then run the same command again: it goes on") from error
     os.replace(aside, path)
 
 
@@ -46,6 +47,10 @@ def read_tensors(path, device="cpu", mmap=False):
 
 
 def read_json(path):
+    """What write_json wrote. Raises Refused if it is not there: something must be made first."""
+    if not path.exists():
+        raise Refused(f"there is no {str(path)!r}; 'python train.py --out FOLDER' makes what a "
+                      "folder must hold")
     return json.loads(path.read_text(encoding="utf-8"))
 
 
@@ -63,7 +68,7 @@ class Stage:
         if not path.exists():
             return None
         config = read_json(path)
-        self.compare(config["settings"])
+        self.compare(config.get("settings", {}))
         return config
 
     def compare(self, found):
@@ -79,8 +84,8 @@ class Stage:
 
     def finish(self, **facts):
         """Declare the stage finished. `facts` are what others want to know of it."""
-        config = {"stage": self.name, "settings": self.settings, "torch": torch.__version__, **facts}
-        write_json(self.folder / "config.json", config)
+        write_json(self.folder / "config.json", {
+            "stage": self.name, "settings": self.settings, "torch": torch.__version__, **facts})
         (self.folder / "state.pt").unlink(missing_ok=True)
 
     def load_state(self, device):

@@ -1,93 +1,153 @@
-"""The claim of the method, on tiny models: the adapter knows words, and only its basis knows the LLM."""
+"""The claim of the method, on tiny models: the adapter knows words, and only its basis knows the
+LLM."""
+import doctest
+
 import pytest
 import torch
+import torch.nn as nn
+from conftest import WORDS, make_llm
 
-from adapter import COEFFICIENTS, NOTHING, LangBridge, MLPAdapter, load_adapter, save_adapter
+import adapter as adapter_module
+from adapter import (
+    COEFFICIENTS, NOTHING, Edited, LangBridge, MLPAdapter, fingerprint, load_adapter, readable,
+    save_adapter)
 from data.bpe import PATTERNS, make_encoding
-from data.corpus import train_tokenizer
-from model import GPT, GPTConfig
-
-WORDS = [b" .", b" red", b" blue", b" circle", b" square", b" top"]
-
-
-def make_llm(dialect, C, seed):
-    torch.manual_seed(seed)
-    encoding = train_tokenizer(dialect, 512, 0, documents=400)
-    return GPT(GPTConfig(encoding.n_vocab, C, 4, 1)), encoding
+from model import GPT
 
 
 @pytest.fixture(scope="module")
 def source():
-    return make_llm("source", 32, 0)
+    return make_llm("source", 32)
 
 
 @pytest.fixture(scope="module")
 def target():
-    return make_llm("target", 48, 1)
+    return make_llm("target", 48)
 
 
-def bridge(coefficients="softplus"):
+def bridge(coefficients="softplus", **arguments):
+    """A LangBridge whose last layer is large, as if it were trained."""
     torch.manual_seed(2)
-    adapter = LangBridge(16, WORDS, 24, coefficients)
-    torch.nn.init.normal_(adapter.W[-1].weight)  # as if trained
+    adapter = LangBridge(16, WORDS, 24, coefficients, **arguments)
+    nn.init.normal_(adapter.W[-1].weight)
     return adapter
 
 
+def some_features(pictures=1):
+    return torch.randn(pictures, 36, 16)
+
+
+def embeddings_of_words(llm, encoding):
+    ids = [encoding.encode_single_token(t) for t in WORDS]
+    return llm.embed(torch.tensor(ids)).detach()
+
+
+def test_the_examples_of_the_docstrings_are_true():
+    result = doctest.testmod(adapter_module)
+    assert result.failed == 0 and result.attempted > 0
+
+
+# ---- weights and words ---------------------------------------------------------------------------
+
 @pytest.mark.parametrize("coefficients", COEFFICIENTS)
 def test_every_visual_token_lies_in_the_span_of_the_basis(source, coefficients):
-    v = bridge(coefficients).set_basis(*source)(torch.randn(2, 36, 16)).reshape(-1, 32)
-    E = source[0].embed(torch.tensor([source[1].encode_single_token(t) for t in WORDS]))
+    adapter = bridge(coefficients).set_basis(*source)
+    v = adapter(some_features(2)).flatten(0, 1)  # (72, 32)
+    E = embeddings_of_words(*source)
     residual = v.T - E.T @ torch.linalg.lstsq(E.T, v.T).solution
     assert residual.norm() < 1e-4 * v.norm()
 
 
-def test_a_centered_basis_is_words_without_their_mean(source, target):
+def test_a_visual_token_is_the_mean_of_words_by_their_weights(source):
+    adapter, x = bridge().set_basis(*source), some_features()
+    expected = torch.zeros(36, 32)
+    for k, e in enumerate(embeddings_of_words(*source)):
+        expected += adapter.weights(x)[0, :, k, None] * e
+    assert torch.allclose(adapter(x)[0], expected, atol=1e-5)
+
+
+def test_a_centered_basis_is_words_without_their_mean(source):
     adapter = LangBridge(16, WORDS + [b" xyzzy"], 24, basis="centered").set_basis(*source)
-    E = source[0].embed(torch.tensor([source[1].encode_single_token(t) for t in WORDS])).detach()
-    assert adapter.missing == [b" xyzzy"] and torch.allclose(adapter.E[:-1], E - E.mean(0)) and not adapter.E[-1].any()
-    with pytest.raises(ValueError, match="words, centered"):
-        LangBridge(16, WORDS, 24, basis="whitened")
+    E = embeddings_of_words(*source)
+    assert adapter.missing == [b" xyzzy"]
+    assert torch.allclose(adapter.E[:-1], E - E.mean(0))
+    assert not adapter.E[-1].any()
 
 
-def test_softplus_and_softmax_weights_sum_to_one_and_relu_weights_are_not_negative(source):
-    x = torch.randn(2, 36, 16)
-    for kind in ("softplus", "softmax"):
-        weights = bridge(kind).set_basis(*source).weights(x)
-        assert torch.allclose(weights.sum(-1), torch.ones(2, 36)) and (weights >= 0).all()
-    assert (bridge("relu").set_basis(*source).weights(x) >= 0).all() and (bridge("linear").set_basis(*source).weights(x) < 0).any()
+@pytest.mark.parametrize("coefficients", ["softplus", "softmax"])
+def test_weights_sum_to_one(source, coefficients):
+    weights = bridge(coefficients).set_basis(*source).weights(some_features(2))
+    assert torch.allclose(weights.sum(-1), torch.ones(2, 36))
+    assert (weights >= 0).all()
 
 
-def test_an_untrained_bridge_says_nothing_here(source):
-    for coefficients in COEFFICIENTS:
-        weights = LangBridge(16, WORDS, 24, coefficients).set_basis(*source).weights(torch.randn(1, 36, 16))
-        assert (weights.argmax(-1) == WORDS.index(NOTHING)).all()
+def test_relu_weights_are_not_negative_and_linear_ones_may_be(source):
+    x = some_features(2)
+    assert (bridge("relu").set_basis(*source).weights(x) >= 0).all()
+    assert (bridge("linear").set_basis(*source).weights(x) < 0).any()
 
+
+@pytest.mark.parametrize("coefficients", COEFFICIENTS)
+def test_an_untrained_bridge_says_nothing_here(source, coefficients):
+    adapter = LangBridge(16, WORDS, 24, coefficients).set_basis(*source)
+    weights = adapter.weights(some_features())
+    assert (weights.argmax(-1) == WORDS.index(NOTHING)).all()
+
+
+def test_only_whole_words_are_readable():
+    tokens = [b" .", b"\n", b" red", b"ed", b" a", b"\xe4", b" circle"]
+    assert readable(tokens) == ["red", "circle"]
+
+
+def test_a_word_for_another_moves_its_weight(source):
+    adapter, x = bridge().set_basis(*source), some_features(2)
+    edited = Edited(adapter, {"red": "blue"})(x)
+    weights = adapter.weights(x).clone()
+    weights[..., WORDS.index(b" blue")] += weights[..., WORDS.index(b" red")]
+    weights[..., WORDS.index(b" red")] = 0
+    assert torch.allclose(edited, weights @ adapter.E)
+    assert not torch.allclose(edited, adapter(x))
+
+
+def test_two_words_can_change_places(source):
+    adapter, x = bridge().set_basis(*source), some_features()
+    both = Edited(adapter, {"red": "blue", "blue": "red"}).weights(x)
+    red, blue = WORDS.index(b" red"), WORDS.index(b" blue")
+    before = adapter.weights(x)
+    assert torch.allclose(both[..., red], before[..., blue])
+    assert torch.allclose(both[..., blue], before[..., red])
+
+
+# ---- the swap ------------------------------------------------------------------------------------
 
 def test_a_swap_changes_the_basis_and_nothing_else(source, target):
-    adapter, x = bridge().set_basis(*source), torch.randn(1, 36, 16)
-    state, weights = {k: v.clone() for k, v in adapter.state_dict().items()}, adapter.weights(x)
+    adapter, x = bridge().set_basis(*source), some_features()
+    state = {name: tensor.clone() for name, tensor in adapter.state_dict().items()}
+    weights = adapter.weights(x)
     adapter.set_basis(*target)
-    assert adapter(x).shape == (1, 36, 48) and torch.equal(adapter.weights(x), weights)
-    assert all(torch.equal(v, state[k]) for k, v in adapter.state_dict().items())
+    assert adapter(x).shape == (1, 36, 48)
+    assert torch.equal(adapter.weights(x), weights)
+    for name, tensor in adapter.state_dict().items():
+        assert torch.equal(tensor, state[name])
 
 
 def test_there_and_back_again_is_bit_equal(source, target):
-    adapter, x = bridge().set_basis(*source), torch.randn(1, 36, 16)
+    adapter, x = bridge().set_basis(*source), some_features()
     before = adapter(x)
     adapter.set_basis(*target)
     assert torch.equal(adapter.set_basis(*source)(x), before)
 
 
 def test_two_adapters_on_two_llms_do_not_touch_each_other(source, target):
-    a, x = bridge().set_basis(*source), torch.randn(1, 36, 16)
-    before = a(x)
+    adapter, x = bridge().set_basis(*source), some_features()
+    before = adapter(x)
     bridge().set_basis(*target)
-    assert torch.equal(a(x), before)
+    assert torch.equal(adapter(x), before)
 
 
-def test_the_basis_stays_fixed_while_the_llm_is_tuned(source):
-    llm, encoding = make_llm("source", 32, 5)
-    adapter, x = bridge().set_basis(llm, encoding), torch.randn(1, 36, 16)
+def test_the_basis_stays_fixed_while_the_llm_is_tuned():
+    llm, encoding = make_llm("source", 32)
+    adapter, x = bridge().set_basis(llm, encoding), some_features()
     before = adapter(x)
     with torch.no_grad():
         llm.embedding.weight.mul_(-1)
@@ -95,15 +155,16 @@ def test_the_basis_stays_fixed_while_the_llm_is_tuned(source):
 
 
 def test_other_ids_give_the_same_words(source):
-    """The same LLM with its vocabulary renumbered: another id for each token, the same visual tokens."""
+    """The same LLM with its vocabulary renumbered: other ids, the same visual tokens."""
     llm, encoding = source
-    n = encoding.n_vocab - 1
+    n = encoding.n_vocab - 1  # the last one is <|bos|>
     order = torch.randperm(n, generator=torch.Generator().manual_seed(0)).tolist()
-    renumbered = make_encoding("renumbered", PATTERNS["source"], [encoding.decode_single_token_bytes(i) for i in order])
+    tokens = [encoding.decode_single_token_bytes(i) for i in order]
+    renumbered = make_encoding("renumbered", PATTERNS["source"], tokens)
     other = GPT(llm.config)
     with torch.no_grad():
         other.embedding.weight.copy_(llm.embedding.weight[order + [n]])
-    x, adapter = torch.randn(1, 36, 16), bridge().set_basis(llm, encoding)
+    adapter, x = bridge().set_basis(llm, encoding), some_features()
     before = adapter(x)
     assert torch.equal(adapter.set_basis(other, renumbered)(x), before)
 
@@ -111,12 +172,17 @@ def test_other_ids_give_the_same_words(source):
 def test_missing_tokens_are_listed_and_get_no_weight(source):
     adapter = LangBridge(16, WORDS + [b" zeppelin"], 24).set_basis(*source)
     assert adapter.missing == [b" zeppelin"]
-    assert (adapter.weights(torch.randn(1, 36, 16))[..., -1] == 0).all()
+    assert (adapter.weights(some_features())[..., -1] == 0).all()
 
 
 def test_too_few_shared_tokens_are_refused(source):
     with pytest.raises(ValueError, match="only 1 of this adapter's 3 tokens"):
         LangBridge(16, [b" .", b" zeppelin", b" quark"], 24).set_basis(*source)
+
+
+def test_an_adapter_without_a_basis_says_what_to_call():
+    with pytest.raises(RuntimeError, match=r"set_basis\(llm, encoding\)"):
+        bridge()(some_features())
 
 
 def test_an_mlp_refuses_an_llm_of_another_width(source, target):
@@ -125,28 +191,75 @@ def test_an_mlp_refuses_an_llm_of_another_width(source, target):
         adapter.set_basis(*target)
 
 
-def test_an_unknown_normalisation_names_the_known_ones():
-    with pytest.raises(ValueError, match="softmax, relu, linear"):
-        LangBridge(16, WORDS, 24, "sigmoid")
+# ---- words that are drawn ------------------------------------------------------------------------
 
-
-def test_a_saved_adapter_is_the_same_adapter(source, tmp_path):
-    x = torch.randn(1, 36, 16)
-    for adapter in (bridge("relu"), MLPAdapter(16, 32)):
-        save_adapter(adapter, tmp_path)
-        assert torch.equal(load_adapter(tmp_path).set_basis(*source)(x), adapter.set_basis(*source)(x))
-
-
-def test_words_are_drawn_by_their_weights_in_training_and_never_afterwards(source):
-    adapter, x = bridge().set_basis(*source), torch.randn(1, 36, 16)
-    adapter.drawn = 1.0
+def test_words_are_drawn_by_their_weights(source):
+    adapter, x = bridge(drawn=1.0).set_basis(*source), some_features()
     expected = adapter.eval()(x)
-    assert torch.equal(adapter(x), expected)  # nothing is drawn in evaluation
     adapter.train()
-    v = adapter(x)
-    distance = torch.cdist(v[0], adapter.E)  # (36, K): each patch is exactly one word
-    assert (distance.min(-1).values < 1e-2).all() and not torch.allclose(v, expected)
+    distance = torch.cdist(adapter(x)[0], adapter.E)  # (36, K)
+    assert (distance.min(-1).values < 1e-2).all()  # each patch is exactly one word
     mean = torch.stack([adapter(x) for _ in range(2000)]).mean(0)
     assert (mean - expected).abs().mean() < 0.05 * expected.abs().mean() + 0.02
-    v.sum().backward()
-    assert all(p.grad is not None and p.grad.isfinite().all() for p in adapter.parameters())
+
+
+def test_nothing_is_drawn_when_nothing_is_trained(source):
+    adapter, x = bridge(drawn=1.0).set_basis(*source).eval(), some_features()
+    assert torch.equal(adapter(x), adapter.weights(x) @ adapter.E)
+
+
+def test_the_share_of_patches_that_draw_is_as_asked(source):
+    adapter, x = bridge(drawn=0.25).set_basis(*source), some_features(100)
+    mixtures = adapter.eval()(x)
+    spoken = adapter.train()(x)
+    share = (spoken != mixtures).any(-1).float().mean()
+    assert 0.22 < share < 0.28
+
+
+def test_drawing_lets_the_gradient_through(source):
+    adapter = bridge(drawn=1.0).set_basis(*source)
+    adapter(some_features()).sum().backward()
+    for p in adapter.parameters():
+        assert p.grad is not None and p.grad.isfinite().all()
+        assert p.grad.any()
+
+
+# ---- arguments and files -------------------------------------------------------------------------
+
+@pytest.mark.parametrize("arguments, says", [
+    (dict(coefficients="sigmoid"), "softplus, softmax, relu, linear"),
+    (dict(basis="whitened"), "words, centered"),
+    (dict(coefficients="relu", drawn=0.25), "drawn must be 0"),
+    (dict(coefficients="linear", drawn=0.25), "drawn must be 0"),
+])
+def test_an_argument_without_a_meaning_is_refused(arguments, says):
+    with pytest.raises(ValueError, match=says):
+        LangBridge(16, WORDS, 24, **arguments)
+
+
+@pytest.mark.parametrize("make", [lambda: bridge("relu"), lambda: MLPAdapter(16, 32)])
+def test_a_saved_adapter_is_the_same_adapter(source, tmp_path, make):
+    adapter, x = make(), some_features()
+    save_adapter(adapter, tmp_path)
+    loaded = load_adapter(tmp_path)
+    assert torch.equal(loaded.set_basis(*source)(x), adapter.set_basis(*source)(x))
+
+
+def test_all_that_a_bridge_is_made_from_is_saved_with_it(tmp_path):
+    adapter = bridge("softmax", basis="centered", drawn=0.25)
+    save_adapter(adapter, tmp_path)
+    assert load_adapter(tmp_path).config == adapter.config
+    assert load_adapter(tmp_path).drawn == 0.25
+    assert load_adapter(tmp_path, drawn=0.0).drawn == 0.0
+
+
+def test_a_fingerprint_sees_every_parameter_but_not_the_basis(source, target):
+    adapter = bridge()
+    before = fingerprint(adapter)
+    for llm in (source, target):
+        assert fingerprint(adapter.set_basis(*llm)) == before
+    for p in adapter.parameters():
+        with torch.no_grad():
+            p.view(-1)[0] += 1e-3
+        assert fingerprint(adapter) != before
+        before = fingerprint(adapter)

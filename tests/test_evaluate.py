@@ -1,151 +1,329 @@
-"""python evaluate.py: intervals, word maps, the study, steering, and the errors of a user."""
-import json
-import random
+"""python evaluate.py: what adapters say, the study, steering, the trace, a conversation, and the
+errors of a user. And the README's Python, which is run as it stands."""
+import inspect
+import re
 
-import numpy as np
 import pytest
 import torch
-from conftest import run, run_here
+from conftest import ROOT, WORDS, assert_refused, make_llm, run_here
 from PIL import Image
 
-from adapter import LangBridge, MLPAdapter
-from data.corpus import train_tokenizer
-from data.report import line_plot
-from data.scoring import by_objects, examine, intervals, summarize
-from data.world import COLORS, World
-from evaluate import Edited, grounding, own_weight, patches_of, readable, say, subspace
-from model import GPT, VLM, GPTConfig
-from transfer import SWEEPS
+import adapter as adapter_module
+import evaluate
+import model
+import vision
+from adapter import Edited, LangBridge, MLPAdapter
+from data.files import Refused, read_json
+from data.world import COLORS, SHAPES
+from evaluate import (
+    ask, chat, grounding, load_vlm, open_data, own_weight, say, score_llm, score_vlm, subspace)
+from model import VLM
+from train import parse_settings
 
-TOKENS = [b" .", b" red", b" blue", b" circle", b" square", b" top"]
+DATA = parse_settings(["--preset", "laptop", "--device", "cpu"]).data
+SIDE = 6  # patches
+README = (ROOT / "README.md").read_text(encoding="utf-8")
 
 
 @pytest.fixture(scope="module")
 def llm():
-    torch.manual_seed(0)
-    encoding = train_tokenizer("source", 512, 0, documents=400)
-    return GPT(GPTConfig(encoding.n_vocab, 32, 4, 1)), encoding
+    return make_llm("source", 32)
 
 
-def exam(accuracy):
-    """What a model that is right so often says, by the generator's own truth."""
-    rng = random.Random(0)
-    return examine(lambda split, items: [qa.answer if rng.random() < accuracy else "?" for _, qa in items], {"test": 300, "comp": 100}, World())
+# ---- what adapters say ---------------------------------------------------------------------------
+
+class Oracle(LangBridge):
+    """A LangBridge whose patches say what their features are."""
+
+    def weights(self, x):
+        return x
 
 
-def test_the_truth_scores_one_and_nonsense_zero():
-    S = summarize(exam(1.0))
-    assert all(S[k] == 1 for k in ("vqa", "caption_f1", "caption_exact", "pope_acc", "comp_vqa", "comp_caption_f1"))
-    assert all(summarize(exam(0.0))[k] == 0 for k in ("vqa", "caption_f1", "pope_acc", "comp_vqa"))
-
-
-def test_an_interval_holds_the_score_and_has_the_width_of_a_binomial():
-    said = exam(0.8)
-    S, bounds = summarize(said), intervals(said)
-    for name, (low, high) in bounds.items():
-        assert low < S[name] < high
-    width = bounds["pope_acc"][1] - bounds["pope_acc"][0]
-    assert 0.7 < width / (2 * 1.96 * np.sqrt(0.8 * 0.2 / 300)) < 1.4
-    assert set(by_objects(said)) == {1, 2, 3}
-
-
-def test_the_patches_of_a_place_are_those_its_object_covers():
-    assert patches_of(0, 6) == [0, 1, 6, 7] and patches_of(8, 6) == [28, 29, 34, 35]
-    assert sorted(sum((patches_of(p, 6) for p in range(9)), [])) == list(range(36))
-
-
-def test_a_swap_moves_the_weight_of_one_word_to_another(llm):
-    adapter, x = LangBridge(16, TOKENS, 24).set_basis(*llm), torch.randn(2, 36, 16)
-    edited, w = Edited(adapter, {"red": "blue"})(x), adapter.weights(x).clone()
-    w[..., 2] += w[..., 1]
-    w[..., 1] = 0
-    assert torch.allclose(edited, w @ adapter.E) and not torch.allclose(edited, adapter(x))
-    both = Edited(adapter, {"red": "blue", "blue": "red"})  # exchanged, not merged
-    assert torch.allclose(Edited(both.adapter, {})(x), adapter(x)) and not torch.allclose(both(x), adapter(x))
-
-
-def test_an_oracle_that_says_the_words_of_each_object_is_grounded_and_chance_is_far_below(llm):
-    from data.world import SHAPES, make_scene
+def test_an_oracle_is_grounded_and_chance_is_far_below(llm):
     words = COLORS + SHAPES
-    adapter = LangBridge(len(words), [f" {w}".encode() for w in words], 24)
-    adapter.set_basis(*llm)
-    adapter.weights = lambda x: x  # each patch says what its features are
+    oracle = Oracle(len(words), [f" {word}".encode() for word in words], 24).set_basis(*llm)
     features = torch.zeros(200, 36, len(words))
     for i in range(200):
-        for o in make_scene("test", 0, i):
-            features[i, patches_of(o.place, 6), words.index(o.color)] = 1
-            features[i, patches_of(o.place, 6), words.index(o.shape)] = 0.5
-    score = grounding(VLM(adapter, *llm), features, words, World(), top=2)
-    assert score["color"] == score["shape"] == 1 and score["chance_color"] < 0.3 and score["chance_shape"] < 0.4
-    assert own_weight(VLM(adapter, *llm), features, World()) == pytest.approx(1)
-    assert own_weight(VLM(adapter, *llm), features + 0.1, World()) == pytest.approx(1.7 / 2.9, abs=1e-4)  # 14 words, 0.1 more on each
+        for seen in DATA.objects("test", i, SIDE):
+            features[i, seen.patches, words.index(seen.words["color"])] = 1
+            features[i, seen.patches, words.index(seen.words["shape"])] = 0.5
+    vlm = VLM(oracle, *llm)
+    score = grounding(vlm, features, words, DATA, top=2)
+    assert score["color"] == score["shape"] == 1
+    assert score["chance_color"] < 0.3 and score["chance_shape"] < 0.4
+    assert own_weight(vlm, features, DATA) == pytest.approx(1)
+    spread = own_weight(vlm, features + 0.1, DATA)  # 0.1 more on each of 14 words
+    assert spread == pytest.approx(1.7 / 2.9, abs=1e-4)
 
 
 def test_visual_tokens_that_are_words_are_explained_by_them(llm):
-    """The study's numbers on adapters whose outputs are known: the embeddings of the right words, and noise."""
-    from data.world import make_scene
-    model, encoding = llm
+    """The study of adapters whose outputs are known: embeddings of the right words, and noise."""
+    gpt, encoding = llm
     v = torch.zeros(50, 36, 32)
     for i in range(50):
-        for o in make_scene("test", 0, i):
-            v[i, patches_of(o.place, 6)] = model.embed(torch.tensor(encoding.encode(f" {o.color} {o.shape}"))).mean(0).detach()
-    said = subspace(VLM(torch.nn.Identity(), *llm), {"test": v}, World(), pictures=50)
-    noise = subspace(VLM(torch.nn.Identity(), *llm), {"test": torch.randn(50, 36, 32)}, World(), pictures=50)
-    assert said["own_cos"][0] > said["other_cos"][0] + 0.3 and said["explained_own"][0] > said["explained_random"][0] + 0.3
+        for seen in DATA.objects("test", i, SIDE):
+            ids = encoding.encode(f" {seen.words['color']} {seen.words['shape']}")
+            v[i, seen.patches] = gpt.embed(torch.tensor(ids)).mean(0).detach()
+    vlm = VLM(torch.nn.Identity(), *llm)
+    said = subspace(vlm, v, DATA, pictures=50)
+    noise = subspace(vlm, torch.randn(50, 36, 32), DATA, pictures=50)
+    assert said["own_cos"][0] > said["other_cos"][0] + 0.3
+    assert said["explained_own"][0] > said["explained_random"][0] + 0.3
     assert abs(noise["explained_own"][0] - noise["explained_random"][0]) < 0.1
 
 
-def test_only_whole_words_are_readable():
-    assert readable([b" .", b"\n", b" red", b"ed", b" a", b"\xe4", b" circle"]) == ["red", "circle"]
-
-
 def test_an_mlp_says_the_words_that_its_outputs_are_near(llm):
-    vlm = VLM(MLPAdapter(16, 32), *llm)
-    assert say(vlm, torch.randn(2, 36, 16), ["red", "circle"]).shape == (2, 36, 2)
+    said = say(VLM(MLPAdapter(16, 32), *llm), torch.randn(2, 36, 16), ["red", "circle"])
+    assert said.shape == (2, 36, 2)
+    assert said.abs().max() <= 1
 
 
-def test_a_figure_is_written(tmp_path):
-    line_plot(tmp_path / "f.png", "title", [("y", {"a line": ([0, 10], [0.1, 0.9], [0.0, 0.8], [0.2, 1.0])})], "x", "note", log=True)
-    assert Image.open(tmp_path / "f.png").size[0] > 400
+def test_an_edited_bridge_says_what_it_was_told_to(llm):
+    bridge, x = LangBridge(16, WORDS, 24).set_basis(*llm), torch.randn(1, 36, 16)
+    words = ["red", "blue"]
+    before = say(VLM(bridge, *llm), x, words)
+    after = say(VLM(Edited(bridge, {"red": "blue"}), *llm), x, words)
+    assert (after[..., 0] == 0).all()
+    assert torch.allclose(after[..., 1], before.sum(-1))
 
+
+def test_an_llm_that_knows_nothing_reads_nothing(llm):
+    scores = score_llm(*llm, parse_settings(["--preset", "smoke"]).data, "source", 0)
+    assert scores["text_qa"] < 0.2 and scores["raster_caption_f1"] < 0.2
+
+
+# ---- python evaluate.py --------------------------------------------------------------------------
 
 def test_everything_is_measured_and_written(out):
-    done = run("evaluate.py", "--out", out)
+    done = run_here("evaluate.py", "--out", out)
     assert done.returncode == 0, done.stderr
-    r = json.loads((out / "evaluate.json").read_text(encoding="utf-8"))
-    assert set(r["checkpoints"]) == {"mlp_align", "langbridge_align", "mlp_instruct", "langbridge_instruct", "blind_instruct"}
-    assert set(r["checkpoints"]["mlp_align"]["intervals"]) == {"vqa", "caption_f1", "pope_acc", "comp_vqa", "comp_caption_f1"}
-    assert {"langbridge", "mlp_nearest", "chance"} <= set(r["grounding"]) and {"n", "changed_as_edited", "others_kept"} <= set(r["steering"])
+    r = read_json(out / "evaluate.json")
+    assert set(r["checkpoints"]) == set(evaluate.CHECKPOINTS)
+    assert set(r["checkpoints"]["mlp_align"]["intervals"]) == {
+        "vqa", "caption_f1", "pope_acc", "comp_vqa", "comp_caption_f1"}
+    assert {"langbridge", "mlp_nearest", "chance"} <= set(r["grounding"])
+    assert {"n", "changed_as_edited", "others_kept"} <= set(r["steering"])
     for kind in ("mlp", "langbridge"):
-        assert all(len(r["subspace"][kind][k]) == len(r["subspace"]["steps"]) for k in ("own_cos", "other_cos", "explained_own", "explained_random"))
-    assert (out / "mistakes.png").exists() and (out / "subspace.png").exists()
+        for name in ("own_cos", "other_cos", "explained_own", "explained_random"):
+            assert len(r["subspace"][kind][name]) == len(r["subspace"]["steps"])
+    for name in ("mistakes.png", "subspace.png"):
+        assert (out / name).exists()
+    assert "chance" in done.stdout  # beside every score
 
 
-def test_a_word_map_is_drawn_and_a_word_is_swapped(out, tmp_path):
-    Image.new("RGB", (60, 60), "red").save(tmp_path / "p.png")
-    assert run_here("evaluate.py", "--out", out, "--image", tmp_path / "p.png", "--map", tmp_path / "words.png").returncode == 0
-    assert Image.open(tmp_path / "words.png").size[0] > 1000
-    assert run_here("evaluate.py", "--out", out, "--image", tmp_path / "p.png", "--swap", "red=blue", "--ask", "what color is it?").returncode == 0
+@pytest.mark.parametrize("name", ["mlp_instruct", "blind_instruct"])
+def test_a_single_stage_can_be_examined(out, name):
+    done = run_here("evaluate.py", "--out", out, "--model", name)
+    assert done.returncode == 0 and f"\n{name} " in done.stdout
+    assert set(read_json(out / "evaluate.json")["checkpoints"]) == {name}
+
+
+def test_a_folder_with_some_stages_only_is_examined_as_far_as_it_goes(out, tmp_path):
+    for name in ("vit", "llm_source", "mlp_align"):
+        (tmp_path / name).symlink_to(out / name)
+    done = run_here("evaluate.py", "--out", tmp_path)
+    assert done.returncode == 0, done.stderr
+    assert set(read_json(tmp_path / "evaluate.json")["checkpoints"]) == {"mlp_align"}
+
+
+def test_a_folder_of_another_version_is_refused(tmp_path):
+    (tmp_path / "vit").mkdir()
+    (tmp_path / "vit" / "config.json").write_text('{"stage": "vit"}', encoding="utf-8")
+    assert_refused(run_here("evaluate.py", "--out", tmp_path, "--model", "mlp_align"),
+                   "must be made anew")
+
+
+# ---- one picture ---------------------------------------------------------------------------------
+
+def test_a_question_about_a_file_is_answered(out, picture):
+    for args in (["--ask", "what color is the circle?"], []):
+        done = run_here("evaluate.py", "--out", out, "--image", picture, *args)
+        assert done.returncode == 0 and done.stderr == ""
+
+
+def test_a_word_that_the_llm_has_never_read_is_named(out, picture):
+    done = run_here("evaluate.py", "--out", out, "--image", picture, "--ask", "is there a sun?")
+    assert done.returncode == 0
+    assert "never read 'sun'" in done.stderr and "'there'" not in done.stderr
+
+
+def test_a_word_map_is_drawn_and_a_word_is_swapped(out, picture, tmp_path):
+    path = tmp_path / "words.png"
+    done = run_here("evaluate.py", "--out", out, "--image", picture, "--map", path)
+    assert done.returncode == 0, done.stderr
+    with Image.open(path) as drawn:
+        assert drawn.size[0] > 1000
+    done = run_here("evaluate.py", "--out", out, "--image", picture, "--swap", "red=blue",
+                    "--ask", "what color is the circle?")
+    assert done.returncode == 0, done.stderr
 
 
 @pytest.mark.parametrize("args, says", [
     (["--ask", "what?"], "which picture?"),
+    (["--trace"], "which picture?"),
     (["--image", "PICTURE", "--swap", "red"], "expected WORD=WORD"),
     (["--image", "PICTURE", "--swap", "red=zeppelin"], "with words of the adapter"),
     (["--image", "PICTURE", "--swap", "red=blue", "--model", "mlp_instruct"], "needs a LangBridge"),
+    (["--image", "PICTURE", "--trace", "--model", "blind_instruct"], "sees no picture"),
+    (["--image", "PICTURE", "--ask", "  "], "the question is empty"),
+    (["--image", "PICTURE", "--ask", "<|bos|>what?"], "'<|bos|>'"),
+    (["--image", "PICTURE", "--ask", "what? " * 300], "does not fit"),
+    (["--image", "PICTURE", "--model", "other"], "python train.py --out"),
+    (["--image", "none.png"], "there is no picture"),
+    (["--image", "README.md"], "cannot read"),
+    (["--image", "data"], "cannot read"),
 ])
-def test_a_wrong_flag_is_answered_in_one_line(out, tmp_path, args, says):
-    Image.new("RGB", (60, 60), "red").save(tmp_path / "p.png")
-    refused = run_here("evaluate.py", "--out", out, *[str(tmp_path / "p.png") if a == "PICTURE" else a for a in args])
-    assert refused.returncode == 2 and says in refused.stderr and refused.stderr.count("\n") == 1
+def test_a_mistake_is_answered_in_one_line(out, picture, args, says):
+    args = [str(picture) if arg == "PICTURE" else arg for arg in args]
+    assert_refused(run_here("evaluate.py", "--out", out, *args), says)
 
 
-@pytest.mark.parametrize("what", ["basis", "patches"])
-def test_an_ablation_has_a_point_for_each_value(out, what):
-    done = run("evaluate.py", "--out", out, "--ablate", what, "--seeds", "0", "--no-stage2")
-    assert done.returncode == 0, done.stdout + done.stderr
-    sweep = json.loads((out / "evaluate.json").read_text(encoding="utf-8"))["ablations"][what]
-    assert [p["value"] for p in sweep["points"]] == SWEEPS[what][1]
-    assert all(set(p) == {"value", "K", "params", "own_weight", "native", "zero_shot"} for p in sweep["points"])
-    text = (out / f"ablate_{what}.md").read_text(encoding="utf-8")
-    assert (out / f"ablate_{what}.png").exists() and all(f"| {value} |" in text for value in SWEEPS[what][1])
+def test_a_folder_that_is_not_there_says_what_makes_it(tmp_path, picture):
+    for args in (["--image", picture], []):
+        assert_refused(run_here("evaluate.py", "--out", tmp_path / "nowhere", *args),
+                       "python train.py --out")
+
+
+# ---- the trace -----------------------------------------------------------------------------------
+
+STEP = re.compile(r"\n\d\. .*\n    (\(.+\)) = (\(.+\))\n    (\w+\.py):(\d+), ([\w.]+):  (.+)\n")
+FILES = {"vision.py": vision, "adapter.py": adapter_module, "model.py": model}
+
+
+def trace_of(out, picture, name):
+    done = run_here("evaluate.py", "--out", out, "--image", picture, "--trace", "--model", name,
+                    "--ask", "what color is the circle?")
+    assert done.returncode == 0, done.stderr
+    return done.stdout
+
+
+def letters(out, name):
+    """What the letters of the table stand for in a model: {"N": 36, ..}"""
+    vit, vlm = load_vlm(out, name)
+    text = len(vlm.encoding.encode("question: what color is the circle?"))
+    config, N = vit.config, vit.config.grid ** 2
+    sizes = {"B": 1, "size": config.size, "N": N, "4 p^2": 4 * config.patch ** 2, "D": config.D,
+             "C": vlm.llm.config.C, "V": vlm.llm.config.V,
+             "prefix + N + rows": len(vlm.prefix) + N + config.grid}
+    sizes["T"] = sizes["prefix + N + rows"] + text
+    if isinstance(vlm.adapter, LangBridge):
+        sizes["K"] = len(vlm.adapter.tokens)
+    return sizes
+
+
+@pytest.mark.parametrize("name", ["langbridge_instruct", "langbridge_align", "mlp_instruct"])
+def test_the_shapes_of_the_trace_are_those_that_its_letters_promise(out, picture, name):
+    sizes, steps = letters(out, name), STEP.findall(trace_of(out, picture, name))
+    assert len(steps) == (7 if name.startswith("langbridge") else 6)
+    for said, shape, *_ in steps:
+        promised = [str(sizes.get(letter, letter)) for letter in said.strip("()").split(", ")]
+        assert f"({', '.join(promised)})" == shape
+
+
+def test_the_trace_names_lines_that_are_there_and_docstrings_promise_the_same(out, picture):
+    for said, _, file, line, function, code in STEP.findall(
+            trace_of(out, picture, "langbridge_instruct")):
+        source = (ROOT / file).read_text(encoding="utf-8").splitlines()
+        assert source[int(line) - 1].strip().startswith(code)
+        owner, method = function.split(".") if "." in function else (None, function)
+        holder = getattr(FILES[file], owner) if owner else FILES[file]
+        documented = f"{inspect.getdoc(holder)} {inspect.getdoc(getattr(holder, method))}"
+        if function == "LangBridge.forward" and "K" in said:
+            documented = inspect.getdoc(LangBridge.weights)  # it calls that, and K is seen there
+        assert said in documented, f"{function} does not promise {said}"
+
+
+def test_the_trace_ends_with_the_answer_and_its_candidates(out, picture):
+    said = trace_of(out, picture, "langbridge_instruct")
+    candidates = re.findall(r"^        (\d\.\d{3})  '", said, flags=re.MULTILINE)
+    assert len(candidates) == 5 and candidates == sorted(candidates, reverse=True)
+    answer = run_here("evaluate.py", "--out", out, "--image", picture, "--ask",
+                      "what color is the circle?").stdout.strip()
+    assert said.strip().splitlines()[-1].endswith(f": {answer}".rstrip())
+
+
+# ---- a conversation ------------------------------------------------------------------------------
+
+@pytest.fixture
+def talk(out, monkeypatch, capsys):
+    """talk(line, ..): what a conversation says to these lines; and the maps that it draws."""
+    vit, vlm = load_vlm(out, "langbridge_instruct")
+    features = torch.randn(1, vit.config.grid ** 2, vit.config.D)
+    known = set(read_json(out / "llm_source" / "config.json")["words"])
+    maps = []
+
+    def say_all(*lines):
+        left = iter(lines)
+
+        def next_line(_):
+            try:
+                return next(left)
+            except StopIteration:
+                raise EOFError
+
+        monkeypatch.setattr("builtins.input", next_line)
+        chat(vlm, features, open_data(out), known, lambda vlm: maps.append(vlm.adapter))
+        return capsys.readouterr()
+
+    say_all.maps = maps
+    return say_all
+
+
+def test_a_conversation_opens_with_questions_that_can_be_asked(talk):
+    said = talk("/quit")
+    for words in ("shape", "color", "how many", "is there a", "where is the", "/quit"):
+        assert words in said.out
+    assert said.err == ""
+
+
+def test_no_example_question_has_a_word_that_the_llm_has_never_read(out):
+    known = set(read_json(out / "llm_source" / "config.json")["words"])
+    for question in open_data(out).example_questions():
+        assert set(re.findall("[a-z]+", question)) <= known, question
+
+
+def test_a_conversation_warns_of_words_that_were_never_read(talk):
+    assert "never read 'sun'" in talk("is there a sun?").err
+    assert talk("Is there a RED circle?", "").err == ""
+
+
+def test_the_map_shows_what_was_swapped(talk):
+    talk("/map", "/swap red=blue", "/map", "/swap", "/map")
+    before, swapped, after = talk.maps
+    assert isinstance(swapped, Edited) and before is after and not isinstance(after, Edited)
+
+
+def test_nothing_that_is_typed_ends_a_conversation_but_quit(talk):
+    said = talk("/swap red", "/dance", "<|bos|>", "what? " * 300, "/quit", "/map")
+    for answer in ("expected WORD=WORD", "unknown: /dance", "'<|bos|>'", "does not fit"):
+        assert answer in said.out
+    assert talk.maps == []
+
+
+def test_a_question_of_known_words_has_no_warning(llm, capsys):
+    vlm = VLM(LangBridge(16, WORDS, 24).set_basis(*llm), *llm).eval()
+    x = torch.randn(1, 36, 16)
+    ask(vlm, x, "what color?", {"what", "color"})
+    assert capsys.readouterr().err == ""
+    with pytest.raises(Refused, match="at most"):
+        ask(vlm, x, "what color? " * 300, {"what", "color"})
+
+
+# ---- the README ----------------------------------------------------------------------------------
+
+def test_the_python_of_the_readme_runs_as_it_stands(out, tmp_path, monkeypatch, capsys):
+    (block,) = re.findall(r"```python\n(.+?)```", README, flags=re.DOTALL)
+    (tmp_path / "out").symlink_to(out)
+    (tmp_path / "results").symlink_to(ROOT / "results")
+    monkeypatch.chdir(tmp_path)
+    exec(compile(block, "README.md", "exec"), {})
+    assert len(capsys.readouterr().out.splitlines()) == block.count("print(") == 2
+
+
+def test_the_trace_of_the_readme_names_lines_that_are_there():
+    steps = re.findall(r"\n    (\w+\.py), ([\w.]+):  (.+)\n", README)
+    assert len(steps) >= 5
+    for file, function, code in steps:
+        owner, method = function.split(".")
+        source = inspect.getsource(getattr(getattr(FILES[file], owner), method))
+        assert code in source, f"{file}, {function}"

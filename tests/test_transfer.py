@@ -1,142 +1,198 @@
 """python transfer.py: an adapter moves to another LLM, and nothing of it changes but its basis."""
-import json
+import doctest
 
 import pytest
 import torch
-from conftest import run, run_here
+from conftest import WORDS, assert_refused, make_llm, run, run_here
 
-from adapter import LangBridge, MLPAdapter, fingerprint
-from data.corpus import train_tokenizer
-from model import GPT, GPTConfig
-from results.tries import Tried
-from transfer import ROWS, samples_to, shuffle_basis, stitch
+import transfer
+from adapter import LangBridge, MLPAdapter, fingerprint, load_adapter
+from data.files import read_json
+from evaluate import load_vlm
+from train import load_settings
+from transfer import MOMENTS, ROWS, SWEEPS, Move, label, samples_to, shuffle_words, stitch
+
+TARGET = "transfer/llm_target/seed1"
 
 
-def make_llm(dialect, C):
-    torch.manual_seed(C)
-    encoding = train_tokenizer(dialect, 512, 0, documents=400)
-    return GPT(GPTConfig(encoding.n_vocab, C, 4, 1)), encoding
-
+# ---- how an adapter gets to another LLM ----------------------------------------------------------
 
 def test_a_stitched_mlp_is_exact_where_the_target_is_a_linear_map_of_the_source():
     source, target = make_llm("source", 32), make_llm("source", 48)
     M = torch.randn(32, 48)
-    target[0].embed = lambda ids: source[0].embed(ids) @ M
+
+    def embed(ids):
+        return source[0].embed(ids) @ M
+
+    target[0].embed = embed
     mlp, x = MLPAdapter(16, 32), torch.randn(1, 36, 16)
     assert torch.allclose(stitch(mlp, source, target)(x), mlp(x) @ M, atol=1e-3)
 
 
-def test_a_shuffled_basis_has_the_same_words_in_other_places():
-    adapter = LangBridge(16, [b" .", b" red", b" blue", b" circle", b" square", b" top"], 24).set_basis(*make_llm("source", 32))
-    before, hash = adapter.E.clone(), fingerprint(adapter)
-    shuffle_basis(adapter, seed=0)
-    assert not torch.equal(adapter.E, before) and fingerprint(adapter) == hash
+def test_shuffled_words_are_the_same_words_in_other_places():
+    llm, adapter = make_llm("source", 32), LangBridge(16, WORDS, 24)
+    before, weights = adapter.set_basis(*llm).E.clone(), fingerprint(adapter)
+    shuffle_words(adapter, seed=0).set_basis(*llm)
+    assert sorted(adapter.tokens) == sorted(WORDS)
+    assert not torch.equal(adapter.E, before) and fingerprint(adapter) == weights
     assert torch.equal(adapter.E.sum(1).sort().values, before.sum(1).sort().values)
 
 
-def test_a_fingerprint_sees_every_parameter_but_not_the_basis():
-    adapter = LangBridge(16, [b" .", b" red", b" top"], 24)
-    hash = fingerprint(adapter)
-    for dialect, C in (("source", 32), ("target", 48)):
-        assert fingerprint(adapter.set_basis(*make_llm(dialect, C))) == hash
-    for p in adapter.parameters():
-        with torch.no_grad():
-            p.view(-1)[0] += 1e-3
-        assert fingerprint(adapter) != hash
-        hash = fingerprint(adapter)
+def test_words_are_shuffled_otherwise_by_another_seed():
+    orders = [shuffle_words(LangBridge(16, WORDS, 24), seed).tokens for seed in (0, 0, 1)]
+    assert orders[0] == orders[1] != orders[2]
 
 
-def test_samples_to_a_goal():
+# ---- rows and their stages -----------------------------------------------------------------------
+
+def test_the_examples_of_the_docstrings_are_true():
+    result = doctest.testmod(transfer)
+    assert result.failed == 0 and result.attempted > 0
+
+
+def test_samples_to_a_goal_are_none_where_it_is_not_reached():
     curve = [[0, 0.5], [100, 0.7], [200, 0.9]]
-    assert samples_to(curve, 0.8) == pytest.approx(150) and samples_to(curve, 0.4) == 0 and samples_to(curve, 0.95) is None
+    assert samples_to(curve, 0.4) == 0 and samples_to(curve, 0.95) is None
 
+
+def test_every_row_has_a_name_of_its_own_and_its_controls():
+    names = [row.name for row in ROWS]
+    assert len(names) == len(set(names)) == 15
+    headline = {row.name for row in ROWS if row.headline}
+    assert {"native_mlp", "zero_shot_langbridge", "zero_shot_shuffled"} <= headline
+
+
+def test_an_llm_elsewhere_has_a_label_of_its_own(tmp_path):
+    assert label("llm_source") == "llm_source"
+    assert label(str(tmp_path / "out-seed1" / "llm_source")) == "out-seed1-llm_source"
+
+
+def test_what_train_has_made_is_used_and_not_made_again(out):
+    s = load_settings(out)
+    own = Move(s, "llm_source", "llm_target", own=True)
+    other = Move(s, "llm_source", "llm_target", own=False)
+    assert own.adapter("llm_source", "mlp", "align").name == "mlp_align"
+    assert other.adapter("llm_source", "mlp", "align").name == (
+        "transfer/llm_source/seed0/mlp_align")
+    assert own.adapter("llm_target", "mlp", "align").name == "transfer/llm_target/seed0/mlp_align"
+
+
+# ---- python transfer.py --------------------------------------------------------------------------
 
 @pytest.fixture(scope="module")
 def moved(out):
     """The out folder after transfer.py with one seed that is not train.py's."""
-    done = run("transfer.py", "--out", out, "--seeds", "1")
-    assert done.returncode == 0, done.stdout + done.stderr
+    run("transfer.py", "--out", out, "--seeds", "1")
     return out
 
 
-def test_transfer_json_has_every_row_and_equal_hashes(moved):
-    r = json.loads((moved / "transfer.json").read_text(encoding="utf-8"))
-    assert r["seeds"] == [1] and [row["name"] for row in r["rows"]] == [row.name for row in ROWS]
-    for row in r["rows"]:
-        assert set(row["scores"]) == {"vqa", "caption_f1", "pope_acc", "comp_vqa"} and all(len(v["values"]) == 1 for v in row["scores"].values())
-        assert bool(row["curve"]) == row["stage2"] and (row["samples"] > 0) == (row["stage1"] or row["stage2"])
-    assert {"transferred_vs_native_mlp", "transferred_vs_native_langbridge", "zero_shot_vs_stage1_native_langbridge"} <= set(r["relative"])
-    assert r["adapter_hash"]["before"] == r["adapter_hash"]["after"]
-    assert (moved / "transfer.png").exists() and "| transferred_langbridge |" in (moved / "transfer.md").read_text(encoding="utf-8")
+@pytest.fixture(scope="module")
+def result(moved):
+    return read_json(moved / "transfer.json")
 
 
-def test_every_stage_2_has_the_same_budget(moved):
-    r = json.loads((moved / "transfer.json").read_text(encoding="utf-8"))
-    assert len({row["curve"][-1][0] for row in r["rows"] if row["stage2"]}) == 1
+def test_transfer_json_has_every_row_and_every_score(result):
+    assert result["seeds"] == [1]
+    assert [row["name"] for row in result["rows"]] == [row.name for row in ROWS]
+    for row in result["rows"]:
+        assert set(row["scores"]) == {"vqa", "caption_f1", "pope_acc", "comp_vqa"}
+        assert all(len(score["values"]) == 1 for score in row["scores"].values())
+        assert bool(row["curve"]) == row["stage2"]
+        assert (row["samples"] > 0) == (row["stage1"] or row["stage2"])
+    assert {"transferred_vs_native_mlp", "transferred_vs_native_langbridge",
+            "zero_shot_vs_stage1_native_langbridge"} <= set(result["relative"])
+
+
+def test_the_swap_leaves_every_trained_parameter_as_it_was(result):
+    assert result["adapter_hash"]["before"] == result["adapter_hash"]["after"]
+
+
+def test_tables_and_figures_are_written(moved):
+    assert (moved / "transfer.png").exists()
+    text = (moved / "transfer.md").read_text(encoding="utf-8")
+    for row in ROWS:
+        assert f"| {row.name} |" in text
+
+
+def test_every_stage_2_has_the_same_budget_and_is_measured_at_the_same_moments(result):
+    curves = [[samples for samples, _ in row["curve"]] for row in result["rows"] if row["stage2"]]
+    assert all(curve == curves[0] for curve in curves)
+    assert curves[0][0] == 0 and len(curves[0]) <= len(MOMENTS)
 
 
 def test_transferring_again_redoes_nothing(moved):
-    before = {p: p.stat().st_mtime_ns for p in (moved / "transfer").rglob("*.pt")}
-    again = run("transfer.py", "--out", moved, "--seeds", "1")
-    assert again.returncode == 0 and len(before) > 10 and before == {p: p.stat().st_mtime_ns for p in (moved / "transfer").rglob("*.pt")}
+    def when():
+        return {path: path.stat().st_mtime_ns for path in (moved / "transfer").rglob("*.pt")}
+
+    before = when()
+    again = run_here("transfer.py", "--out", moved, "--seeds", "1", "--threads", "1")
+    assert again.returncode == 0, again.stderr
+    assert len(before) > 10 and before == when()
 
 
 def test_an_adapter_also_moves_from_the_target_to_the_source(moved):
-    done = run("transfer.py", "--out", moved, "--seeds", "1", "--reverse", "--rows", "headline")
-    assert done.returncode == 0, done.stdout + done.stderr
-    r = json.loads((moved / "transfer_reverse.json").read_text(encoding="utf-8"))
-    assert (r["source"], r["target"]) == ("llm_target", "llm_source") and r["adapter_hash"]["before"] == r["adapter_hash"]["after"]
+    done = run_here("transfer.py", "--out", moved, "--seeds", "1", "--reverse", "--rows",
+                    "headline", "--threads", "1")
+    assert done.returncode == 0, done.stderr
+    r = read_json(moved / "transfer_reverse.json")
+    assert (r["source"], r["target"]) == ("llm_target", "llm_source")
+    assert r["adapter_hash"]["before"] == r["adapter_hash"]["after"]
 
 
-def test_the_moved_model_answers_questions(moved, tmp_path):
-    from PIL import Image
-    Image.new("RGB", (48, 48), "red").save(tmp_path / "picture.png")
-    done = run_here("evaluate.py", "--out", moved, "--model", "transfer/llm_target/seed1/from_llm_source/transferred_langbridge", "--image", tmp_path / "picture.png")
+def test_the_moved_model_answers_questions(moved, picture):
+    done = run_here("evaluate.py", "--out", moved, "--image", picture, "--model",
+                    f"{TARGET}/from_llm_source/transferred_langbridge")
     assert done.returncode == 0 and done.stderr == ""
 
 
-def test_what_was_tried_is_a_langbridge_with_one_thing_changed():
-    llm, x = make_llm("source", 32), torch.randn(2, 36, 16)
-    make = lambda kind: (torch.manual_seed(0), kind(16, [b" .", b" red", b" blue", b" circle", b" square", b" top"], 24))[1]
-    usual, tried = make(LangBridge).set_basis(*llm), make(Tried)
-    assert torch.equal(tried.set_basis(*llm)(x), usual(x))  # everything is switched off
-    tried.top = 2
-    assert ((tried.weights(x) > 0).sum(-1) == 2).all() and torch.allclose(tried.weights(x).sum(-1), torch.ones(2, 36))
-    tried.top, tried.whitened = 0, True
-    tried.set_basis(*llm)
-    assert torch.allclose(tried.E @ tried.E.T, usual.E[0].square().sum() * torch.eye(6), atol=1e-3)
-
-
-def test_entropy_in_the_loss_makes_weights_say_less_at_once():
-    tried, x = Tried(16, [b" .", b" red", b" blue", b" circle", b" square", b" top"], 24).set_basis(*make_llm("source", 32)), torch.randn(2, 36, 16)
-    H = lambda beta: -(beta * beta.log()).sum(-1).mean()
-    wanted = torch.autograd.grad(0.5 * H(LangBridge.weights(tried, x)), list(tried.parameters()))
-    tried.entropy = 0.5
-    got = torch.autograd.grad(0.0 * tried.train()(x).sum(), list(tried.parameters()))
-    assert all(torch.allclose(a, b, atol=1e-6) for a, b in zip(got, wanted))
-
-
-def test_the_tries_write_a_table(out):
-    done = run("results/tries.py", "--out", out, "--seeds", "0", "--only", "none,varying", "--threads", "2")
-    assert done.returncode == 0, done.stdout + done.stderr
-    r = json.loads((out / "tries.json").read_text(encoding="utf-8"))
-    assert [t["name"] for t in r["tries"]] == ["none", "varying"] and r["tries"][1]["K"] < r["tries"][0]["K"]
-    assert all(len(t[llm][split]["vqa"]) == 1 for t in r["tries"] for llm in ("source", "target") for split in ("val", "test"))
-    refused = run_here("results/tries.py", "--out", out, "--only", "two-sources")
-    assert refused.returncode == 2 and "--full-seeds" in refused.stderr and refused.stderr.count("\n") == 1
+def test_a_shuffled_row_is_loaded_with_its_words_shuffled(moved):
+    aligned = load_adapter(moved / "transfer" / "llm_source" / "seed1" / "langbridge_align")
+    name = f"{TARGET}/from_llm_source/shuffled_basis"
+    loaded = load_vlm(moved, name)[1].adapter
+    assert loaded.tokens == shuffle_words(aligned, seed=1).tokens
+    expected = load_vlm(moved, f"{TARGET}/from_llm_source/transferred_langbridge")[1].adapter
+    order = [expected.tokens.index(token) for token in loaded.tokens]
+    assert torch.equal(loaded.E, expected.E[order]) and not torch.equal(loaded.E, expected.E)
 
 
 @pytest.mark.parametrize("args, says", [
     (["--seeds", "a"], "as in 0,1,2"),
     (["--steps", "-1"], "--steps -1"),
     (["--corpus", "none"], "sentences"),
-    (["--source", "nowhere"], "there is no LLM in"),
+    (["--source", "nowhere"], "nowhere"),
+    (["--full-seeds", "--source", "nowhere"], "use one or the other"),
+    (["--ablate", "width"], "coefficients"),
 ])
 def test_a_wrong_flag_is_answered_in_one_line(out, args, says):
-    refused = run_here("transfer.py", "--out", out, *args)
-    assert refused.returncode == 2 and says in refused.stderr and refused.stderr.count("\n") == 1
+    assert_refused(run_here("transfer.py", "--out", out, *args), says)
 
 
 def test_transfer_before_train_says_what_to_run_first(tmp_path):
-    refused = run_here("transfer.py", "--out", tmp_path / "nowhere")
-    assert refused.returncode == 2 and "python train.py --out" in refused.stderr and refused.stderr.count("\n") == 1
+    assert_refused(run_here("transfer.py", "--out", tmp_path / "nowhere"), "python train.py --out")
+
+
+# ---- python transfer.py --ablate -----------------------------------------------------------------
+
+@pytest.mark.parametrize("what, stage2", [("basis", True), ("patches", False)])
+def test_an_ablation_has_a_point_for_each_value(out, what, stage2):
+    flags = [] if stage2 else ["--no-stage2"]
+    done = run_here("transfer.py", "--out", out, "--ablate", what, "--seeds", "0", "--threads", "1",
+                    *flags)
+    assert done.returncode == 0, done.stderr
+    sweep, (_, values) = read_json(out / f"ablate_{what}.json"), SWEEPS[what]
+    assert [point["value"] for point in sweep["points"]] == values
+    kinds = {"native", "zero_shot", "transferred"} if stage2 else {"native", "zero_shot"}
+    for point in sweep["points"]:
+        assert set(point) == {"value", "K", "params", "own_weight"} | kinds
+    table = (out / f"ablate_{what}.md").read_text(encoding="utf-8")
+    assert all(f"| {value} |" in table for value in values)
+    assert (out / f"ablate_{what}.png").exists()
+
+
+def test_an_ablation_starts_from_what_train_has_made(out):
+    """The point with train.py's own value is no new training."""
+    s = load_settings(out)
+    moves = transfer.moves_with(s, "basis", "align_basis", "words", [0])
+    assert moves[0].own and moves[0].root == "transfer"
+    moves = transfer.moves_with(s, "coefficients", "align_coefficients", "relu", [0])
+    assert moves[0].s.align_drawn == 0.0 and moves[0].root == "ablate/coefficients/relu"

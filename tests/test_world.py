@@ -10,6 +10,7 @@ import pytest
 
 import data.world as world
 from data.dataset import ShapeData, load_data
+from data.files import Refused
 from data.scoring import by_objects, color_edits, examine, intervals, summarize
 from data.world import (
     ANSWERS, COLORS, COMP_PAIRS, NUMBERS, PLACES, QUESTION_TYPES, QUESTIONS, RICH_QUESTIONS,
@@ -264,7 +265,7 @@ def test_the_data_can_be_stored_as_json_and_loaded_again(shapes):
 
 
 def test_an_unknown_kind_of_data_names_the_known_ones():
-    with pytest.raises(ValueError, match="'photos', expected one of shapes"):
+    with pytest.raises(Refused, match="'photos', expected one of shapes"):
         load_data({"kind": "photos", "size": 48})
 
 
