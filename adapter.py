@@ -37,7 +37,7 @@ class MLPAdapter(nn.Module):
         return [self.net[0].weight, self.net[2].weight]
 
     def set_basis(self, llm, encoding):
-        """Only a check: the LLM is baked into the weights. Raises ValueError if widths differ."""
+        """Only a check: an MLP is made for one LLM. Raises ValueError if its width is another."""
         C = self.config["C"]
         if llm.config.C != C:
             raise ValueError(f"this MLP adapter was trained for an LLM of width {C} and cannot be "
@@ -53,13 +53,16 @@ class LangBridge(nn.Module):
     """Each patch as a combination of words: v = W(x) @ E.
 
     x (B, N, D) -> v (B, N, C);  W: Linear(D, hidden), GELU, Linear(hidden, hidden),
-    Linear(hidden, K), as in the paper
+    Linear(hidden, K); two Linears in a row, as in the paper
 
     tokens        the K words, as byte strings: the adapter knows words, not ids, and looks their
                   ids up in whichever tokenizer it meets
-    coefficients  how the outputs l of W become weights. 'softplus': ln(1 + e^l) / their sum;
-                  'softmax': e^l / their sum; 'relu': max(l, 0); 'linear': l, as in the paper's
-                  code. Softmax soon gives one word all the weight: how sure a patch is gets lost
+    coefficients  how the outputs l of W become weights:
+                      softplus  ln(1 + e^l) / their sum
+                      softmax   e^l / their sum; it soon gives all the weight to one word, and
+                                how sure a patch is gets lost
+                      relu      max(l, 0)
+                      linear    l, as in the paper's code
     basis         'words', or 'centered': their differences from their mean
     drawn         in training, this share of the patches says one word, drawn by its weight,
                   instead of a mixture. A private code of many small weights does not survive
@@ -94,9 +97,9 @@ class LangBridge(nn.Module):
         patch and far from any text.
         """
         K = len(self.tokens)
-        everything, nothing = {  # what W says of each word, and of 'nothing here'
-            "softplus": (-math.log(K), 4.0),  # ln(1 + e^l): 1 for all words together, beside 4
-            "softmax": (0.0, 3.0),  # e^l: K - 1, beside 20
+        everything, nothing = {  # the bias of each word, and of 'nothing here'
+            "softplus": (-math.log(K), 4.0),  # all words weigh about 1 together, that one about 4
+            "softmax": (0.0, 3.0),  # K - 1 together, that one 20
             "relu": (0.0, 1.0),
             "linear": (0.0, 1.0),
         }[self.coefficients]
@@ -119,8 +122,9 @@ class LangBridge(nn.Module):
     def set_basis(self, llm, encoding):
         """Speak to this LLM from now on: E becomes its embeddings of the words; W is untouched.
 
-        Words that are no token of this LLM get no weight; `missing` lists them. Raises ValueError
-        if fewer than half are left, for that would be another adapter.
+        This changes the adapter itself, and returns it. Words that are not tokens of this LLM get
+        no weight; `missing` lists them. Raises ValueError if fewer than half are left, for that
+        would be another adapter.
         """
         vocabulary = set(encoding.token_byte_values())
         present = [t in vocabulary for t in self.tokens]
@@ -154,6 +158,7 @@ class LangBridge(nn.Module):
         return logits * self.present
 
     def forward(self, x):
+        """x (B, N, D) -> v (B, N, C)"""
         beta = self.weights(x)  # (B, N, K)
         if self.training and self.drawn > 0:
             beta = self.draw(beta)  # (B, N, K)
@@ -194,7 +199,7 @@ class Edited(nn.Module):
 
 
 def token(word):
-    """The token of a word within a text: 'red' -> b' red'"""
+    """The bytes of a word's token within a text: 'red' -> b' red'"""
     return f" {word}".encode()
 
 
@@ -221,16 +226,13 @@ def save_adapter(adapter, folder):
     write_json(folder / "adapter.json", adapter.config)
 
 
-def load_adapter(folder, **changes):
-    """The adapter that save_adapter wrote; a LangBridge must then be given a basis by set_basis.
-
-    `changes` replace entries of a LangBridge's config, as in drawn=0.0.
-    """
+def load_adapter(folder):
+    """The adapter that save_adapter wrote; a LangBridge must then be given a basis by set_basis."""
     config = read_json(folder / "adapter.json")
     if config.pop("kind") == "mlp":
         adapter = MLPAdapter(**config)
     else:
         config["tokens"] = [t.encode("latin-1") for t in config["tokens"]]
-        adapter = LangBridge(**config | changes)
+        adapter = LangBridge(**config)
     adapter.load_state_dict(read_tensors(folder / "adapter.pt"))
     return adapter

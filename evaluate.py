@@ -22,12 +22,13 @@ import torch.nn.functional as F
 
 from adapter import NOTHING, Edited, LangBridge, MLPAdapter, load_adapter, readable, token
 from data.bpe import BOS
+from data.corpus import PREFIX, prompt
 from data.dataset import load_data
 from data.files import Refused, read_json, read_tensors, write_json
 from data.run import Parser, run_command
 from data.scoring import by_objects, intervals, summarize
 from model import GPT, VLM, load_llm, same_length
-from results.figures import contact_sheet, line_plot, word_map
+from results.figures import contact_sheet, plot_study, word_map
 from vision import ViT, load_vit, read_picture
 
 SCORES = ("vqa", "caption_f1", "pope_acc", "comp_vqa")
@@ -64,19 +65,24 @@ def load_vlm(out, name):
     return vit, VLM(adapter, llm, encoding).eval()
 
 
+def words_read(out, name):
+    """The words that the LLM of a stage has read; none if its folder does not tell."""
+    path = Path(out) / read_json(Path(out) / name / "config.json")["base"] / "config.json"
+    return set(read_json(path).get("words", [])) if path.exists() else set()
+
+
 # ---- scores -------------------------------------------------------------------------------------
 
 def score_llm(llm, encoding, data, dialect, seed):
-    """Reading comprehension on unseen scenes in words. What an LLM cannot do from words, it cannot
-    do from patches that are combinations of words."""
+    """Reading comprehension: data.examine_reading with an LLM's greedy answers."""
     device, newline = llm.embedding.weight.device, encoding.encode_single_token(b"\n")
     llm.eval()
 
     def answer(asked):
         prompts = []
         for body, question in asked:
-            ids = encoding.encode(f"{BOS}scene:\n{body}", allowed_special={BOS})
-            prompts.append(ids + encoding.encode(f"question: {question}"))
+            ids = encoding.encode(PREFIX + body, allowed_special={BOS})
+            prompts.append(ids + encoding.encode(prompt(question)))
         answers = [""] * len(prompts)
         for rows, ids in same_length(prompts):
             for i, tokens in zip(rows, llm.generate(llm.embed(ids.to(device)), newline)):
@@ -98,7 +104,7 @@ def examine_vlm(vlm, features, data):
 
 
 def score_vlm(vlm, features, data):
-    """The scores S of a VLM (data/scoring.py)."""
+    """The scores of a VLM (data/scoring.py)."""
     return summarize(examine_vlm(vlm, features, data))
 
 
@@ -131,16 +137,18 @@ def embeddings(llm, encoding, words):
 @torch.no_grad()
 def say(vlm, x, words):
     """How much each patch says each word: x (B, N, D) -> (B, N, words). For a LangBridge these are
-    its weights, for an MLP the cosines of its visual tokens and the words' embeddings."""
-    if not isinstance(vlm.adapter, (LangBridge, Edited)):
-        v, E = vlm.adapter(x), embeddings(vlm.llm, vlm.encoding, words)
-        return F.normalize(v - v.mean((0, 1)), dim=-1) @ F.normalize(E - E.mean(0), dim=-1).T
-    return vlm.adapter.weights(x)[..., [vlm.adapter.tokens.index(token(word)) for word in words]]
+    its weights, for an MLP the cosines of its visual tokens to the words' embeddings, once the
+    means of both are removed."""
+    if isinstance(vlm.adapter, (LangBridge, Edited)):
+        k = [vlm.adapter.tokens.index(token(word)) for word in words]
+        return vlm.adapter.weights(x)[..., k]  # (B, N, words)
+    v, E = vlm.adapter(x), embeddings(vlm.llm, vlm.encoding, words)
+    return F.normalize(v - v.mean((0, 1)), dim=-1) @ F.normalize(E - E.mean(0), dim=-1).T
 
 
 @torch.no_grad()
 def grounding(vlm, features, words, data, top=5):
-    """Are the words for an object among the `top` that its patches say, in sum?
+    """Are the words for an object among the `top` that its patches say most, all together?
 
     Returns {kind: share, "chance_" + kind: the same for the words of an object of another picture}.
     """
@@ -148,7 +156,7 @@ def grounding(vlm, features, words, data, top=5):
     for seen, said in data.seen("test", say(vlm, features, words)):
         found.append((seen, {words[k] for k in said.sum(0).topk(top).indices.tolist()}))
     half = len(found) // 2
-    others = [said for _, said in found[half:] + found[:half]]
+    others = [said for _, said in found[half:] + found[:half]]  # each of another picture
     result = {}
     for kind in data.kinds:
         own = [seen.words[kind] in said for seen, said in found]
@@ -159,8 +167,7 @@ def grounding(vlm, features, words, data, top=5):
 
 @torch.no_grad()
 def own_weight(vlm, features, data):
-    """How much of what a LangBridge's patches of an object say is true of it: the share of
-    |weight| on the words for it."""
+    """The share of a LangBridge's |weight|, in the patches of an object, on the words for it."""
     shares, tokens = [], vlm.adapter.tokens
     for seen, beta in data.seen("test", vlm.adapter.weights(features).abs()):
         said = beta.sum(0)  # (K,)
@@ -192,19 +199,16 @@ def subspace(vlm, features, data, pictures=100):
     unit = F.normalize(E[:len(names)], dim=-1)
 
     def explained(patches, span):
-        basis = torch.linalg.qr(span.T)[0]  # (C, words), orthonormal
+        basis = torch.linalg.qr(span.T)[0]  # (C, words), orthonormal: |P v| = |v basis|
         return ((patches @ basis).square().sum() / patches.square().sum()).item()
 
     measured = defaultdict(list)
     for i in range(len(v)):
         scene = data.objects("test", i, side)
         patches = torch.cat([v[i, seen.patches] for seen in scene])  # (patches of objects, C)
-        own = torch.zeros(len(patches), len(names), dtype=torch.bool, device=v.device)
-        start = 0
-        for seen in scene:
-            end = start + len(seen.patches)
-            own[start:end, [names.index(word) for word in seen.words.values()]] = True
-            start = end
+        own = [[word in seen.words.values() for word in names]
+               for seen in scene for _ in seen.patches]
+        own = torch.tensor(own, device=v.device)  # (patches of objects, names)
         cos = F.normalize(patches, dim=-1) @ unit.T  # (patches of objects, names)
         measured["own_cos"].append(cos[own].mean().item())
         measured["other_cos"].append(cos[~own].mean().item())
@@ -243,20 +247,19 @@ def steering(vlm, features, data):
 
 def evaluate(out, names):
     """Scores with intervals, and what the adapters say: into evaluate.json, with figures."""
-    data, features, result = open_data(out), held_out(out), {"checkpoints": {}}
+    data, features, result, said = open_data(out), held_out(out), {"checkpoints": {}}, {}
     print(f"{'':22}" + "".join(f"{score:>24}" for score in SCORES) + "   (95% interval)")
     for name in names:
-        said = examine_vlm(load_vlm(out, name)[1], features, data)
-        S = summarize(said) | {"intervals": intervals(said), "by_objects": by_objects(said)}
-        result["checkpoints"][name] = S
-        cells = [f"{S[k]:10.3f} ({S['intervals'][k][0]:.3f}-{S['intervals'][k][1]:.3f})"
-                 for k in SCORES]
+        said[name] = examine_vlm(load_vlm(out, name)[1], features, data)
+        scores, bounds = summarize(said[name]), intervals(said[name])
+        result["checkpoints"][name] = scores | {
+            "intervals": bounds, "by_objects": by_objects(said[name])}
+        cells = [f"{scores[k]:10.3f} ({bounds[k][0]:.3f}-{bounds[k][1]:.3f})" for k in SCORES]
         print(f"{name:22}" + "".join(cells), flush=True)
-        if name == names[0] or name == "langbridge_instruct":
-            shown = said
     chance = data.chance({split: len(x) for split, x in features.items()})
     print(f"{'chance':22}" + "".join(f"{chance[score]:10.3f}{'':14}" for score in SCORES))
     result["chance"] = chance
+    shown = said.get("langbridge_instruct", said[names[0]])
     show_answers(out / "mistakes.png", shown, data, count=10)
     if {"langbridge_align", "mlp_align", "langbridge_instruct"} <= set(names):
         result |= look_inside(out, features["test"], data)
@@ -285,47 +288,44 @@ def look_inside(out, features, data):
     print(f"  a colour swapped in every patch, after instruct: {steered['n']} edits, the colour "
           f"answer follows in {steered['changed_as_edited']:.3f}, others stay in "
           f"{steered['others_kept']:.3f}")
-    return {"grounding": grounded, "subspace": draw_study(out), "steering": steered}
+    return {"grounding": grounded, "subspace": study_of(out), "steering": steered}
 
 
-def draw_study(out):
-    """What align recorded of subspace(), as lists and as a figure: do adapters come to words?"""
-    measures = {"own_cos": "own words", "other_cos": "other words",
-                "explained_own": "the caption's words", "explained_random": "random words"}
-    cosines, energies, result = {}, {}, {}
+def study_of(out):
+    """What align measured on the way (subspace), as lists: do adapters come to words?"""
+    study = {}
     for kind, title in (("mlp", "MLP"), ("langbridge", "LangBridge")):
-        seen = read_json(out / f"{kind}_align" / "config.json")["seen"]
-        result["steps"], result[kind] = [step for step, _ in seen], {}
-        for name, label in measures.items():
-            mean, half = np.array([measured[name] for _, measured in seen]).T
-            result[kind] |= {name: mean.tolist(), f"{name}_interval": half.tolist()}
-            panel = cosines if name.endswith("_cos") else energies
-            panel[f"{title}, {label}"] = (result["steps"], mean, mean - half, mean + half)
-        own, other = result[kind]["explained_own"], result[kind]["explained_random"]
+        measured = read_json(out / f"{kind}_align" / "config.json")["measured"]
+        study["steps"], study[kind] = [step for step, _ in measured], {}
+        for name in measured[0][1]:
+            mean, half = zip(*(values[name] for _, values in measured))
+            study[kind] |= {name: list(mean), f"{name}_interval": list(half)}
+        own, other = study[kind]["explained_own"], study[kind]["explained_random"]
         print(f"  {title}: the caption's words explain {own[0]:.3f} of the patches' energy before "
               f"stage 1, {own[-1]:.3f} after it; random words {other[0]:.3f}, {other[-1]:.3f}")
-    line_plot(out / "subspace.png", "Stage 1 brings patches to the words that describe them",
-              [("cosine to word embeddings", cosines), ("energy explained by words", energies)],
-              "steps of stage 1 (log)", "100 test pictures, patches of objects, mean vectors "
-              "removed; bands: 95% intervals.", log=True, ylim=(-0.2, 0.8))
-    return result
+    plot_study(study, out / "subspace.png")
+    return study
 
 
 # ---- one picture --------------------------------------------------------------------------------
 
 def draw_word_map(out, model, vlm, features, pixels, path):
     """What each patch says, by this model and by the other adapter of its stage."""
-    models = {model: vlm}
+    if vlm.adapter is None:
+        raise Refused("a blind model has no adapter: there is no map of what it says")
+    is_bridge, vlms, panels = isinstance(vlm.adapter, (LangBridge, Edited)), [vlm], []
+    bridge = vlm.adapter if is_bridge else load_adapter(out / "langbridge_align")
+    words = readable(bridge.tokens)
     kind, _, stage = model.partition("_")
     other = f"{'mlp' if kind == 'langbridge' else 'langbridge'}_{stage}"
     if model in CHECKPOINTS and (out / other / "adapter.json").exists():
-        models[other] = load_vlm(out, other)[1]
-    panels = []
-    for name in sorted(models):  # a LangBridge comes first: its words are asked of an MLP as well
-        adapter, title = models[name].adapter, "MLP: nearest words (cosine)"
-        if isinstance(adapter, (LangBridge, Edited)):
-            title, words = "LangBridge: its weights", readable(adapter.tokens)
-        said = say(models[name], features, words)[0]  # (N, words)
+        beside = load_vlm(out, other)[1]
+        vlms = [vlm, beside] if is_bridge else [beside, vlm]
+    for vlm in vlms:
+        title = "MLP: nearest words (cosine)"
+        if isinstance(vlm.adapter, (LangBridge, Edited)):
+            title = "LangBridge: its weights"
+        said = say(vlm, features, words)[0]  # (N, words)
         panels.append((title, [list(zip(words, patch)) for patch in said.tolist()]))
     note = f"{model} in {out.name}; words below 0.05 are left out."
     word_map(path, pixels[0].numpy(), panels, note)
@@ -349,8 +349,9 @@ def show_step(title, tensor, function, code):
 def trace(path, vit, vlm, question):
     """Follow one picture to its answer, and print each step for a person to read."""
     adapter, llm, encoding, side = vlm.adapter, vlm.llm, vlm.encoding, vit.config.grid
-    if adapter is None:
-        raise Refused("a blind model sees no picture: there is nothing to trace")
+    if not isinstance(adapter, (LangBridge, MLPAdapter)):
+        raise Refused("--trace follows a picture through an adapter as it was trained: not with "
+                      "--swap, and not in a blind model, which sees no picture")
     pixels = read_picture(path, vit.config.size)
     features = vit(pixels)  # (B, N, D)
     print(f"{path}, {question!r}: B = 1 picture, N = {side * side} patches")
@@ -376,7 +377,7 @@ def trace(path, vit, vlm, question):
     picture, start = vlm.picture(features), len(vlm.prefix)  # (B, prefix + N + rows, C)
     show_step("6. They stand between text, each row with a newline after it.", picture,
               VLM.picture, "return torch.cat")
-    ids = encoding.encode(f"question: {question}")
+    ids = encoding.encode(prompt(question))
     print(f"        position 0: {'|'.join(encoding.decode([i]) for i in vlm.prefix)!r}")
     print(f"        position {start}: {side} rows of {side} patches and a newline")
     print(f"        position {picture.size(1)}: {'|'.join(encoding.decode([i]) for i in ids)!r}")
@@ -455,7 +456,7 @@ def look_at(args, model):
     """python evaluate.py --image: whatever is asked about one picture."""
     data = open_data(args.out)
     vit, vlm = load_vlm(args.out, model)
-    known = set(read_json(args.out / "llm_source" / "config.json").get("words", []))
+    known = words_read(args.out, model)
     pixels = read_picture(args.image, vit.config.size)
     features = vit(pixels)
     question = " ".join((args.ask or data.request).lower().split())

@@ -5,14 +5,15 @@
 
 What is unusual here, for a reader who knows GPT-2:
     forward() takes embeddings instead of token ids: visual tokens need no special case
-    a short convolution before attention and MLP: without it, so small an LLM hardly learns to read
-    norms have no gain, and embeddings, queries and keys are normed as well: training stays calm
+    a short convolution before attention and MLP, so that a token knows its neighbours at once
+    norms have no gain, and embeddings, queries and keys are normed as well: training stays stable
     rotary positions tell how far apart two tokens are, learned ones tell where a token stands
     squared ReLU, no biases, no dropout
     blocks and head start at zero, so that the first loss is ln V
 
-Letters, the same in every file: B batch, T text tokens, N visual tokens (patches), C LLM width,
-D vision width, V an LLM's vocabulary, K shared vocabulary, H attention heads.
+Letters, the same in every file: B batch, T tokens of text, or all that a GPT reads, N visual tokens
+(patches), C LLM width, D vision width, V an LLM's vocabulary, K words of a LangBridge, H attention
+heads. In attention, S are the tokens so far, with those in the cache, and c = C/H.
 """
 import math
 from dataclasses import asdict, dataclass
@@ -22,6 +23,7 @@ import torch.nn as nn
 import torch.nn.functional as F
 
 from data.bpe import BOS, load_encoding, save_encoding
+from data.corpus import PREFIX, prompt
 from data.files import read_json, read_tensors, write_json, write_tensors
 
 
@@ -113,8 +115,8 @@ def attention(q, k, v):
     """
     T, S = q.size(-2), k.size(-2)
     scores = q @ k.mT / math.sqrt(q.size(-1))  # (B, H, T, S)
-    seen = torch.ones(T, S, dtype=torch.bool, device=q.device).tril(S - T)
-    return scores.masked_fill(~seen, -math.inf).softmax(-1) @ v  # (B, H, T, c)
+    causal = torch.ones(T, S, dtype=torch.bool, device=q.device).tril(S - T)
+    return scores.masked_fill(~causal, -math.inf).softmax(-1) @ v  # (B, H, T, c)
 
 
 class CausalSelfAttention(nn.Module):
@@ -219,8 +221,9 @@ class GPT(nn.Module):
     def hidden(self, x, cache=None, last=None):
         """What the head reads: x (B, T, C) -> (B, T, C), or of the `last` positions (B, last, C).
 
-        With a cache, x goes on where the cache ends, and the cache grows. `last` is for training,
-        without a cache: what the last block's MLP says about a picture's tokens is never used.
+        With a cache, x goes on where the cache ends, and the cache grows. `last` is for training
+        alone, without a cache: it spares the last MLP the picture's tokens, whose logits nobody
+        asks for.
         Raises ValueError if the context is too short.
         """
         T, start = x.size(1), cache.length if cache else 0
@@ -311,7 +314,7 @@ class VLM(nn.Module):
         self.llm = llm
         self.encoding = encoding
         self.newline = encoding.encode_single_token(b"\n")
-        self.prefix = encoding.encode(f"{BOS}scene:\n", allowed_special={BOS})
+        self.prefix = encoding.encode(PREFIX, allowed_special={BOS})
 
     def embed(self, ids):
         """The LLM's embeddings of a list of ids, for a batch of one: (1, T, C)"""
@@ -333,6 +336,7 @@ class VLM(nn.Module):
     def forward(self, features, ids, wanted):
         """Logits (n, V) for the n text ids that are `wanted`, each from all that stands before it.
 
+        Only the wanted ones go through the head, which is the largest matrix of a small LLM.
         features (B, N, D), ids (B, T), wanted (B, T) bool
         """
         picture = self.picture(features)  # (B, prefix + N + rows, C)
@@ -348,7 +352,7 @@ class VLM(nn.Module):
         whatever is asked: each question goes on from a copy of its picture's cache. Raises
         ValueError if a question leaves no room for an answer.
         """
-        prompts = [self.encoding.encode(f"question: {question}") for _, question in asked]
+        prompts = [self.encoding.encode(prompt(question)) for _, question in asked]
         answers = [""] * len(asked)
         for start in range(0, len(features), batch):
             part = features[start:start + batch]

@@ -1,8 +1,8 @@
-"""From nothing to a picture that answers: every stage, from random weights, in one command.
+"""From random weights to a model that answers questions about pictures, in one command.
 
     python train.py                    everything into out/, in the preset that fits the machine
     python train.py --preset smoke     the same in a few seconds, to see that it runs
-    python train.py --help             every setting
+    python train.py --help             every setting, with the laptop's values
 
     stage          what is trained                     on what
     llm_source     a GPT                               text only
@@ -12,7 +12,7 @@
     *_instruct     the adapter and the LLM             conversations about pictures (stage 2)
 
 with * = langbridge and mlp, both on the source LLM, and blind_instruct, the same without a picture.
-Each stage is a folder under --out. The same command goes on after an interruption: finished stages
+Each stage is a folder under --out. After an interruption, the same command goes on: finished stages
 are kept, an unfinished one resumes from its last checkpoint and, on a CPU, ends bit for bit as if
 nothing had happened.
 """
@@ -35,7 +35,7 @@ from data.bpe import BOS, PATTERNS, load_encoding, shared_tokens, train_bpe
 from data.corpus import encode
 from data.dataset import ShapeData
 from data.files import Refused, Stage, read_json, read_tensors, write_json, write_tensors
-from data.loop import Loop
+from data.loop import Loop, autocast, optimizers
 from data.run import Job, Parser, lanes, run_command, seconds_in, stopwatch
 from evaluate import (examine_vlm, held_out, load_vlm, score_llm, score_vlm, show_answers,
                       subspace)
@@ -62,7 +62,7 @@ class Settings:
     stages: str = setting("all", "only these stages, separated by commas")
     threads: int = setting(0, "CPU threads in all; 0: as many as there are cores")
     save_every: int = setting(60, "seconds between checkpoints")
-    parts: int = setting(2, "passes for a batch of texts about pictures: 2 pad less, 1 suits a GPU")
+    parts: int = setting(2, "parts of like lengths of a batch about pictures: 2 pad less than 1")
     seed: int = setting(0, "of weights, documents and the order of data")
     # the world
     max_objects: int = setting(3, "most objects in a scene, 1 to 6")
@@ -139,10 +139,10 @@ PRESETS = {
 
 
 def parse_settings(argv):
-    """The command line as Settings: the defaults, then the preset's values, then the flags."""
+    """The command line as Settings; what it does not say is as in the preset, or the default."""
     parser = Parser(__doc__)
     parser.add_fields(Settings)
-    given = vars(parser.parse_args(argv))
+    given = vars(parser.parse_args(argv))  # only what the command line says
     s = Settings(**given)
     s.threads = s.threads or os.cpu_count()
     if s.device == "auto":
@@ -151,8 +151,9 @@ def parse_settings(argv):
         s.precision = "bf16" if s.device == "cuda" else "fp32"
     if s.preset == "auto":
         s.preset = "gpu" if s.device == "cuda" else "laptop"
-    s = replace(s, **{**PRESETS[s.preset], **given, "preset": s.preset, "device": s.device,
-                      "precision": s.precision, "threads": s.threads})
+    for name, value in PRESETS[s.preset].items():
+        if name not in given:
+            setattr(s, name, value)
     check(s)
     return s
 
@@ -196,7 +197,7 @@ def load_settings(out):
 
 def open_stage(s, name):
     """A stage's folder, with the settings that decide its result: its own, and those of the stages
-    that it is made from."""
+    that it is made from. Here they are given by how their names begin."""
     last = name.split("/")[-1]
     if last in ("llm_source", "llm_target"):
         own = (last, "llm_H", "llm_batch", "llm_turns", "llm_captions", "llm_rasters",
@@ -211,68 +212,10 @@ def open_stage(s, name):
     return Stage(s.out, name, {k: v for k, v in asdict(s).items() if k.startswith(own)})
 
 
-# ---- optimisation -------------------------------------------------------------------------------
-
-class Muon(torch.optim.Optimizer):
-    """Momentum whose update is made orthogonal, for hidden matrices (Jordan et al. 2024).
-
-        U S V^T = the gradient's momentum;  W <- W - lr * sqrt(max(1, rows / columns)) * U V^T
-
-    Here it needs a third of AdamW's steps. torch.optim.Muon does the same matrix by matrix, in a
-    bfloat16 that many a CPU has to emulate; this one is float32, all matrices of a shape at once.
-    """
-
-    def __init__(self, params, lr, momentum=0.95):
-        super().__init__(params, dict(lr=lr, momentum=momentum))
-
-    @torch.no_grad()
-    def step(self):
-        for group in self.param_groups:
-            by_shape = {}
-            for p in group["params"]:
-                average = self.state[p].setdefault("momentum", torch.zeros_like(p))
-                average.lerp_(p.grad, 1 - group["momentum"])
-                ahead = p.grad.lerp(average, group["momentum"])  # Nesterov
-                by_shape.setdefault(p.shape, []).append((p, ahead))
-            for (rows, columns), pairs in by_shape.items():
-                updates = orthogonal(torch.stack([ahead for _, ahead in pairs]))
-                for (p, _), update in zip(pairs, updates):
-                    p.sub_(update, alpha=group["lr"] * max(1, rows / columns) ** 0.5)
-
-
-def orthogonal(x):
-    """U S V^T -> U V^T, roughly, of each matrix: x (matrices, rows, columns) -> the same shape.
-
-    Five steps of a Newton-Schulz iteration drive all singular values towards 1.
-    """
-    if x.size(1) > x.size(2):
-        return orthogonal(x.mT).mT
-    x = x / (x.norm(dim=(1, 2), keepdim=True) + 1e-7)
-    for _ in range(5):
-        a = x @ x.mT  # (matrices, rows, rows)
-        x = 3.4445 * x + (-4.7750 * a + 2.0315 * a @ a) @ x
-    return x
-
-
-def optimizers(matrix_lr, lr, *modules):
-    """Muon for the modules' hidden matrices, AdamW for embeddings, heads, biases and the like."""
-    matrices = [p for module in modules for p in module.hidden_matrices()]
-    hidden = {id(p) for p in matrices}
-    others = [p for module in modules for p in module.parameters() if id(p) not in hidden]
-    adamw = torch.optim.AdamW(others, lr, betas=(0.9, 0.95), weight_decay=0.0)
-    return [Muon(matrices, matrix_lr), adamw]
-
-
-def autocast(s):
-    """bfloat16 where it is asked for."""
-    device = torch.device(s.device).type
-    return torch.autocast(device, torch.bfloat16, enabled=s.precision == "bf16")
-
-
 # ---- text: the language models ------------------------------------------------------------------
 
-def count(module):
-    """Parameters, in all."""
+def size_of(module):
+    """How many parameters it has; None has none."""
     return 0 if module is None else sum(p.numel() for p in module.parameters())
 
 
@@ -297,15 +240,19 @@ def marked(pieces):
 def pretrain_llm(s, stage):
     """A GPT from nothing, on text alone: next tokens of documents, most of all of the answers."""
     data, dialect = s.data, stage.name.removeprefix("llm_")
-    V, C, layers, steps = (getattr(s, f"llm_{dialect}_{x}") for x in ("V", "C", "layers", "steps"))
+
+    def own(setting):
+        return getattr(s, f"{stage.name}_{setting}")
+
     torch.manual_seed(s.seed)
-    encoding = data.tokenizer(dialect, V, s.seed)
-    llm = GPT(GPTConfig(encoding.n_vocab, C, s.llm_H, layers)).to(s.device)
+    encoding = data.tokenizer(dialect, own("V"), s.seed)
+    config = GPTConfig(encoding.n_vocab, own("C"), s.llm_H, own("layers"))
+    llm, steps = GPT(config).to(s.device), own("steps")
 
     def document(i):
         return data.document(dialect, s.seed, i, s.llm_rasters, s.llm_turns, s.llm_captions)
 
-    print(f"{stage.name}: a GPT of {count(llm):,} parameters, all trained, on {steps} x "
+    print(f"{stage.name}: a GPT of {size_of(llm):,} parameters, all trained, on {steps} x "
           f"{s.llm_batch} documents; vocabulary {encoding.n_vocab}; the first loss should be "
           f"ln V = {math.log(encoding.n_vocab):.2f}. The first document ([answers] count most):\n"
           f"{marked(document(0))}", flush=True)
@@ -324,9 +271,9 @@ def pretrain_llm(s, stage):
         loop.update(loss / weights.sum())
     save_llm(llm, encoding, stage.folder)
     text = "".join(piece for i in range(2000) for piece, _ in document(i)).replace(BOS, "")
-    words = sorted(set(re.findall("[a-z]+", text)))  # that it has read, for evaluate.py
+    words = sorted(set(re.findall("[a-z]+", text)))  # that it has read: evaluate.py names others
     scores = score_llm(llm, encoding, data, dialect, s.seed)
-    stage.finish(seconds=loop.seconds, params=count(llm), vocab=encoding.n_vocab, words=words,
+    stage.finish(seconds=loop.seconds, params=size_of(llm), vocab=encoding.n_vocab, words=words,
                  **scores)
 
 
@@ -343,8 +290,8 @@ def pretrain_vit(s, stage):
     encoding = train_bpe(data.alt_texts(s.seed, 500), 400, PATTERNS["source"], name="captions")
     config = ViTConfig(s.vit_size, s.vit_patch, s.vit_D, s.vit_H, s.vit_layers)
     clip = CLIP(config, encoding.n_vocab).to(s.device)
-    print(f"vit: a ViT of {count(clip.vit):,} parameters and its text tower of "
-          f"{count(clip.text):,}, all trained, on {s.vit_steps} x {s.vit_batch} pictures with "
+    print(f"vit: a ViT of {size_of(clip.vit):,} parameters and its text tower of "
+          f"{size_of(clip.text):,}, all trained, on {s.vit_steps} x {s.vit_batch} pictures with "
           f"captions; the first loss should be about ln {s.vit_batch} = "
           f"{math.log(s.vit_batch):.2f}", flush=True)
 
@@ -372,7 +319,7 @@ def pretrain_vit(s, stage):
     features = {split: encode_pictures(s, clip.vit, split) for split in data.SPLITS}
     write_tensors(stage.folder / "features.pt", features)
     stage.finish(data=data.config(), seconds=loop.seconds,
-                 seconds_features=time.perf_counter() - began, params=count(clip.vit),
+                 seconds_features=time.perf_counter() - began, params=size_of(clip.vit),
                  retrieval_top1=float(np.mean(hits)), **probe(features, data))
 
 
@@ -427,7 +374,6 @@ class Sample(NamedTuple):
 def picture_loss(s, vlm, features, pictures, texts):
     """The mean loss of answers about training pictures; features (pictures, N, D)."""
     samples = [Sample(i, *encode(vlm.encoding, text)) for i, text in zip(pictures, texts)]
-    assert all(sum(sample.weights) > 0 for sample in samples), "no answer, nothing to learn"
     samples.sort(key=lambda sample: len(sample.ids))  # a part of like lengths has little padding
     size = math.ceil(len(samples) / s.parts)
     loss = 0.0
@@ -448,9 +394,9 @@ def training_features(s):
 
 def announce(s, stage, trained, vlm, steps, batch, sample):
     """What is about to be trained, on what; `sample` is the first text."""
-    parameters = sum(count(module) for module in trained)
-    print(f"{stage.name}: {parameters:,} of {count(vlm):,} parameters trained (adapter "
-          f"{count(vlm.adapter):,}, LLM {count(vlm.llm):,}), on {steps} x {batch} of "
+    parameters = sum(size_of(module) for module in trained)
+    print(f"{stage.name}: {parameters:,} of {size_of(vlm):,} parameters trained (adapter "
+          f"{size_of(vlm.adapter):,}, LLM {size_of(vlm.llm):,}), on {steps} x {batch} of "
           f"{s.pictures} pictures", flush=True)
     if "/" not in stage.name:  # the many stages of transfer.py would say the same
         print(f"the first sample ([answers] are learned):\n[picture] {marked(sample)}", flush=True)
@@ -459,7 +405,8 @@ def announce(s, stage, trained, vlm, steps, batch, sample):
 def align(s, stage, kind, llm_name="llm_source", pair=("llm_source", "llm_target"), study=False):
     """Stage 1: the adapter alone learns, from captions, to say pictures in the frozen LLM's words.
 
-    `kind` is mlp or langbridge. With `study`, evaluate.subspace watches how near it comes to words.
+    `kind` is mlp or langbridge; the words of a LangBridge are those that the `pair` of LLMs shares.
+    With `study`, evaluate.subspace measures on the way how near it comes to words.
     """
     llm, encoding = load_llm(Path(s.out) / llm_name)
     llm.to(s.device).requires_grad_(False)
@@ -469,14 +416,14 @@ def align(s, stage, kind, llm_name="llm_source", pair=("llm_source", "llm_target
     announce(s, stage, [adapter], vlm, s.align_steps, s.align_batch,
              data.description(0, random.Random(0)))
 
-    def watch():
+    def measure():
         return subspace(vlm, exam["test"], data)
 
-    moments = set()
+    measure_at = set()
     if study:  # evenly on a logarithmic axis
-        moments = {0, s.align_steps} | {int(s.align_steps ** (i / 8)) for i in range(8)}
+        measure_at = {0, s.align_steps} | {int(s.align_steps ** (i / 8)) for i in range(8)}
     loop = Loop(s, stage, [adapter], optimizers(s.align_matrix_lr, s.align_lr, adapter),
-                s.align_steps, watch, moments)
+                s.align_steps, measure, measure_at)
     for step in loop:
         rng = random.Random(f"align/{s.seed}/{step}")  # all adapters meet the same samples
         pictures = [rng.randrange(len(features)) for _ in range(s.align_batch)]
@@ -485,22 +432,25 @@ def align(s, stage, kind, llm_name="llm_source", pair=("llm_source", "llm_target
             loss = picture_loss(s, vlm, features, pictures, texts)
         loop.update(loss)
     save_adapter(adapter, stage.folder)
-    stage.finish(base=llm_name, seconds=loop.seconds, seen=loop.seen, params=count(vlm),
+    stage.finish(base=llm_name, seconds=loop.seconds, measured=loop.measured, params=size_of(vlm),
                  scores=score_vlm(vlm, exam, data))
 
 
-def instruct(s, stage, kind, llm_name="llm_source", adapter=None, watch=None, moments=(), **facts):
+def instruct(s, stage, kind, llm_name="llm_source", adapter=None, measure=None, measure_at=()):
     """Stage 2: adapter and LLM learn together, from conversations, to answer about pictures.
 
     `kind` is mlp, langbridge or blind (no adapter, no picture). The adapter is the one that align
-    left, unless one is given; its basis is a copy of the LLM's embeddings as they are now, and
-    stays so while the LLM is tuned. watch(vlm, exam) is called at `moments`; `facts` are noted.
+    left, unless one is given. The basis of a LangBridge is a copy of the LLM's embeddings as they
+    are before this stage, and remains so: its words go on meaning what they meant to W.
+    measure(vlm, exam) is called after each number of steps in `measure_at`.
     """
     llm, encoding = load_llm(Path(s.out) / llm_name)
     llm.to(s.device)
     if adapter is None and kind != "blind":
-        adapter = load_adapter(Path(s.out) / f"{kind}_align", drawn=0.0)
-        adapter = adapter.to(s.device).set_basis(llm, encoding)
+        adapter = load_adapter(Path(s.out) / f"{kind}_align").to(s.device)
+        adapter.set_basis(llm, encoding)
+    if kind == "langbridge":
+        adapter.drawn = 0.0  # words are drawn in stage 1 only: here it would cost caption F1
     trained = [llm] if adapter is None else [adapter, llm]
     vlm, data, exam = VLM(adapter, llm, encoding), s.data, held_out(s.out, s.device)
     features = training_features(s)  # (pictures, N, D)
@@ -511,7 +461,7 @@ def instruct(s, stage, kind, llm_name="llm_source", adapter=None, watch=None, mo
     announce(s, stage, trained, vlm, s.instruct_steps, s.instruct_batch,
              conversation(0, random.Random(0)))
     loop = Loop(s, stage, trained, optimizers(s.instruct_matrix_lr, s.instruct_lr, *trained),
-                s.instruct_steps, lambda: watch(vlm, exam), moments)
+                s.instruct_steps, lambda: measure(vlm, exam), measure_at)
     for step in loop:
         rng = random.Random(f"instruct/{s.seed}/{step}")
         pictures = [rng.randrange(len(features)) for _ in range(s.instruct_batch)]
@@ -522,13 +472,13 @@ def instruct(s, stage, kind, llm_name="llm_source", adapter=None, watch=None, mo
     save_llm(llm, encoding, stage.folder)
     if adapter is not None:
         save_adapter(adapter, stage.folder)
-    stage.finish(base=llm_name, seconds=loop.seconds, seen=loop.seen, params=count(vlm),
-                 scores=score_vlm(vlm, exam, data), **facts)
+    stage.finish(base=llm_name, seconds=loop.seconds, measured=loop.measured, params=size_of(vlm),
+                 scores=score_vlm(vlm, exam, data))
 
 
 # ---- the whole run ------------------------------------------------------------------------------
 
-WAVES = [  # in the order in which things happen: a wave needs what the waves before it have made
+WAVES = [  # stages that are made side by side, from what the waves before them have made
     {"llm_target": (pretrain_llm, {}), "llm_source": (pretrain_llm, {}), "vit": (pretrain_vit, {})},
     {"langbridge_align": (align, {"kind": "langbridge", "study": True}),
      "mlp_align": (align, {"kind": "mlp", "study": True})},
@@ -543,16 +493,17 @@ def main(s):
     torch.set_num_threads(s.threads)
     out = Path(s.out)
     stages = {name: open_stage(s, name) for name in STAGES}
-    done = [stage.config() is not None for stage in stages.values()]  # or refused, before all
+    done = [stage.config() is not None for stage in stages.values()]  # refuses other settings
     out.mkdir(parents=True, exist_ok=True)
     write_json(out / "settings.json", asdict(s))
     print(f"nanoLangBridge: preset {s.preset}, device {s.device}, {s.precision}, {s.threads} "
           f"threads, torch {torch.__version__}, into {out}/", flush=True)
+    wanted = STAGES if s.stages == "all" else s.stages.split(",")
     if not all(done):
         with stopwatch(out / "seconds.json"), lanes(s, most=3) as run:
             for wave in WAVES:
-                run([Job(make, s, stages[name], arguments) for name, (make, arguments)
-                     in wave.items() if s.stages == "all" or name in s.stages.split(",")])
+                run([Job(make, s, stages[name], arguments)
+                     for name, (make, arguments) in wave.items() if name in wanted])
     if s.stages != "all":
         return
     configs = {name: stage.config() for name, stage in stages.items()}

@@ -41,11 +41,11 @@ from data.files import Refused, read_json, write_json, write_text
 from data.run import Job, Parser, lanes, run_command, seconds_in, seed_list, stopwatch
 from evaluate import SCORES, held_out, load_vlm, own_weight, score_vlm
 from model import VLM, load_llm
-from results.figures import line_plot
-from results.report import KINDS, ablation_table, transfer_table
-from train import Settings, align, count, instruct, load_settings, new_adapter, open_stage
+from results.figures import plot_curves, plot_sweep
+from results.report import ablation_table, print_rows, transfer_table
+from train import Settings, align, instruct, load_settings, new_adapter, open_stage, size_of
 
-MOMENTS = [0, 1, 2, 5, 10, 20, 50, 100]  # percent of stage 2 at which the curves are measured
+MEASURE_AT = [0, 1, 2, 5, 10, 20, 50, 100]  # percent of stage 2, for the curves
 CURVE_PICTURES = 100  # test pictures of a curve's points; the rows' scores use them all
 
 
@@ -53,28 +53,36 @@ class Row(NamedTuple):
     name: str
     kind: str  # mlp, langbridge or blind
     start: str  # native, moved, fresh, shuffled, stitched, or none
-    stage1: bool  # on the target
-    stage2: bool
+    stage2: bool = False  # on the target
     after: str = "align"  # the stage after which the source's adapter is taken
     headline: bool = False
 
+    @property
+    def stage1(self):
+        """Whether stage 1 was on the target."""
+        return self.start == "native"
+
+    @property
+    def from_source(self):
+        return self.start in ("moved", "shuffled", "stitched")
+
 
 ROWS = [
-    Row("native_mlp", "mlp", "native", True, True, headline=True),
-    Row("native_langbridge", "langbridge", "native", True, True, headline=True),
-    Row("transferred_langbridge", "langbridge", "moved", False, True, headline=True),
-    Row("transferred_langbridge_after_instruct", "langbridge", "moved", False, True, "instruct"),
-    Row("fresh_langbridge", "langbridge", "fresh", False, True),
-    Row("fresh_mlp", "mlp", "fresh", False, True),
-    Row("shuffled_basis", "langbridge", "shuffled", False, True),
-    Row("blind", "blind", "none", False, True),
-    Row("zero_shot_langbridge", "langbridge", "moved", False, False, headline=True),
-    Row("zero_shot_langbridge_after_instruct", "langbridge", "moved", False, False, "instruct"),
-    Row("zero_shot_stitched_mlp", "mlp", "stitched", False, False, headline=True),
-    Row("zero_shot_shuffled", "langbridge", "shuffled", False, False, headline=True),
-    Row("zero_shot_shuffled_after_instruct", "langbridge", "shuffled", False, False, "instruct"),
-    Row("stage1_native_langbridge", "langbridge", "native", True, False, headline=True),
-    Row("stage1_native_mlp", "mlp", "native", True, False, headline=True),
+    Row("native_mlp", "mlp", "native", stage2=True, headline=True),
+    Row("native_langbridge", "langbridge", "native", stage2=True, headline=True),
+    Row("transferred_langbridge", "langbridge", "moved", stage2=True, headline=True),
+    Row("transferred_langbridge_after_instruct", "langbridge", "moved", True, "instruct"),
+    Row("fresh_langbridge", "langbridge", "fresh", stage2=True),
+    Row("fresh_mlp", "mlp", "fresh", stage2=True),
+    Row("shuffled_basis", "langbridge", "shuffled", stage2=True),
+    Row("blind", "blind", "none", stage2=True),
+    Row("zero_shot_langbridge", "langbridge", "moved", headline=True),
+    Row("zero_shot_langbridge_after_instruct", "langbridge", "moved", after="instruct"),
+    Row("zero_shot_stitched_mlp", "mlp", "stitched", headline=True),
+    Row("zero_shot_shuffled", "langbridge", "shuffled", headline=True),
+    Row("zero_shot_shuffled_after_instruct", "langbridge", "shuffled", after="instruct"),
+    Row("stage1_native_langbridge", "langbridge", "native", headline=True),
+    Row("stage1_native_mlp", "mlp", "native", headline=True),
 ]
 
 
@@ -105,11 +113,57 @@ def stitch(mlp, source, target):
     e = torch.cat([e, e.new_ones(len(e), 1)], dim=1)  # (K, C + 1)
     # (C + 1, C'); gelsd takes the smallest solution where K is less than C
     solution = torch.linalg.lstsq(e.cpu(), e_target.cpu(), driver="gelsd").solution
-    map = nn.Linear(e.size(1) - 1, e_target.size(1)).to(e.device)
+    linear = nn.Linear(e.size(1) - 1, e_target.size(1)).to(e.device)
     with torch.no_grad():
-        map.weight.copy_(solution[:-1].T)
-        map.bias.copy_(solution[-1])
-    return nn.Sequential(mlp, map)
+        linear.weight.copy_(solution[:-1].T)
+        linear.bias.copy_(solution[-1])
+    return nn.Sequential(mlp, linear)
+
+
+def bring(s, row, move, llm, encoding):
+    """A row's adapter as it comes to the target LLM, before stage 2; None if it has none."""
+    if row.start == "none":
+        return None
+    if row.start == "fresh":
+        adapter = new_adapter(s, row.kind, llm, (move.source, move.target))
+        return adapter.set_basis(llm, encoding)
+    adapter = load_adapter(move.origin(row).folder).to(s.device)
+    if row.start == "stitched":
+        source, its_encoding = load_llm(Path(s.out) / move.source)
+        return stitch(adapter, (source.to(s.device), its_encoding), (llm, encoding))
+    if row.start == "shuffled":
+        shuffle_words(adapter, s.seed)
+    return adapter.set_basis(llm, encoding)
+
+
+def make_row(s, stage, row, move):
+    """One row: the adapter as it comes to the target, stage 2 if the row has it, its scores."""
+    llm, encoding = load_llm(Path(s.out) / move.target)
+    llm.to(s.device)
+    adapter, hashes = bring(s, row, move, llm, encoding), {}
+    if row.start == "moved":
+        hashes["hash_before"] = fingerprint(load_adapter(move.origin(row).folder))
+        hashes["hash_after"] = fingerprint(adapter)
+        lost = b", ".join(adapter.missing[:10]).decode("latin-1") or "none"
+        print(f"{stage.name}: of the adapter's {len(adapter.tokens)} words {move.target} lacks "
+              f"{len(adapter.missing)} ({lost}); trained parameters before and after the swap: "
+              f"{hashes['hash_before']}, {hashes['hash_after']}", flush=True)
+
+    def measure(vlm, exam):
+        return score_vlm(vlm, {"test": exam["test"][:CURVE_PICTURES]}, s.data)
+
+    if row.stage2:
+        at = {s.instruct_steps * percent // 100 for percent in MEASURE_AT} if move.curves else ()
+        return instruct(s, stage, row.kind, move.target, adapter, measure, at)
+    scores = score_vlm(VLM(adapter, llm, encoding), held_out(s.out, s.device), s.data)
+    stage.folder.mkdir(parents=True, exist_ok=True)
+    stage.finish(base=move.target, seconds=0.0, scores=scores, **hashes)
+
+
+def instruct_at_home(s, stage, kind, llm_name, start):
+    """Stage 2 on the LLM that an adapter was aligned with, in the stage `start`."""
+    adapter = load_adapter(start.folder).to(s.device).set_basis(*load_llm(Path(s.out) / llm_name))
+    instruct(s, stage, kind, llm_name, adapter)
 
 
 @dataclass
@@ -125,7 +179,7 @@ class Move:
     own: bool  # whether the seed is train.py's, so that its adapters can be used
     steps: int = 0  # of stage 2 in every row; 0: a quarter of train.py's
     root: str = "transfer"
-    curves: bool = True  # examine rows also on the way
+    curves: bool = True  # whether rows are measured on the way
 
     def __post_init__(self):
         self.row_s = replace(self.s, instruct_steps=self.steps or self.s.instruct_steps // 4)
@@ -133,96 +187,50 @@ class Move:
     def home(self, llm):
         return f"{self.root}/{label(llm)}/seed{self.s.seed}"
 
+    def by_train(self, llm):
+        """Whether train.py has trained this LLM's adapters."""
+        return self.own and llm == "llm_source"
+
     def adapter(self, llm, kind, phase):
         """The stage that holds the adapter trained on this LLM."""
-        own = self.own and llm == "llm_source"
-        return open_stage(self.s, f"{kind}_{phase}" if own else f"{self.home(llm)}/{kind}_{phase}")
+        name = f"{kind}_{phase}"
+        return open_stage(self.s, name if self.by_train(llm) else f"{self.home(llm)}/{name}")
+
+    def origin(self, row):
+        """The stage that holds the adapter that a row starts from."""
+        return self.adapter(self.source if row.from_source else self.target, row.kind, row.after)
 
     def row(self, row):
         """The stage that holds a row's scores."""
-        if row.start != "native":
-            name = f"{self.home(self.target)}/from_{label(self.source)}/{row.name}"
-        elif row.stage2:
-            name = f"{self.home(self.target)}/native_{row.kind}_instruct"
-        else:
-            return self.adapter(self.target, row.kind, "align")
+        if row.start == "native" and not row.stage2:
+            return self.origin(row)
+        if row.start == "native":
+            return open_stage(self.row_s, f"{self.home(self.target)}/native_{row.kind}_instruct")
+        name = f"{self.home(self.target)}/from_{label(self.source)}/{row.name}"
         return open_stage(self.row_s, name)
 
     def waves(self, rows):
         """Jobs in three waves: stage 1, stage 2 of adapters that leave after it, and the rows."""
-        aligns, instructs, makers = [], [], []
+        stage1, stage2, makers = {}, {}, []
         for row in rows:
-            if row.start in ("moved", "shuffled", "stitched"):
-                aligns.append((self.source, row.kind))
+            llm = self.source if row.from_source else self.target
+            if (row.from_source or row.stage1) and not self.by_train(llm):
+                stage, about = self.adapter(llm, row.kind, "align"), (row.kind, llm)
+                stage1[about] = Job(align, self.s, stage, {
+                    "kind": row.kind, "llm_name": llm, "pair": (self.source, self.target)})
                 if row.after == "instruct":
-                    instructs.append((self.source, row.kind))
-            elif row.start == "native":
-                aligns.append((self.target, row.kind))
-            if row.stage2 or row.start != "native":
+                    stage2[about] = Job(instruct_at_home, self.s, self.origin(row), {
+                        "kind": row.kind, "llm_name": llm, "start": stage})
+            if row.stage2 or not row.stage1:
                 makers.append(Job(make_row, self.row_s, self.row(row), {"row": row, "move": self}))
-        pair = (self.source, self.target)
-        aligns = [Job(align, self.s, self.adapter(llm, kind, "align"),
-                      {"kind": kind, "llm_name": llm, "pair": pair})
-                  for llm, kind in dict.fromkeys(aligns)]
-        instructs = [Job(go_on, self.s, self.adapter(llm, kind, "instruct"),
-                         {"kind": kind, "llm_name": llm, "start": self.adapter(llm, kind, "align")})
-                     for llm, kind in dict.fromkeys(instructs)]
-        return aligns, instructs, makers
+        return list(stage1.values()), list(stage2.values()), makers
 
 
 def run_moves(s, moves, rows):
     """Make all adapters and rows."""
     with lanes(s, most=len(moves) * len(rows)) as run:
         for wave in zip(*(move.waves(rows) for move in moves)):
-            run([job for jobs in wave for job in jobs if "/" in job.stage.name])  # not train.py's
-
-
-def go_on(s, stage, kind, llm_name, start):
-    """Stage 2 on the LLM that an adapter was aligned with, in the stage `start`."""
-    adapter = load_adapter(start.folder, drawn=0.0).to(s.device)
-    instruct(s, stage, kind, llm_name, adapter.set_basis(*load_llm(Path(s.out) / llm_name)))
-
-
-def make_row(s, stage, row, move):
-    """One row: the adapter as it comes to the target, stage 2 if the row has it, its scores."""
-    facts, adapter = {}, None
-    llm, encoding = load_llm(Path(s.out) / move.target)
-    llm.to(s.device)
-    if row.start == "native":
-        folder = move.adapter(move.target, row.kind, "align").folder
-        adapter = load_adapter(folder, drawn=0.0).to(s.device)
-    elif row.start == "fresh":
-        pair = (move.source, move.target)
-        adapter = new_adapter(replace(s, align_drawn=0.0), row.kind, llm, pair)
-    elif row.start != "none":
-        folder = move.adapter(move.source, row.kind, row.after).folder
-        adapter = load_adapter(folder, drawn=0.0).to(s.device)
-        facts["hash_before"] = fingerprint(adapter)
-    if row.start == "shuffled":
-        shuffle_words(adapter, s.seed)
-    if row.start == "stitched":
-        source, its_encoding = load_llm(Path(s.out) / move.source)
-        adapter = stitch(adapter, (source.to(s.device), its_encoding), (llm, encoding))
-        facts["hash_after"] = fingerprint(adapter[0])
-    elif adapter is not None:
-        adapter.set_basis(llm, encoding)
-        if facts:
-            facts["hash_after"] = fingerprint(adapter)
-    if row.start == "moved":
-        lost = b", ".join(adapter.missing[:10]).decode("latin-1") or "none"
-        print(f"{stage.name}: of the adapter's {len(adapter.tokens)} words {move.target} lacks "
-              f"{len(adapter.missing)} ({lost}); trained parameters before and after the swap: "
-              f"{facts['hash_before']}, {facts['hash_after']}", flush=True)
-
-    def watch(vlm, exam):
-        return score_vlm(vlm, {"test": exam["test"][:CURVE_PICTURES]}, s.data)
-
-    if row.stage2:
-        moments = {s.instruct_steps * percent // 100 for percent in MOMENTS} if move.curves else ()
-        return instruct(s, stage, row.kind, move.target, adapter, watch, moments, **facts)
-    scores = score_vlm(VLM(adapter, llm, encoding), held_out(s.out, s.device), s.data)
-    stage.folder.mkdir(parents=True, exist_ok=True)
-    stage.finish(base=move.target, seconds=0.0, scores=scores, **facts)
+            run([job for jobs in wave for job in jobs])
 
 
 def label(llm):
@@ -262,17 +270,17 @@ def collect(moves, rows):
 
 def collect_row(moves, row):
     s, configs = moves[0].row_s, [move.row(row).config() for move in moves]
-    seconds = float(np.mean([config["seconds"] for config in configs]))
-    if row.stage1 and row.stage2:  # what stage 1 took comes on top
-        stage1 = [move.adapter(move.target, row.kind, "align").config() for move in moves]
-        seconds += float(np.mean([config["seconds"] for config in stage1]))
+    seconds = [config["seconds"] for config in configs]
     steps1 = s.align_steps if row.stage1 else 0
     steps2 = s.instruct_steps if row.stage2 else 0
+    if row.stage1 and row.stage2:  # what stage 1 took comes on top
+        stage1 = [move.origin(row).config()["seconds"] for move in moves]
+        seconds = [float(np.mean(seconds)) + float(np.mean(stage1))]
     curves = []
     if row.stage2:
         for config in configs:
-            curves.append([[step * s.instruct_batch, seen["vqa"], seen["caption_f1"]]
-                           for step, seen in config["seen"]])
+            curves.append([[step * s.instruct_batch, scores["vqa"], scores["caption_f1"]]
+                           for step, scores in config["measured"]])
     curve = [[points[0][0], float(np.mean([vqa for _, vqa, _ in points]))]
              for points in zip(*curves)]
     scores = {}
@@ -280,7 +288,8 @@ def collect_row(moves, row):
         values = [config["scores"][score] for config in configs]
         scores[score] = {"mean": float(np.mean(values)), "values": values}
     return {"name": row.name, "stage1": row.stage1, "stage2": row.stage2, "scores": scores,
-            "curve": curve, "curves": curves, "seconds": seconds, "steps": steps1 + steps2,
+            "curve": curve, "curves": curves, "seconds": float(np.mean(seconds)),
+            "steps": steps1 + steps2,
             "samples": steps1 * s.align_batch + steps2 * s.instruct_batch}
 
 
@@ -296,41 +305,6 @@ def samples_to(curve, goal):
         if y1 >= goal:
             return x0 + (x1 - x0) * (goal - y0) / (y1 - y0)
     return None
-
-
-def with_band(xs, ys):
-    """A line for line_plot: the mean of ys (points, seeds), their lowest and highest."""
-    return xs, ys.mean(1), ys.min(1), ys.max(1)
-
-
-def note_of(seeds):
-    return f"Seeds {', '.join(map(str, seeds))}: mean, lowest and highest"
-
-
-def draw_curves(r, path):
-    """vqa and caption F1 of each row over the samples of stage 2."""
-    vqa, f1 = {}, {}
-    for row in r["rows"]:
-        if row["stage2"]:
-            name = row["name"].replace("_", " ")
-            samples, *scores = np.array(row["curves"]).transpose(2, 1, 0)  # 3 x (points, seeds)
-            vqa[name], f1[name] = (with_band(samples[:, 0], values) for values in scores)
-    line_plot(path, f"Stage 2 on {r['target']}", [("vqa", vqa), ("caption F1", f1)],
-              "samples of stage 2 (log)",
-              f"{note_of(r['seeds'])}, on {CURVE_PICTURES} test pictures.", log=True)
-
-
-def print_rows(r):
-    """The rows as a table for the terminal."""
-    print(f"\n{'':40}stage 1  stage 2" + "".join(f"{score:>12}" for score in SCORES))
-    for row in r["rows"]:
-        stage1, stage2 = ("yes" if row[stage] else "no" for stage in ("stage1", "stage2"))
-        scores = [f"{row['scores'][score]['mean']:12.3f}" for score in SCORES]
-        print(f"{row['name']:40}{stage1:>7}{stage2:>9}{''.join(scores)}")
-    for name, values in r["relative"].items():
-        print(f"{name + ':':56}" + "".join(f"{values[score]:12.3f}" for score in SCORES))
-    print(f"trained parameters of the moved adapter, before and after the swap: "
-          f"{r['adapter_hash']['before']} and {r['adapter_hash']['after']}")
 
 
 # ---- ablations ----------------------------------------------------------------------------------
@@ -353,10 +327,11 @@ def ablate(s, what, seeds, stage2):
     has made, or would make.
     """
     setting, values = SWEEPS[what]
-    rows = [row for row in ROWS if row.name == "zero_shot_langbridge"]
+    names = {"zero_shot_langbridge"}
     if stage2:
-        rows += [row for row in ROWS if row.name == "transferred_langbridge"]
-    points = [moves_with(s, what, setting, value, seeds) for value in values]
+        names.add("transferred_langbridge")
+    rows = [row for row in ROWS if row.name in names]
+    points = [prepare_point(s, what, setting, value, seeds) for value in values]
     run_moves(s, [move for moves in points for move in moves], rows)
     sweep = {"setting": setting, "seeds": seeds, "points": []}
     for value, moves in zip(values, points):
@@ -365,20 +340,11 @@ def ablate(s, what, seeds, stage2):
     print(table)
     write_json(out / f"ablate_{what}.json", sweep)
     write_text(out / f"ablate_{what}.md", table)
-    panels = []
-    for title, score in (("vqa", "vqa"), ("caption F1", "caption_f1")):
-        lines = {}
-        for kind in KINDS:
-            if kind in sweep["points"][0]:
-                scores = np.array([point[kind][score] for point in sweep["points"]])
-                lines[kind.replace("_", "-")] = with_band(range(len(values)), scores)
-        panels.append((title, lines))
-    line_plot(out / f"ablate_{what}.png", f"Ablation of {what}", panels, setting,
-              f"{note_of(seeds)}.", names_of_x=[str(value) for value in values])
+    plot_sweep(sweep, out / f"ablate_{what}.png", f"Ablation of {what}")
 
 
-def moves_with(s, what, setting, value, seeds):
-    """The moves of one point of a sweep, one for each seed."""
+def prepare_point(s, what, setting, value, seeds):
+    """The moves of one point of a sweep, one for each seed; a ViT that it needs is trained here."""
     if getattr(s, setting) == value:
         return [Move(replace(s, seed=seed), "llm_source", "llm_target", seed == s.seed)
                 for seed in seeds]
@@ -386,7 +352,7 @@ def moves_with(s, what, setting, value, seeds):
     if value in ("relu", "linear"):
         s.align_drawn = 0.0  # nothing can be drawn by these weights
     if what == "patches":  # another ViT, with the same LLMs
-        s = borrow(s, f"{s.out}/ablate/patches{value}", "llm_source", "llm_target")
+        s = copy_stages(s, f"{s.out}/ablate/patches{value}", "llm_source", "llm_target")
         with lanes(s, most=1) as run:
             run([Job(train.pretrain_vit, s, open_stage(s, "vit"))])
     return [Move(replace(s, seed=seed), "llm_source", "llm_target", False,
@@ -398,19 +364,19 @@ def measure_point(moves, rows):
     aligned = [move.adapter("llm_source", "langbridge", "align") for move in moves]
     vlms = [load_vlm(move.s.out, stage.name)[1] for move, stage in zip(moves, aligned)]
     features, adapter = held_out(moves[0].s.out)["test"], vlms[0].adapter
-    point = {"K": len(adapter.tokens), "params": count(adapter),
+    point = {"K": len(adapter.tokens), "params": size_of(adapter),
              "own_weight": [own_weight(vlm, features, moves[0].s.data) for vlm in vlms]}
     stages = {"native": aligned}
     for row in rows:
         stages[row.name.removesuffix("_langbridge")] = [move.row(row) for move in moves]
-    for kind, of_seeds in stages.items():
+    for where, of_seeds in stages.items():
         scores = [stage.config()["scores"] for stage in of_seeds]
-        point[kind] = {score: [values[score] for values in scores] for score in SCORES}
+        point[where] = {score: [values[score] for values in scores] for score in SCORES}
     return point
 
 
-def borrow(s, out, *stages):
-    """The settings s for another folder, which gets copies of these finished stages."""
+def copy_stages(s, out, *stages):
+    """Copy finished stages into another folder, and return the settings of that folder."""
     for stage in stages:
         if not (Path(out) / stage / "config.json").exists():
             shutil.copytree(Path(s.out) / stage, Path(out) / stage, dirs_exist_ok=True)
@@ -455,10 +421,24 @@ def parse(argv):
     return args
 
 
-def settings_of(seed, args, s):
+def name_of(args):
+    """The name of the files that a run writes: transfer, and its mode."""
+    name = "transfer"
+    if args.reverse:
+        name += "_reverse"
+    if args.full_seeds:
+        name += "_full-seeds"
+    if args.corpus == "sentences":
+        name += "_sentences"
+    if {args.source, args.target} != {"llm_source", "llm_target"}:
+        name += f"_{label(args.source)}_to_{label(args.target)}"
+    return name
+
+
+def prepare_seed(seed, args, s):
     """The settings of the folder with this seed's LLMs and ViT; what is missing there is made."""
     if args.corpus == "sentences":
-        s = borrow(replace(s, llm_rasters=0.0), f"{s.out}-sentences", "vit")
+        s = copy_stages(replace(s, llm_rasters=0.0), f"{s.out}-sentences", "vit")
         with lanes(s, most=2) as run:
             run([Job(train.pretrain_llm, s, open_stage(s, "llm_target")),
                  Job(train.pretrain_llm, s, open_stage(s, "llm_source"))])
@@ -480,34 +460,28 @@ def main():
         return ablate(s, args.ablate, args.seeds, not args.no_stage2)
     moves = []
     for seed in args.seeds:
-        own = settings_of(seed, args, s)
-        moves.append(Move(replace(own, seed=seed), args.source, args.target,
-                          seed == own.seed and args.corpus == "both", args.steps))
+        its = prepare_seed(seed, args, s)
+        own = seed == its.seed and args.corpus == "both"
+        moves.append(Move(replace(its, seed=seed), args.source, args.target, own, args.steps))
     rows = [row for row in ROWS if args.rows == "all" or row.headline]
     print(f"transfer: {args.source} to {args.target}, seeds {args.seeds}, {len(rows)} rows, "
           f"stage 2 of {moves[0].row_s.instruct_steps} steps x {s.instruct_batch} pictures, device "
           f"{s.device}, {s.threads} threads, settings of {args.out}/settings.json", flush=True)
-    mode = ""
-    for flag in ("reverse", "full_seeds"):
-        if getattr(args, flag):
-            mode += f"_{flag.replace('_', '-')}"
-    if args.corpus == "sentences":
-        mode += "_sentences"
-    if {args.source, args.target} != {"llm_source", "llm_target"}:
-        mode += f"_{label(args.source)}_to_{label(args.target)}"
-    out, clock = Path(args.out), Path(args.out) / "transfer" / f"seconds{mode}.json"
+    out, name = Path(args.out), name_of(args)
+    clock = out / "transfer" / f"seconds{name.removeprefix('transfer')}.json"
     clock.parent.mkdir(exist_ok=True)
     if any(move.row(row).config() is None for move in moves for row in rows):
         with stopwatch(clock):
             run_moves(s, moves, rows)
     result = collect(moves, rows) | {"seconds": seconds_in(clock)}
-    write_json(out / f"transfer{mode}.json", result)
-    write_text(out / f"transfer{mode}.md", transfer_table(result))
-    draw_curves(result, out / f"transfer{mode}.png")
+    write_json(out / f"{name}.json", result)
+    write_text(out / f"{name}.md", transfer_table(result))
+    plot_curves(result, out / f"{name}.png", f"on {CURVE_PICTURES} test pictures.")
     print_rows(result)
-    print(f"\n{seconds_in(clock) / 60:.1f} minutes. {out}/transfer{mode}.json, .md and .png. "
-          f"Try next:\n  python evaluate.py --out {out} --model {moves[0].row(ROWS[2]).name} "
-          f"--image results/picture.png\n  python transfer.py --out {out} --reverse")
+    transferred = moves[0].row(ROWS[2]).name
+    print(f"\n{seconds_in(clock) / 60:.1f} minutes. {out}/{name}.json, .md and .png. Try next:\n"
+          f"  python evaluate.py --out {out} --model {transferred} --image results/picture.png\n"
+          f"  python transfer.py --out {out} --reverse")
 
 
 if __name__ == "__main__":

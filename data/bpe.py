@@ -47,7 +47,7 @@ def train_bpe(texts, vocab_size, pattern, seed=0, name="bpe"):
     words = {}  # ids of a chunk -> how often it occurs
     for chunk, n in chunks.items():
         words[tuple(byte_order.index(b) for b in chunk.encode("utf-8"))] = n
-    while len(token_bytes) < vocab_size - 1:
+    while len(token_bytes) < vocab_size - 1:  # BOS will be the last one
         pairs = Counter()
         for ids, n in words.items():
             for pair in pairwise(ids):
@@ -74,7 +74,7 @@ def tokens_of(encoding):
 
 
 def save_encoding(encoding, path):
-    """Write JSON that people can read: tokens in id order, what is no text as {"hex": ".."}."""
+    """Write JSON that people can read: tokens in id order, as {"hex": ".."} if not valid UTF-8."""
     tokens = []
     for token in tokens_of(encoding):
         try:

@@ -27,6 +27,7 @@ from data.world import CAPTION_REQUESTS, PLACES, World, any_caption, ask_any, ma
 
 GRID = 6  # tiles a side: a place of the 3 x 3 board is 2 x 2 tiles
 NOTHING = " ."  # the word for an empty tile
+PREFIX = f"{BOS}scene:\n"  # stands before the words, or the patches, of a scene
 
 SENTENCES = {  # each LLM has read sentences of its own
     "source": ["there is a {object} at the {place}.", "a {object} at the {place}.",
@@ -51,7 +52,8 @@ STORIES = {  # who does what to what, and when: each vocabulary gets words that 
 
 
 def raster(scene, rng):
-    """GRID lines of words: an object's four tiles show its colour, its shape and any size."""
+    """GRID lines of words: of an object's four tiles, each row has its colour and its shape, in any
+    order; in the rich world, its size replaces one of them in the lower row."""
     tiles = [[NOTHING] * GRID for _ in range(GRID)]
     for obj in scene:
         upper, lower = tiles[2 * obj.row], tiles[2 * obj.row + 1]
@@ -81,9 +83,13 @@ def story(dialect, rng):
     return [(BOS + ". ".join(lines) + ".\n", 0.0)]
 
 
+def prompt(question):
+    return f"question: {question}"
+
+
 def turn(question, answer):
-    """One question and its answer, whose first token has the space and whose last is a newline."""
-    return [(f"question: {question}", 0.0), (f" {answer}\n", 1.0)]
+    """A question and its answer, which starts with its space and ends with a newline, the stop."""
+    return [(prompt(question), 0.0), (f" {answer}\n", 1.0)]
 
 
 def description(scene, rng):
@@ -126,7 +132,7 @@ def document(dialect, seed, index, rasters=0.6, turns=8, captions=0.3, stories=0
     else:
         rng.shuffle(scene)
         body = sentences(scene, dialect, rng)
-    return [(f"{BOS}scene:\n{body}", 0.0)] + conversation(scene, rng, turns, captions)
+    return [(PREFIX + body, 0.0)] + conversation(scene, rng, turns, captions)
 
 
 def train_tokenizer(dialect, vocab_size, seed, documents=3000, world=World()):
@@ -135,8 +141,8 @@ def train_tokenizer(dialect, vocab_size, seed, documents=3000, world=World()):
     for i in range(documents):
         pieces = document(dialect, seed, i, world=world)
         texts.append("".join(text for text, _ in pieces).replace(BOS, ""))
-    seed += sum(dialect.encode())  # the dialects number their bytes differently
-    return train_bpe(texts, vocab_size, PATTERNS[dialect], seed, name=dialect)
+    order = seed + sum(dialect.encode())  # each dialect numbers its bytes differently
+    return train_bpe(texts, vocab_size, PATTERNS[dialect], order, name=dialect)
 
 
 def encode(encoding, pieces):

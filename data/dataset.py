@@ -1,8 +1,8 @@
-"""The seam between the data and everything that learns from it.
+"""The seam between the data and the stages that learn from them.
 
-The stages (train.py, evaluate.py, transfer.py) know pictures, texts and exams only through the
-methods of one object, so none of them names a colour or a shape. ShapeData is that object for the
-world of world.py; your own pictures would be another class with the same methods.
+train.py, evaluate.py and transfer.py ask one object for pictures, texts and exams, and do not know
+what is in a picture. ShapeData is that object for the world of world.py; your own pictures would be
+another class with the same methods.
 """
 import random
 from dataclasses import asdict, dataclass
@@ -30,7 +30,7 @@ class ShapeData:
     what the stages need                         for
     config()                                     load_data, which makes the same object again
     count(split), pictures(split, indices)       the ViT's frozen features: (n, size, size, 3) uint8
-    alt_texts(seed, n), pairs(seed, step, n)     the ViT: its words, its batches of scenes and twins
+    alt_texts(seed, n), pairs(seed, step, n)     the ViT: its tokenizer, its batches
     test_pairs(k, n)                             how well it finds the text of a picture
     tokenizer(dialect, V, seed)                  the LLMs: their vocabulary
     document(dialect, seed, index, ..)           the LLMs: their corpus, in pieces (data/corpus.py)
@@ -78,7 +78,7 @@ class ShapeData:
 
     def pairs(self, seed, step, n):
         half, rng = n // 2, random.Random(f"twins/{seed}/{step}")
-        indices = range(step * half, (step + 1) * half)
+        indices = range(step * half, (step + 1) * half)  # of seed + 1: seed 0 is for captions
         scenes = [make_scene("train", seed + 1, i, self.world) for i in indices]
         return self.with_texts(scenes + [twin(scene, rng) for scene in scenes], step)
 

@@ -13,15 +13,15 @@ import torch
 
 
 class Refused(Exception):
-    """A user's mistake, or something that a user can mend: commands print it as one line."""
+    """A user's mistake, or something that a user can mend: a command prints it in one line."""
 
 
 def write_aside(path, save):
-    """Write a file by save(path): aside first, then renamed, so that no one sees half of it."""
+    """Write by save(path) to a file beside it, then rename that: nobody ever sees half a file."""
     aside = path.with_name(path.name + ".new")
     try:
         save(aside)
-    except (OSError, RuntimeError) as error:  # torch.save tells of a full disk by a RuntimeError
+    except (OSError, RuntimeError) as error:  # torch.save reports a full disk as a RuntimeError
         why = str(error).splitlines()[0]
         raise Refused(f"cannot write {str(path)!r}: {why}; free some space or check the folder, "
                       "then run the same command again: it goes on") from error
@@ -83,7 +83,7 @@ class Stage:
                           f"({'; '.join(differ[:4])}); use another --out, or delete it")
 
     def finish(self, **facts):
-        """Declare the stage finished. `facts` are what others want to know of it."""
+        """Declare the stage finished. `facts` are what later stages and the tables read."""
         write_json(self.folder / "config.json", {
             "stage": self.name, "settings": self.settings, "torch": torch.__version__, **facts})
         (self.folder / "state.pt").unlink(missing_ok=True)

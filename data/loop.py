@@ -1,4 +1,4 @@
-"""What all training loops share: learning rates, optimiser steps, progress, checkpoints."""
+"""The training loop that all stages share: optimisers, learning rates, progress, checkpoints."""
 import math
 import sys
 import time
@@ -10,6 +10,63 @@ from data.files import Refused, write_text
 from data.run import lane
 
 
+class Muon(torch.optim.Optimizer):
+    """Momentum whose update is made orthogonal, for hidden matrices (Jordan et al. 2024).
+
+        U S V^T = the gradient's momentum;  W <- W - lr * sqrt(max(1, rows / columns)) * U V^T
+
+    torch.optim.Muon does the same matrix by matrix, in a bfloat16 that many CPUs have to emulate;
+    this one computes in float32, all matrices of one shape at once.
+    """
+
+    def __init__(self, params, lr, momentum=0.95):
+        super().__init__(params, dict(lr=lr, momentum=momentum))
+
+    @torch.no_grad()
+    def step(self):
+        for group in self.param_groups:
+            by_shape = {}
+            for p in group["params"]:
+                average = self.state[p].setdefault("momentum", torch.zeros_like(p))
+                average.lerp_(p.grad, 1 - group["momentum"])
+                ahead = p.grad.lerp(average, group["momentum"])  # Nesterov
+                by_shape.setdefault(p.shape, []).append((p, ahead))
+            for (rows, columns), pairs in by_shape.items():
+                updates = orthogonal(torch.stack([ahead for _, ahead in pairs]))
+                for (p, _), update in zip(pairs, updates):
+                    p.sub_(update, alpha=group["lr"] * max(1, rows / columns) ** 0.5)
+
+
+def orthogonal(x):
+    """U S V^T -> U V^T, roughly, of each matrix: x (matrices, rows, columns) -> the same shape.
+
+    Five steps of a Newton-Schulz iteration, with Jordan's coefficients, drive all singular values
+    towards 1.
+    """
+    if x.size(1) > x.size(2):
+        return orthogonal(x.mT).mT
+    x = x / (x.norm(dim=(1, 2), keepdim=True) + 1e-7)
+    for _ in range(5):
+        a = x @ x.mT  # (matrices, rows, rows)
+        x = 3.4445 * x + (-4.7750 * a + 2.0315 * a @ a) @ x
+    return x
+
+
+def optimizers(matrix_lr, lr, *modules):
+    """Muon for the modules' hidden matrices, AdamW for embeddings, heads, biases and the like."""
+    matrices = [p for module in modules for p in module.hidden_matrices()]
+    hidden = {id(p) for p in matrices}
+    others = [p for module in modules for p in module.parameters() if id(p) not in hidden]
+    adamw = torch.optim.AdamW(others, lr, betas=(0.9, 0.95), weight_decay=0.0)
+    return [Muon(matrices, matrix_lr), adamw]
+
+
+def autocast(s):
+    """bfloat16 where it is asked for."""
+    device = torch.device(s.device).type
+    return torch.autocast(device, torch.bfloat16, enabled=s.precision == "bf16")
+
+
 class Loop:
     """A stage's steps, from where its last checkpoint left off:
 
@@ -18,15 +75,19 @@ class Loop:
             loop.update(loss)  # of this step's batch, which depends on nothing but `step`
 
     A stage that was killed goes on as if nothing had happened, for what a checkpoint holds is all
-    that a step depends on. The losses go into log.csv. After each number of steps in `moments`,
-    what watch() says is noted: seen = [[steps done, what it said], ..].
+    that a step depends on. The losses go into log.csv. measure() is called after each number of
+    steps in `measure_at`: measured = [[steps done, what it returned], ..].
     """
 
-    def __init__(self, s, stage, modules, optimizers, steps, watch=None, moments=()):
-        self.s, self.stage, self.modules, self.optimizers = s, stage, modules, optimizers
-        self.steps, self.watch, self.moments = steps, watch, moments
+    def __init__(self, s, stage, modules, optimizers, steps, measure=None, measure_at=()):
+        self.s, self.stage, self.steps = s, stage, steps
+        self.modules, self.optimizers = modules, optimizers
+        self.measure, self.measure_at = measure, measure_at
         self.rates = [optimizer.param_groups[0]["lr"] for optimizer in optimizers]
-        self.step, self.seconds, self.smooth, self.log, self.seen = 0, 0.0, None, [], []
+        self.step = 0
+        self.seconds = 0.0  # of the steps alone, without measuring and saving
+        self.smooth = None  # the loss
+        self.log, self.measured = [], []
         stage.folder.mkdir(parents=True, exist_ok=True)
         self.resume()
 
@@ -36,7 +97,7 @@ class Loop:
                         leave=False, position=lane())
         saved = time.perf_counter()
         while self.step < self.steps:
-            self.look()
+            self.measure_now()
             for module in self.modules:
                 module.train()
             for optimizer, rate in zip(self.optimizers, self.rates):
@@ -52,22 +113,22 @@ class Loop:
         self.bar.close()
         for module in self.modules:
             module.eval()
-        self.look()
+        self.measure_now()
         lines = [f"{step},{loss},{smooth},{lr:.6g}\n" for step, loss, smooth, lr in self.log]
         write_text(self.stage.folder / "log.csv", "step,loss,smoothed,lr\n" + "".join(lines))
 
-    def schedule(self, warmup=50, decay=0.5):
+    def schedule(self, warmup=50):
         """The learning rates' factor: up, level, and down to zero over the last half."""
         up = (self.step + 1) / min(warmup, self.steps)
-        down = (1 - self.step / self.steps) / decay
+        down = 2 * (1 - self.step / self.steps)
         return min(up, 1.0, down)
 
-    def look(self):
-        if self.step in self.moments:
-            self.seen.append([self.step, self.watch()])
+    def measure_now(self):
+        if self.step in self.measure_at:
+            self.measured.append([self.step, self.measure()])
 
     def update(self, loss):
-        """One step of the optimisers on this loss."""
+        """One step of the optimisers on the loss of a step of this loop."""
         value = loss.item()
         if not math.isfinite(value):
             raise Refused(f"{self.stage.name}: the loss is {value} at step {self.step}; lower the "
@@ -85,7 +146,7 @@ class Loop:
     def save(self):
         parts = [part.state_dict() for part in [*self.modules, *self.optimizers]]
         self.stage.save_state(parts=parts, rng=torch.get_rng_state(), step=self.step, log=self.log,
-                              seconds=self.seconds, smooth=self.smooth, seen=self.seen)
+                              seconds=self.seconds, smooth=self.smooth, measured=self.measured)
 
     def resume(self):
         state = self.stage.load_state(self.s.device)
@@ -95,5 +156,5 @@ class Loop:
             part.load_state_dict(saved)
         torch.set_rng_state(state["rng"].cpu())
         self.step, self.seconds, self.smooth = state["step"], state["seconds"], state["smooth"]
-        self.log, self.seen = state["log"], state["seen"]
+        self.log, self.measured = state["log"], state["measured"]
         print(f"{self.stage.name}: going on from step {self.step}", flush=True)

@@ -1,7 +1,7 @@
 """The exam: which questions are asked about which pictures, and what the answers are worth.
 
 `examine` collects what a model says (it is a function here, so that guessing can be examined like
-a VLM), and `summarize` turns this into the scores S. The truth is known, so all scores are exact:
+a VLM), and `summarize` turns this into scores. The truth is known, so all of them are exact:
 
     vqa            exact match of generated answers; vqa_by_type: the same by type of question
     caption_f1     over objects: one is right when its colour, its shape and its place are
@@ -65,7 +65,7 @@ def benchmark(split, pictures, world):
             while split == "comp" and not about_unseen(qa):
                 qa = ask_any(scene, rng)
             questions.append((i, qa))
-        pope.append((i, ask(scene, "exists", rng)))
+        pope.append((i, ask(scene, "exists", rng)))  # of 'comp', too: the random stream goes on
     return scenes, questions, pope
 
 
@@ -78,7 +78,7 @@ def examine(answer, pictures, world):
         if split == "comp":
             pope = []
         items = questions + pope
-        start, end = len(questions), len(items)  # of the yes/no questions
+        start, end = len(questions), len(questions) + len(pope)
         for i, scene in enumerate(scenes):
             qa = QA("caption", CAPTION_REQUESTS[0], caption(scene), About("caption"))
             items.append((i, qa))
@@ -110,7 +110,7 @@ def score_captions(captions, scenes):
 
 
 def summarize(said):
-    """The scores S of what a model said."""
+    """The scores of what a model said."""
     scores = {}
     for split, (scenes, questions, pope, captions) in said.items():
         vqa, by_type = score_answers(questions)
@@ -161,7 +161,7 @@ def by_objects(said):
 
 
 def score_chance(pictures, world):
-    """S of random answers from those possible, and of captions of other scenes."""
+    """The scores of random answers from those possible, and of captions of other scenes."""
     rng = random.Random("chance")
     possible = ANSWERS | {"count": NUMBERS[:world.max_objects + 1]}
 

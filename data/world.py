@@ -50,7 +50,7 @@ SYNONYMS = {"circle": "disc", "square": "box", "diamond": "rhombus", "cross": "p
             "purple": "violet", "cyan": "turquoise", "pink": "rose"}
 
 # One pair for each colour, and every shape is in one or two. Both words of a pair are seen often in
-# other pairs, so a model that has understood them can name the pair too.
+# other pairs, so a model that has understood them can name the pair too. (Any shift would do.)
 COMP_PAIRS = {(color, SHAPES[(i + 3) % len(SHAPES)]) for i, color in enumerate(COLORS)}
 
 QUESTION_TYPES = ["color", "shape", "where", "count", "exists"]
@@ -106,8 +106,8 @@ class Object(NamedTuple):
 
 
 def make_scene(split, seed, index, world=World()):
-    """Scene `index`: 1 to max_objects objects in raster order, in distinct places, no two alike. A
-    split named 'text:..' is only written about, and may have any colour-shape pairs."""
+    """Scene `index`: 1 to max_objects objects in raster order, in distinct places, no two alike.
+    Splits named 'text:..' (the LLMs' corpora and their exam) may have any colour-shape pairs."""
     rng = random.Random(f"{split}/{seed}/{index}")
     n = rng.randint(1, world.max_objects)
     while True:
@@ -155,13 +155,8 @@ def outline(shape, x, y, r):
 
 
 def drawing_seed(scene, seed):
-    """The text that seeds a drawing. It has a size only where there is one, so that pictures of the
-    plain world do not depend on what the rich world adds."""
-    objects = []
-    for o in scene:
-        size = f", size={o.size!r}" if o.size else ""
-        objects.append(f"Object(color={o.color!r}, shape={o.shape!r}, place={o.place}{size})")
-    return f"draw/{seed}/[{', '.join(objects)}]"
+    """The text that seeds a drawing: the scene, without the sizes that the plain world lacks."""
+    return f"draw/{seed}/{scene}".replace(", size=''", "")
 
 
 def rgb(hue, saturation, value):
@@ -250,10 +245,11 @@ def parse_caption(text):
     objects = set()
     for part in re.split(r"[,.]", text):
         words = re.findall(r"[a-z]+", part)
-        first = []  # the first word of each kind
-        for names in (COLORS, SHAPES, ROWS, COLS, SIZES):
-            first.append(next((word for word in words if word in names), ""))
-        color, shape, row, col, size = first
+
+        def first(names):
+            return next((word for word in words if word in names), "")
+
+        color, shape, size, row, col = map(first, (COLORS, SHAPES, SIZES, ROWS, COLS))
         place = f"{row} {col}" if row and col else ""
         if color or shape or place or size:
             objects.add((color, shape, place, size))
@@ -316,7 +312,7 @@ def ask_any(scene, rng):
 def word_question(about, rich, rng):
     """The question in a random wording; the rich world has more of them, and some synonyms."""
     key = "count_color" if about.type == "count" and about.color else about.type
-    wordings, words = QUESTIONS.get(key, []), about._asdict()
+    wordings, words = QUESTIONS.get(key, []), about._asdict()  # the plain world asks for no size
     if not rich:
         return rng.choice(wordings).format(**words)
     wording = rng.choice(wordings + RICH_QUESTIONS[key])
@@ -325,6 +321,9 @@ def word_question(about, rich, rng):
             words[slot] = SYNONYMS.get(words[slot], words[slot])
     return wording.format(**words)
 
+
+# A function (scene, rng) -> (About, answer) for each type of question; None if it has no such
+# question. 'The circle' must mean one object, so only a unique shape is asked for its colour.
 
 def unique(scene, attribute):
     """The objects that share this attribute, 'color' or 'shape', with no other object."""
@@ -362,7 +361,7 @@ def find_count(scene, rng):
     colors = [o.color for o in scene]
     if rng.random() >= 0.5:
         return About("count"), NUMBERS[len(scene)]
-    color = rng.choice(colors if rng.random() < 0.7 else COLORS)
+    color = rng.choice(colors if rng.random() < 0.7 else COLORS)  # or most answers were 'zero'
     return About("count", color), NUMBERS[colors.count(color)]
 
 
@@ -393,6 +392,5 @@ def find_relation(scene, rng):
     return about, "yes" if holds else "no"
 
 
-# Each is a function (scene, rng) -> (About, answer), or None if the scene has no such question.
 FIND = {"color": find_color, "shape": find_shape, "where": find_where, "count": find_count,
         "exists": find_exists, "size": find_size, "relation": find_relation}

@@ -1,4 +1,4 @@
-"""Figures, drawn with Pillow alone: lines with bands, maps of words, sheets of answered questions.
+"""Figures, drawn with Pillow alone: curves with bands, maps of words, sheets of answered questions.
 
 Nothing is measured here, and nothing of the project is imported.
 """
@@ -90,7 +90,7 @@ class Axes:
 def line_plot(path, title, panels, xlabel, note, log=False, ylim=(0, 1), names_of_x=None):
     """Lines with bands, panels side by side, as a PNG.
 
-    panels: [(ylabel, {line's name: Line, or a tuple of its parts})]; a name keeps its colour.
+    panels: [(ylabel, {line's name: Line})]; a name keeps its colour.
     log: a logarithmic x axis that also has a zero.
     names_of_x: what to write at x = 0, 1, .. instead of numbers.
     """
@@ -102,7 +102,6 @@ def line_plot(path, title, panels, xlabel, note, log=False, ylim=(0, 1), names_o
     pen = ImageDraw.Draw(picture, "RGBA")
     pen.text((PLOT_LEFT, 12), title, fill="black", font_size=19)
     for k, (ylabel, lines) in enumerate(panels):
-        lines = {name: Line(*line) for name, line in lines.items()}
         xmax = max(max(line.xs) for line in lines.values())
         if xmax == 0:  # a single point: any scale will do
             xmax = 1
@@ -116,6 +115,57 @@ def line_plot(path, title, panels, xlabel, note, log=False, ylim=(0, 1), names_o
         pen.text((x + 32, y), name, fill="black", font_size=14)
     pen.text((PLOT_LEFT, height - 24), note, fill=NOTE_INK, font_size=13)
     picture.save(path)
+
+
+def over_seeds(xs, ys):
+    """The Line of means of ys (points, seeds), in a band from the lowest to the highest."""
+    return Line(xs, ys.mean(1), ys.min(1), ys.max(1))
+
+
+def plot_curves(r, path, note):
+    """A transfer.json: vqa and caption F1 of each row over the samples of stage 2."""
+    vqa, f1 = {}, {}
+    for row in r["rows"]:
+        if row["stage2"]:
+            curves = np.array(row["curves"])  # (seeds, points, 3): samples, vqa, caption F1
+            samples, name = curves[0, :, 0], row["name"].replace("_", " ")
+            vqa[name] = over_seeds(samples, curves[:, :, 1].T)
+            f1[name] = over_seeds(samples, curves[:, :, 2].T)
+    seeds = ", ".join(map(str, r["seeds"]))
+    line_plot(path, f"Stage 2 on {r['target']}", [("vqa", vqa), ("caption F1", f1)],
+              "samples of stage 2 (log)", f"Seeds {seeds}: mean, lowest and highest, {note}",
+              log=True)
+
+
+def plot_sweep(sweep, path, title):
+    """An ablate_*.json: vqa and caption F1 of each of its points."""
+    panels, names = [], [str(point["value"]) for point in sweep["points"]]
+    for label, score in (("vqa", "vqa"), ("caption F1", "caption_f1")):
+        lines = {}
+        for where in ("native", "zero_shot", "transferred"):
+            if where in sweep["points"][0]:
+                scores = np.array([point[where][score] for point in sweep["points"]])
+                lines[where.replace("_", "-")] = over_seeds(range(len(names)), scores)
+        panels.append((label, lines))
+    seeds = ", ".join(map(str, sweep["seeds"]))
+    line_plot(path, title, panels, sweep["setting"],
+              f"Seeds {seeds}: mean, lowest and highest.", names_of_x=names)
+
+
+def plot_study(study, path):
+    """evaluate.json's "subspace": do adapters come to words in stage 1?"""
+    measures = {"own_cos": "own words", "other_cos": "other words",
+                "explained_own": "the caption's words", "explained_random": "random words"}
+    cosines, energies = {}, {}
+    for kind, title in (("mlp", "MLP"), ("langbridge", "LangBridge")):
+        for name, label in measures.items():
+            mean, half = np.array(study[kind][name]), np.array(study[kind][f"{name}_interval"])
+            panel = cosines if name.endswith("_cos") else energies
+            panel[f"{title}, {label}"] = Line(study["steps"], mean, mean - half, mean + half)
+    line_plot(path, "Stage 1 brings patches to the words that describe them",
+              [("cosine to word embeddings", cosines), ("energy explained by words", energies)],
+              "steps of stage 1 (log)", "100 test pictures, patches of objects, mean vectors "
+              "removed; bands: 95% intervals.", log=True, ylim=(-0.2, 0.8))
 
 
 def word_map(path, picture, panels, note):

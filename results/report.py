@@ -97,6 +97,20 @@ def print_table(vlm):
         print(f"{name:24}" + "".join(f"{scores[column]:16.3f}" for column in columns))
 
 
+def print_rows(r):
+    """The rows of a transfer.json for the terminal."""
+    scores = list(r["rows"][0]["scores"])
+    print(f"\n{'':40}stage 1  stage 2" + "".join(f"{score:>12}" for score in scores))
+    for row in r["rows"]:
+        stage1, stage2 = ("yes" if row[stage] else "no" for stage in ("stage1", "stage2"))
+        means = "".join(f"{row['scores'][score]['mean']:12.3f}" for score in scores)
+        print(f"{row['name']:40}{stage1:>7}{stage2:>9}{means}")
+    for name, values in r["relative"].items():
+        print(f"{name + ':':56}" + "".join(f"{values[score]:12.3f}" for score in scores))
+    print(f"trained parameters of the moved adapter, before and after the swap: "
+          f"{r['adapter_hash']['before']} and {r['adapter_hash']['after']}")
+
+
 # ---- the report's tables -------------------------------------------------------------------------
 
 def results_table(runs):
@@ -233,9 +247,19 @@ SHORT_SCORES = {
 
 
 def means(runs, path):
-    """Like one row of rows_across, means alone, as .987; {} in the path stands for the score."""
-    values = [across(runs, path.format(score)) for score in SHORT_SCORES]
+    """The means of all scores that lie at a path, as .987"""
+    values = [across(runs, f"{path}/{score}") for score in SHORT_SCORES]
     return [f"{np.mean(seeds):.3f}".removeprefix("0") for seeds in values]
+
+
+def scores_of_seeds(r):
+    """The rows of a transfer.json as one {row: {score: value}} for each seed."""
+    seeds = []
+    for k in range(len(r["seeds"])):
+        seeds.append({row["name"]: {score: by_seed["values"][k]
+                                    for score, by_seed in row["scores"].items()}
+                      for row in r["rows"]})
+    return seeds
 
 
 def claim_table(target, runs):
@@ -245,8 +269,8 @@ def claim_table(target, runs):
         "LangBridge, moved: nothing trained on the target": "zero_shot_langbridge",
         "the same, words shuffled": "zero_shot_shuffled",
         "no picture (its LLM had stage 2, on text alone)": "blind"}
-    rows = [[title, *means(target, name + "/{}/values")] for title, name in moved.items()]
-    rows.append(["chance", *means(runs, "vlm/chance/{}")])
+    rows = [[title, *means(target, name)] for title, name in moved.items()]
+    rows.append(["chance", *means(runs, "vlm/chance")])
     return markdown_table(["on the target LLM", *SHORT_SCORES.values()], rows)
 
 
@@ -255,14 +279,14 @@ def main_table(target, runs):
     rows = []
     for phase in ("align", "instruct"):
         for name, kind in (("MLP", "mlp"), ("LangBridge", "langbridge")):
-            rows.append(["source", name, phase, *means(runs, f"vlm/{kind}/{phase}/{{}}")])
-    rows.append(["source", "blind: no picture", "instruct", *means(runs, "vlm/blind/{}")])
+            rows.append(["source", name, phase, *means(runs, f"vlm/{kind}/{phase}")])
+    rows.append(["source", "blind: no picture", "instruct", *means(runs, "vlm/blind")])
     for name, row in (("native MLP", "native_mlp"), ("native LangBridge", "native_langbridge"),
                       ("transferred LangBridge", "transferred_langbridge"),
                       ("fresh MLP", "fresh_mlp"), ("fresh LangBridge", "fresh_langbridge"),
                       ("blind: no picture", "blind")):
-        rows.append(["target", name, "instruct", *means(target, f"{row}/{{}}/values")])
-    rows.append(["", "chance", "", *means(runs, "vlm/chance/{}")])
+        rows.append(["target", name, "instruct", *means(target, row)])
+    rows.append(["", "chance", "", *means(runs, "vlm/chance")])
     return markdown_table(["LLM", "adapter", "after", *SHORT_SCORES.values()], rows)
 
 
@@ -287,10 +311,8 @@ def table(name, folder):
         raise ValueError(f"there is no table {name!r}; expected one of: {known}")
     runs = [read_json(path) for path in sorted(folder.glob("seed*.json"))]
     if name in ("claim", "main results"):
-        rows = read_json(folder / "transfer.json")["rows"]
-        target = [{row["name"]: row["scores"] for row in rows}]  # a list, as `runs` is one
         make = claim_table if name == "claim" else main_table
-        return make(target, runs)
+        return make(scores_of_seeds(read_json(folder / "transfer.json")), runs)
     if name == "seeds":
         return results_table(runs)
     if name == "findings":

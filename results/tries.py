@@ -23,12 +23,12 @@ sys.path.insert(0, str(Path(__file__).parent.parent))  # the project, one folder
 
 from adapter import NOTHING, LangBridge
 from data.files import Refused, Stage, read_tensors, write_json
-from data.loop import Loop
+from data.loop import Loop, autocast, optimizers
 from data.run import Job, Parser, lanes, run_command, seed_list
 from evaluate import own_weight, score_vlm
 from model import VLM, load_llm
 from results.report import across, tries_table
-from train import autocast, load_settings, open_stage, optimizers, picture_loss, shared_words
+from train import load_settings, open_stage, picture_loss, shared_words
 
 SCORES = ("vqa", "caption_f1", "pope_acc")
 SPLITS = ("val", "test")
@@ -85,37 +85,13 @@ TRIES = {
 
 # ---- a LangBridge with what was tried -----------------------------------------------------------
 
-class AddEntropy(torch.autograd.Function):
-    """Leaves the weights w (B, N, K) as they are, and adds their mean entropy to the loss:
-
-        loss + strength * mean H,   H = -sum_k w_k ln w_k of a patch,   dH/dw_k = -(ln w_k + 1)
-
-    All that training needs of it is its gradient, so that is added where the weights are made, and
-    picture_loss need not know them. The mean is over the patches of one pass: with the two passes
-    a batch that s.parts is by default, it is in the loss twice.
-    """
-
-    @staticmethod
-    def forward(ctx, w, strength):
-        ctx.save_for_backward(w)
-        ctx.strength = strength
-        return w.view_as(w)
-
-    @staticmethod
-    def backward(ctx, gradient):
-        (w,) = ctx.saved_tensors
-        B, N, K = w.shape
-        log = w.clamp(min=1e-9).log()  # (B, N, K)
-        gradient = gradient - ctx.strength * (log + 1) / (B * N)  # (B, N, K)
-        return gradient, None  # of w, and of strength
-
-
 class Tried(LangBridge):
     """A LangBridge with all that was tried; each thing is off unless its argument turns it on.
 
     langbridge  the arguments of a LangBridge
     noise       in training: noise on the basis, as a share of the spread of its entries
-    entropy     in training: the strength of AddEntropy
+    entropy     in training: times this, the mean entropy of a patch's weights is added to `penalty`
+                at each pass, and the loop adds that to the loss
     top         how many words a patch may say at once, the heaviest ones; 0: all
     whitened    whether the basis is the nearest one whose words are orthogonal
     same_size   whether every visual token is made as long as words are on average
@@ -127,6 +103,7 @@ class Tried(LangBridge):
         super().__init__(*langbridge)
         self.noise, self.entropy, self.top = noise, entropy, top
         self.whitened, self.same_size = whitened, same_size
+        self.penalty = 0.0
         if start is not None:
             nn.init.constant_(self.W[-1].bias[self.tokens.index(NOTHING)], start)
 
@@ -145,7 +122,8 @@ class Tried(LangBridge):
             kept = beta * torch.zeros_like(beta).scatter(-1, heaviest, 1.0)  # (B, N, K)
             beta = kept / kept.sum(-1, keepdim=True)
         if self.training and self.entropy > 0:
-            beta = AddEntropy.apply(beta, self.entropy)  # (B, N, K)
+            H = -(beta * beta.clamp(min=1e-9).log()).sum(-1)  # (B, N)
+            self.penalty = self.penalty + self.entropy * H.mean()
         return beta
 
     def forward(self, x):
@@ -207,9 +185,10 @@ def attempt(s, stage, tried):
             adapter.set_basis(vlm.llm, vlm.encoding)
         if step >= tried.drawn_until * s.align_steps:
             adapter.drawn = 0.0
+        adapter.penalty = 0.0
         with autocast(s):
             loss = picture_loss(s, vlm, features["train"], pictures, texts)
-        loop.update(loss)
+        loop.update(loss + adapter.penalty)
 
     adapter.set_basis(*llms["source"])
     exam = {split: features[split].float().to(s.device) for split in SPLITS}

@@ -250,7 +250,6 @@ def test_all_that_a_bridge_is_made_from_is_saved_with_it(tmp_path):
     save_adapter(adapter, tmp_path)
     assert load_adapter(tmp_path).config == adapter.config
     assert load_adapter(tmp_path).drawn == 0.25
-    assert load_adapter(tmp_path, drawn=0.0).drawn == 0.0
 
 
 def test_a_fingerprint_sees_every_parameter_but_not_the_basis(source, target):

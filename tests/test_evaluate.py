@@ -147,6 +147,16 @@ def test_a_word_that_the_llm_has_never_read_is_named(out, picture):
     assert "never read 'sun'" in done.stderr and "'there'" not in done.stderr
 
 
+@pytest.mark.parametrize("name", ["mlp_align", "langbridge_instruct"])
+def test_a_word_map_of_either_adapter_has_both(out, picture, tmp_path, name):
+    path = tmp_path / "words.png"
+    done = run_here("evaluate.py", "--out", out, "--image", picture, "--map", path,
+                    "--model", name)
+    assert done.returncode == 0, done.stderr
+    with Image.open(path) as drawn:
+        assert drawn.size[0] > 1000
+
+
 def test_a_word_map_is_drawn_and_a_word_is_swapped(out, picture, tmp_path):
     path = tmp_path / "words.png"
     done = run_here("evaluate.py", "--out", out, "--image", picture, "--map", path)
@@ -165,6 +175,8 @@ def test_a_word_map_is_drawn_and_a_word_is_swapped(out, picture, tmp_path):
     (["--image", "PICTURE", "--swap", "red=zeppelin"], "with words of the adapter"),
     (["--image", "PICTURE", "--swap", "red=blue", "--model", "mlp_instruct"], "needs a LangBridge"),
     (["--image", "PICTURE", "--trace", "--model", "blind_instruct"], "sees no picture"),
+    (["--image", "PICTURE", "--trace", "--swap", "red=blue"], "not with --swap"),
+    (["--image", "PICTURE", "--map", "no.png", "--model", "blind_instruct"], "no adapter"),
     (["--image", "PICTURE", "--ask", "  "], "the question is empty"),
     (["--image", "PICTURE", "--ask", "<|bos|>what?"], "'<|bos|>'"),
     (["--image", "PICTURE", "--ask", "what? " * 300], "does not fit"),
@@ -271,7 +283,7 @@ def talk(out, monkeypatch, capsys):
 
 def test_a_conversation_opens_with_questions_that_can_be_asked(talk):
     said = talk("/quit")
-    for words in ("shape", "color", "how many", "is there a", "where is the", "/quit"):
+    for words in ("shape", "color", "how many", "/quit"):
         assert words in said.out
     assert said.err == ""
 

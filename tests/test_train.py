@@ -16,13 +16,13 @@ from conftest import ROOT, WORDS, assert_refused, command, make_llm, run, run_he
 
 from adapter import LangBridge, MLPAdapter
 from data.files import Refused, Stage, read_json, read_tensors, write_json, write_tensors
-from data.loop import Loop
+from data.loop import Loop, Muon, optimizers, orthogonal
 from data.run import Job, lanes
 from evaluate import held_out, load_vlm, open_data, score_vlm
 from model import VLM, load_llm
 from train import (
-    PRESETS, STAGES, Muon, Settings, load_settings, new_adapter, optimizers, orthogonal, pad,
-    parse_settings, picture_loss, shared_words)
+    PRESETS, STAGES, Settings, load_settings, new_adapter, pad, parse_settings, picture_loss,
+    shared_words)
 from vision import CLIP, ViTConfig
 
 SCORES = {"vqa", "vqa_by_type", "caption_f1", "caption_exact", "pope_acc", "pope_yes_rate",
@@ -83,13 +83,13 @@ class Interrupted(Exception):
     pass
 
 
-def tiny_loop(folder, until=None, steps=60, **watching):
+def tiny_loop(folder, until=None, steps=60, **measuring):
     """A small regression as a stage, ended by an exception after `until` steps."""
     torch.manual_seed(0)
     s, stage = replace(smoke(), save_every=0), Stage(folder, "tiny", {"steps": steps})
     model = nn.Linear(4, 4)
     adamw = torch.optim.AdamW([model.bias], 0.01)
-    loop = Loop(s, stage, [model], [Muon([model.weight], 0.02), adamw], steps, **watching)
+    loop = Loop(s, stage, [model], [Muon([model.weight], 0.02), adamw], steps, **measuring)
     for step in loop:
         if step == until:
             raise Interrupted
@@ -117,9 +117,9 @@ def test_a_loop_learns_and_its_rates_go_up_stay_and_go_down(tmp_path):
     assert rates[9] == 0.01 and rates[-1] < 0.001
 
 
-def test_what_is_watched_is_noted_at_its_moments(tmp_path):
-    _, loop = tiny_loop(tmp_path, watch=lambda: "seen", moments={0, 7, 60})
-    assert loop.seen == [[0, "seen"], [7, "seen"], [60, "seen"]]
+def test_what_is_measured_on_the_way_is_noted(tmp_path):
+    _, loop = tiny_loop(tmp_path, measure=lambda: "seen", measure_at={0, 7, 60})
+    assert loop.measured == [[0, "seen"], [7, "seen"], [60, "seen"]]
 
 
 def test_a_loss_that_is_no_number_ends_the_stage_and_names_it(tmp_path):

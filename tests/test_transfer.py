@@ -10,7 +10,7 @@ from adapter import LangBridge, MLPAdapter, fingerprint, load_adapter
 from data.files import read_json
 from evaluate import load_vlm
 from train import load_settings
-from transfer import MOMENTS, ROWS, SWEEPS, Move, label, samples_to, shuffle_words, stitch
+from transfer import MEASURE_AT, ROWS, SWEEPS, Move, label, samples_to, shuffle_words, stitch
 
 TARGET = "transfer/llm_target/seed1"
 
@@ -117,7 +117,7 @@ def test_tables_and_figures_are_written(moved):
 def test_every_stage_2_has_the_same_budget_and_is_measured_at_the_same_moments(result):
     curves = [[samples for samples, _ in row["curve"]] for row in result["rows"] if row["stage2"]]
     assert all(curve == curves[0] for curve in curves)
-    assert curves[0][0] == 0 and len(curves[0]) <= len(MOMENTS)
+    assert curves[0][0] == 0 and len(curves[0]) <= len(MEASURE_AT)
 
 
 def test_transferring_again_redoes_nothing(moved):
@@ -192,7 +192,7 @@ def test_an_ablation_has_a_point_for_each_value(out, what, stage2):
 def test_an_ablation_starts_from_what_train_has_made(out):
     """The point with train.py's own value is no new training."""
     s = load_settings(out)
-    moves = transfer.moves_with(s, "basis", "align_basis", "words", [0])
+    moves = transfer.prepare_point(s, "basis", "align_basis", "words", [0])
     assert moves[0].own and moves[0].root == "transfer"
-    moves = transfer.moves_with(s, "coefficients", "align_coefficients", "relu", [0])
+    moves = transfer.prepare_point(s, "coefficients", "align_coefficients", "relu", [0])
     assert moves[0].s.align_drawn == 0.0 and moves[0].root == "ablate/coefficients/relu"
