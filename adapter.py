@@ -1,8 +1,8 @@
 """The two adapters, side by side: from patch features (B, N, D) to visual tokens (B, N, C).
 
     MLPAdapter   v = mlp(x)      ends in one LLM's width: another LLM needs another adapter
-    LangBridge   v = W(x) @ E    one weight for each word; E are the LLM's own embeddings of these
-                                 words: another LLM needs another E, and W stays what it is
+    LangBridge   v = W(x) @ E    one weight for each word; E holds the LLM's own embeddings of these
+                                 words: another LLM needs another E, and W stays the same
 
 The method is that of Liao et al. 2025, 'LangBridge' (arXiv 2503.19404).
 """
@@ -33,11 +33,11 @@ class MLPAdapter(nn.Module):
         self.net = nn.Sequential(nn.Linear(D, C), nn.GELU(), nn.Linear(C, C))
 
     def hidden_matrices(self):
-        """The matrices, for Muon (train.py); AdamW takes the biases."""
+        """The matrices, for Muon (data/loop.py)."""
         return [self.net[0].weight, self.net[2].weight]
 
     def set_basis(self, llm, encoding):
-        """Only a check: an MLP is made for one LLM. Raises ValueError if its width is another."""
+        """Only a check: an MLP is made for one LLM. Raises ValueError if the widths differ."""
         C = self.config["C"]
         if llm.config.C != C:
             raise ValueError(f"this MLP adapter was trained for an LLM of width {C} and cannot be "
@@ -50,23 +50,24 @@ class MLPAdapter(nn.Module):
 
 
 class LangBridge(nn.Module):
-    """Each patch as a combination of words: v = W(x) @ E.
+    """Each patch as a mixture of words: v = W(x) @ E.
 
     x (B, N, D) -> v (B, N, C);  W: Linear(D, hidden), GELU, Linear(hidden, hidden),
     Linear(hidden, K); two Linears in a row, as in the paper
 
-    tokens        the K words, as byte strings: the adapter knows words, not ids, and looks their
-                  ids up in whichever tokenizer it meets
+    tokens        the K words as byte strings: the adapter knows words, not ids, and looks up
+                  their ids in the tokenizer at hand
     coefficients  how the outputs l of W become weights:
                       softplus  ln(1 + e^l) / their sum
-                      softmax   e^l / their sum; it soon gives all the weight to one word, and
-                                how sure a patch is gets lost
+                      softmax   e^l / their sum; it soon puts all weight on one word, and how
+                                sure the patch was is lost
                       relu      max(l, 0)
                       linear    l, as in the paper's code
-    basis         'words', or 'centered': their differences from their mean
-    drawn         in training, this share of the patches says one word, drawn by its weight,
-                  instead of a mixture. A private code of many small weights does not survive
-                  that; words do, so that another LLM understands. Needs weights of sum 1
+    basis         'words', or 'centered': the words minus their mean
+    drawn         in training, this share of the patches says one word, sampled with its weight
+                  as probability, instead of a mixture. A private code of many small weights
+                  does not survive that; words do, so another LLM can understand them. Needs
+                  weights that sum to 1
     """
 
     def __init__(self, D, tokens, hidden=256, coefficients="softplus", basis="words", drawn=0.0):
@@ -81,7 +82,7 @@ class LangBridge(nn.Module):
                              f"(softplus, softmax), not with {coefficients!r}: drawn must be 0")
         self.D, self.hidden = D, hidden
         self.coefficients, self.basis, self.drawn = coefficients, basis, drawn
-        self.tokens = [bytes(t) for t in tokens]
+        self.tokens = list(tokens)
         self.missing = []  # the words that the LLM lacks
         K = len(self.tokens)
         self.W = nn.Sequential(nn.Linear(D, hidden), nn.GELU(), nn.Linear(hidden, hidden),
@@ -91,15 +92,15 @@ class LangBridge(nn.Module):
         self.init_weights()
 
     def init_weights(self):
-        """Start near one word, 'nothing here', which is true of most patches.
+        """Start close to 'nothing here', which is true of most patches.
 
-        From equal weights it would not learn: that is the mean of all words, the same for every
-        patch and far from any text.
+        Equal weights would not learn: their mixture is the mean of all words, the same for every
+        patch and unlike any text.
         """
         K = len(self.tokens)
         everything, nothing = {  # the bias of each word, and of 'nothing here'
-            "softplus": (-math.log(K), 4.0),  # all words weigh about 1 together, that one about 4
-            "softmax": (0.0, 3.0),  # K - 1 together, that one 20
+            "softplus": (-math.log(K), 4.0),  # all K together weigh about 1, 'nothing here' about 4
+            "softmax": (0.0, 3.0),  # K - 1 together, against 20
             "relu": (0.0, 1.0),
             "linear": (0.0, 1.0),
         }[self.coefficients]
@@ -110,21 +111,21 @@ class LangBridge(nn.Module):
 
     @property
     def config(self):
-        """What save_adapter writes down, and load_adapter makes it from."""
+        """What save_adapter stores and load_adapter rebuilds from."""
         tokens = [t.decode("latin-1") for t in self.tokens]
         return {"kind": "langbridge", "D": self.D, "tokens": tokens, "hidden": self.hidden,
                 "coefficients": self.coefficients, "basis": self.basis, "drawn": self.drawn}
 
     def hidden_matrices(self):
-        """The matrices, for Muon (train.py); AdamW takes the biases."""
+        """The matrices, for Muon (data/loop.py)."""
         return [self.W[0].weight, self.W[2].weight, self.W[3].weight]
 
     def set_basis(self, llm, encoding):
-        """Speak to this LLM from now on: E becomes its embeddings of the words; W is untouched.
+        """From now on, speak to this LLM: E becomes its embeddings of the words; W is untouched.
 
-        This changes the adapter itself, and returns it. Words that are not tokens of this LLM get
-        no weight; `missing` lists them. Raises ValueError if fewer than half are left, for that
-        would be another adapter.
+        Changes the adapter in place and returns it. Words that are not tokens of this LLM get no
+        weight; `missing` lists them. Raises ValueError if more than half are missing: the rest
+        would be a different adapter.
         """
         vocabulary = set(encoding.token_byte_values())
         present = [t in vocabulary for t in self.tokens]
@@ -132,7 +133,7 @@ class LangBridge(nn.Module):
         if len(self.missing) > len(self.tokens) / 2:
             raise ValueError(f"the tokenizer {encoding.name!r} has only {sum(present)} of this "
                              f"adapter's {len(present)} tokens (it lacks {self.missing[:5]} ...): "
-                             "they do not share enough of a vocabulary")
+                             "the vocabularies share too little")
         device = llm.embedding.weight.device
         ids = [encoding.encode_single_token(t) if t in vocabulary else 0 for t in self.tokens]
         E = llm.embed(torch.tensor(ids, device=device)).detach().clone()  # (K, C)
@@ -143,7 +144,7 @@ class LangBridge(nn.Module):
         return self
 
     def weights(self, x):
-        """How much each patch says each word: x (B, N, D) -> (B, N, K)"""
+        """The weight of each word in each patch: x (B, N, D) -> (B, N, K)"""
         if self.E is None:
             raise RuntimeError("this LangBridge has no LLM to speak to: call "
                                "set_basis(llm, encoding) before it is used")
@@ -165,9 +166,9 @@ class LangBridge(nn.Module):
         return beta @ self.E  # (B, N, C)
 
     def draw(self, beta):
-        """A share of the patches says one word, drawn by its weight: beta (B, N, K) -> (B, N, K)
+        """A share of the patches says one word, sampled by weight: beta (B, N, K) -> (B, N, K)
 
-        The value is the word's, the gradient that of the mixture ('straight through').
+        The value is the word's; the gradient is the mixture's (straight-through).
         """
         B, N, K = beta.shape
         word = torch.multinomial(beta.detach().flatten(0, 1), 1).view(B, N)
@@ -204,7 +205,7 @@ def token(word):
 
 
 def readable(tokens):
-    """The words among tokens: no bytes, no punctuation, no pieces of one or two letters.
+    """The tokens that are a word of three letters or more: no bytes, punctuation, word endings.
 
     >>> readable([b" red", b"ed", b" a", b" .", b"\\xff"])
     ['red']
@@ -221,7 +222,7 @@ def fingerprint(adapter):
 
 
 def save_adapter(adapter, folder):
-    """Write adapter.pt (the trained weights) and adapter.json (what it is, its words included)."""
+    """Write adapter.pt (the trained weights) and adapter.json (its config, words included)."""
     write_tensors(folder / "adapter.pt", adapter.state_dict())
     write_json(folder / "adapter.json", adapter.config)
 

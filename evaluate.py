@@ -10,6 +10,7 @@
 The exam itself, its questions and what answers are worth, is in data/scoring.py.
 """
 import inspect
+import math
 import random
 import re
 import sys
@@ -39,12 +40,12 @@ CHECKPOINTS = ("mlp_align", "langbridge_align", "mlp_instruct", "langbridge_inst
 # ---- what lies in a folder ----------------------------------------------------------------------
 
 def open_data(out):
-    """The data that the stages in an --out folder were made with."""
+    """The data that a folder's stages were trained on."""
     return load_data(read_json(Path(out) / "vit" / "config.json").get("data", {}))
 
 
 def held_out(out, device="cpu"):
-    """The frozen features of the splits that nothing is trained on: {split: (pictures, N, D)}"""
+    """The frozen features of the two splits of the exam: {split: (pictures, N, D)}"""
     features = read_tensors(Path(out) / "vit" / "features.pt", mmap=True)
     return {split: features[split].float().to(device) for split in ("test", "comp")}
 
@@ -52,7 +53,7 @@ def held_out(out, device="cpu"):
 def load_vlm(out, name):
     """(ViT, VLM) of a stage in an --out folder, as in load_vlm("out", "langbridge_instruct").
 
-    The basis of its adapter are the embeddings of the LLM as it was before stage 2 tuned it.
+    The basis of its adapter comes from the LLM as it was before stage 2 tuned it.
     """
     out, folder = Path(out), Path(out) / name
     vit = load_vit(out / "vit").eval()
@@ -66,7 +67,7 @@ def load_vlm(out, name):
 
 
 def words_read(out, name):
-    """The words that the LLM of a stage has read; none if its folder does not tell."""
+    """The words that a stage's LLM has read; empty if not recorded."""
     path = Path(out) / read_json(Path(out) / name / "config.json")["base"] / "config.json"
     return set(read_json(path).get("words", [])) if path.exists() else set()
 
@@ -84,8 +85,8 @@ def score_llm(llm, encoding, data, dialect, seed):
             ids = encoding.encode(PREFIX + body, allowed_special={BOS})
             prompts.append(ids + encoding.encode(prompt(question)))
         answers = [""] * len(prompts)
-        for rows, ids in same_length(prompts):
-            for i, tokens in zip(rows, llm.generate(llm.embed(ids.to(device)), newline)):
+        for indices, ids in same_length(dict(enumerate(prompts))):
+            for i, tokens in zip(indices, llm.generate(llm.embed(ids.to(device)), newline)):
                 answers[i] = encoding.decode(tokens).strip()
         return answers
 
@@ -93,8 +94,8 @@ def score_llm(llm, encoding, data, dialect, seed):
 
 
 def examine_vlm(vlm, features, data):
-    """What a VLM says in the exam; features: {split: (pictures, N, D)}. No answer is chosen from a
-    list: all are generated."""
+    """What a VLM says in the exam; all answers are generated, none is picked from a list.
+    features: {split: (pictures, N, D)}"""
     vlm.eval()
 
     def answer(split, items):
@@ -109,11 +110,11 @@ def score_vlm(vlm, features, data):
 
 
 def show_answers(path, said, data, count):
-    """Test pictures with questions and a model's answers, wrong ones first: a PNG and a list."""
+    """A model's answers about test pictures, wrong ones first: a PNG and a list."""
     answered = sorted(said["test"].questions, key=lambda a: a.right)
     wrong = sum(not a.right for a in answered)
-    print(f"\n{count} test pictures, wrong answers first ({wrong} of {len(answered)} are wrong), "
-          f"in {path}:")
+    print(f"\n{count} answers about test pictures, wrong ones first ({wrong} of {len(answered)} "
+          f"are wrong), in {path}:")
     rows = []
     for a in answered[:count]:
         picture = data.pictures("test", [a.picture])[0]
@@ -126,7 +127,7 @@ def show_answers(path, said, data, count):
 # ---- what the adapter says ----------------------------------------------------------------------
 
 def embeddings(llm, encoding, words):
-    """One embedding a word, (words, C): its token's, or the mean of its tokens'."""
+    """One embedding per word, (words, C): of its token, or the mean over its tokens."""
     E = []
     for word in words:
         ids = torch.tensor(encoding.encode(f" {word}"), device=llm.embedding.weight.device)
@@ -136,38 +137,38 @@ def embeddings(llm, encoding, words):
 
 @torch.no_grad()
 def say(vlm, x, words):
-    """How much each patch says each word: x (B, N, D) -> (B, N, words). For a LangBridge these are
-    its weights, for an MLP the cosines of its visual tokens to the words' embeddings, once the
-    means of both are removed."""
-    if isinstance(vlm.adapter, (LangBridge, Edited)):
-        k = [vlm.adapter.tokens.index(token(word)) for word in words]
-        return vlm.adapter.weights(x)[..., k]  # (B, N, words)
-    v, E = vlm.adapter(x), embeddings(vlm.llm, vlm.encoding, words)
-    return F.normalize(v - v.mean((0, 1)), dim=-1) @ F.normalize(E - E.mean(0), dim=-1).T
+    """How much each patch says each word: x (B, N, D) -> (B, N, words). For a LangBridge, its
+    weights; for an MLP, the cosines between its visual tokens and the words' embeddings, each with
+    its mean removed."""
+    if isinstance(vlm.adapter, MLPAdapter):
+        v, E = vlm.adapter(x), embeddings(vlm.llm, vlm.encoding, words)
+        return F.normalize(v - v.mean((0, 1)), dim=-1) @ F.normalize(E - E.mean(0), dim=-1).T
+    k = [vlm.adapter.tokens.index(token(word)) for word in words]
+    return vlm.adapter.weights(x)[..., k]  # (B, N, words)
 
 
 @torch.no_grad()
 def grounding(vlm, features, words, data, top=5):
-    """Are the words for an object among the `top` that its patches say most, all together?
+    """Are an object's words among the `top` that its patches say most, taken together?
 
-    Returns {kind: share, "chance_" + kind: the same for the words of an object of another picture}.
+    Returns ({kind: share}, the same for the words of an object of another picture).
     """
     found = []
     for seen, said in data.seen("test", say(vlm, features, words)):
         found.append((seen, {words[k] for k in said.sum(0).topk(top).indices.tolist()}))
     half = len(found) // 2
     others = [said for _, said in found[half:] + found[:half]]  # each of another picture
-    result = {}
+    own, chance = {}, {}
     for kind in data.kinds:
-        own = [seen.words[kind] in said for seen, said in found]
-        other = [seen.words[kind] in said for (seen, _), said in zip(found, others)]
-        result[kind], result[f"chance_{kind}"] = float(np.mean(own)), float(np.mean(other))
-    return result
+        own[kind] = float(np.mean([seen.words[kind] in said for seen, said in found]))
+        chance[kind] = float(np.mean([seen.words[kind] in said
+                                      for (seen, _), said in zip(found, others)]))
+    return own, chance
 
 
 @torch.no_grad()
 def own_weight(vlm, features, data):
-    """The share of a LangBridge's |weight|, in the patches of an object, on the words for it."""
+    """The share of |weight| that an object's patches put on its own words."""
     shares, tokens = [], vlm.adapter.tokens
     for seen, beta in data.seen("test", vlm.adapter.weights(features).abs()):
         said = beta.sum(0)  # (K,)
@@ -181,16 +182,19 @@ def own_weight(vlm, features, data):
 def subspace(vlm, features, data, pictures=100):
     """Do visual tokens lie near the words that describe them? (the paper's study of stage 1)
 
-    Means are removed first, for the tokens as well as the embeddings have a large one in common.
-      own_cos, other_cos: mean cosine of an object's patches to the words for it, and to all others
-      explained_own: share of these patches' energy in the span of all words of the picture's
-                     caption, |P v|^2 / |v|^2
+    Tokens and embeddings both have a large common component, so means are removed first.
+      own_cos, other_cos: mean cosine of an object's patches to its own words, and to the other
+                          words for objects
+      explained_own: share of these patches' energy in the span of the words for the picture's
+                     objects and their places, |P v|^2 / |v|^2
       explained_random: the same for as many random words of the vocabulary
-    Each is (mean, half of its 95% interval over pictures).
+    Each is [mean, half-width of its 95% interval over pictures].
     """
     vlm.eval()
-    rng, v = random.Random("subspace"), vlm.adapter(features[:pictures])  # (B, N, C)
-    side, v = int(v.size(1) ** 0.5), v - v.mean((0, 1))
+    rng = random.Random("subspace")
+    v = vlm.adapter(features[:pictures])  # (B, N, C)
+    v = v - v.mean((0, 1))
+    side = math.isqrt(v.size(1))
     names = [word for words in data.kinds.values() for word in words]
     words = names + data.place_words
     vocabulary = readable(vlm.encoding.token_byte_values())
@@ -222,17 +226,16 @@ def subspace(vlm, features, data, pictures=100):
 
 @torch.no_grad()
 def steering(vlm, features, data):
-    """Edit a word in every patch and ask again: does the answer about it follow, do others stay?
+    """Swap a word in every patch and ask again: does the answer about it follow, do others stay?
 
-    Only questions that are answered rightly without the edit count (data.scoring.color_edits).
+    Counts only questions answered correctly before the swap (data.scoring.color_edits).
     """
     edits = data.edits(len(features))
     before = vlm.answer(features, [(edit.picture, edit.question) for edit in edits])
     right = [edit for edit, answer in zip(edits, before) if answer == edit.answer]
-    by_swap, hits = defaultdict(list), defaultdict(list)
-    for edit in right:
-        by_swap[edit.old, edit.new].append(edit)
-    for (old, new), group in sorted(by_swap.items()):
+    hits = defaultdict(list)
+    for old, new in sorted({(edit.old, edit.new) for edit in right}):
+        group = [edit for edit in right if (edit.old, edit.new) == (old, new)]
         edited = VLM(Edited(vlm.adapter, {old: new}), vlm.llm, vlm.encoding)
         asked = [(k, edit.question_after) for k, edit in enumerate(group)]
         answers = edited.answer(features[[edit.picture for edit in group]], asked)
@@ -274,17 +277,16 @@ def look_inside(out, features, data):
     grounded = {"chance": {}}
     for key, name in (("langbridge", "langbridge_align"), ("mlp_nearest", "mlp_align"),
                       ("langbridge_after_instruct", "langbridge_instruct")):
-        shares = grounding(load_vlm(out, name)[1], features, words, data)
-        grounded[key] = {kind: shares[kind] for kind in data.kinds}
-        grounded["chance"][key] = {kind: shares[f"chance_{kind}"] for kind in data.kinds}
-        said = [f"its {kind} in {shares[kind]:.3f} (another picture's "
-                f"{shares[f'chance_{kind}']:.3f})" for kind in data.kinds]
+        own, chance = grounding(load_vlm(out, name)[1], features, words, data)
+        grounded[key], grounded["chance"][key] = own, chance
+        said = [f"its {kind} in {own[kind]:.3f} (another picture's {chance[kind]:.3f})"
+                for kind in own]
         print(f"  {key}: among the 5 words that an object's patches say most: {', '.join(said)}")
     steered = {}
     for stage in ("align", "instruct"):
         vlm = load_vlm(out, f"langbridge_{stage}")[1]
         steered[stage] = steering(vlm, features, data)
-    steered |= steered["instruct"]  # the tuned model's is the one that a user meets
+    steered |= steered["instruct"]  # again at the top: this is the model that a user meets
     print(f"  a colour swapped in every patch, after instruct: {steered['n']} edits, the colour "
           f"answer follows in {steered['changed_as_edited']:.3f}, others stay in "
           f"{steered['others_kept']:.3f}")
@@ -292,7 +294,7 @@ def look_inside(out, features, data):
 
 
 def study_of(out):
-    """What align measured on the way (subspace), as lists: do adapters come to words?"""
+    """The measurements that align took (subspace), as lists, and their figure."""
     study = {}
     for kind, title in (("mlp", "MLP"), ("langbridge", "LangBridge")):
         measured = read_json(out / f"{kind}_align" / "config.json")["measured"]
@@ -313,19 +315,20 @@ def draw_word_map(out, model, vlm, features, pixels, path):
     """What each patch says, by this model and by the other adapter of its stage."""
     if vlm.adapter is None:
         raise Refused("a blind model has no adapter: there is no map of what it says")
-    is_bridge, vlms, panels = isinstance(vlm.adapter, (LangBridge, Edited)), [vlm], []
-    bridge = vlm.adapter if is_bridge else load_adapter(out / "langbridge_align")
-    words = readable(bridge.tokens)
     kind, _, stage = model.partition("_")
     other = f"{'mlp' if kind == 'langbridge' else 'langbridge'}_{stage}"
+    shown, panels = [vlm], []
     if model in CHECKPOINTS and (out / other / "adapter.json").exists():
-        beside = load_vlm(out, other)[1]
-        vlms = [vlm, beside] if is_bridge else [beside, vlm]
-    for vlm in vlms:
-        title = "MLP: nearest words (cosine)"
-        if isinstance(vlm.adapter, (LangBridge, Edited)):
-            title = "LangBridge: its weights"
-        said = say(vlm, features, words)[0]  # (N, words)
+        shown.append(load_vlm(out, other)[1])
+    shown.sort(key=lambda each: isinstance(each.adapter, MLPAdapter))  # a LangBridge comes first
+    bridge = shown[0].adapter
+    if isinstance(bridge, MLPAdapter):  # there is none, but the words must come from one
+        bridge = load_adapter(out / "langbridge_align")
+    words = readable(bridge.tokens)
+    for each in shown:
+        is_mlp = isinstance(each.adapter, MLPAdapter)
+        title = "MLP: nearest words (cosine)" if is_mlp else "LangBridge: its weights"
+        said = say(each, features, words)[0]  # (N, words)
         panels.append((title, [list(zip(words, patch)) for patch in said.tolist()]))
     note = f"{model} in {out.name}; words below 0.05 are left out."
     word_map(path, pixels[0].numpy(), panels, note)
@@ -333,7 +336,7 @@ def draw_word_map(out, model, vlm, features, pixels, path):
 
 
 def show_step(title, tensor, function, code):
-    """Print a step of the trace: the tensor, and the line of `function` that holds this `code`.
+    """Print a step of the trace: its shape, and the line of `function` that contains `code`.
 
     The letters of the shape come from the comment at the end of that line.
     """
@@ -347,11 +350,11 @@ def show_step(title, tensor, function, code):
 
 @torch.no_grad()
 def trace(path, vit, vlm, question):
-    """Follow one picture to its answer, and print each step for a person to read."""
+    """Follow a picture to its answer, printing every step."""
     adapter, llm, encoding, side = vlm.adapter, vlm.llm, vlm.encoding, vit.config.grid
     if not isinstance(adapter, (LangBridge, MLPAdapter)):
-        raise Refused("--trace follows a picture through an adapter as it was trained: not with "
-                      "--swap, and not in a blind model, which sees no picture")
+        raise Refused("--trace needs an adapter as it was trained: not with --swap, and not a "
+                      "blind model, which sees no picture")
     pixels = read_picture(path, vit.config.size)
     features = vit(pixels)  # (B, N, D)
     print(f"{path}, {question!r}: B = 1 picture, N = {side * side} patches")
@@ -359,12 +362,13 @@ def trace(path, vit, vlm, question):
     show_step(f"2. The square is cut into {side} x {side} patches of p x p pixels, p = "
               f"{vit.config.patch}, with four channels each.", vit.patches(pixels), ViT.patches,
               "return")
-    show_step("3. The ViT makes a feature of each patch, from what it and all others show.",
+    show_step("3. The ViT turns each patch into a feature, with all the others as context.",
               features, ViT.forward, "return")
     if isinstance(adapter, LangBridge):
         beta = adapter.weights(features)  # (B, N, K)
         show_step(f"4. LangBridge gives each of its K = {len(adapter.tokens)} words a weight. The "
-                  "four patches that say most:", beta, LangBridge.forward, "self.weights")
+                  "four patches furthest from 'nothing here':", beta, LangBridge.forward,
+                  "self.weights")
         words = [t.decode("latin-1").strip() for t in adapter.tokens]
         for n in sorted(beta[0, :, adapter.tokens.index(NOTHING)].argsort()[:4].tolist()):
             said = [f"{words[k]} {beta[0, n, k]:.2f}" for k in beta[0, n].topk(3).indices]
@@ -372,30 +376,31 @@ def trace(path, vit, vlm, question):
         show_step("5. The words' embeddings E (K, C), summed by weight, are the visual tokens.",
                   adapter(features), LangBridge.forward, "return")
     else:
-        show_step("4. The MLP makes a visual token of each feature.", adapter(features),
+        show_step("4. The MLP turns each feature into a visual token.", adapter(features),
                   MLPAdapter.forward, "return")
     picture, start = vlm.picture(features), len(vlm.prefix)  # (B, prefix + N + rows, C)
-    show_step("6. They stand between text, each row with a newline after it.", picture,
+    show_step("6. They go inside the text, with a newline after each row.", picture,
               VLM.picture, "return torch.cat")
     ids = encoding.encode(prompt(question))
     print(f"        position 0: {'|'.join(encoding.decode([i]) for i in vlm.prefix)!r}")
     print(f"        position {start}: {side} rows of {side} patches and a newline")
     print(f"        position {picture.size(1)}: {'|'.join(encoding.decode([i]) for i in ids)!r}")
     logits = llm(torch.cat([picture, vlm.embed(ids)], dim=1))
-    show_step("7. The LLM reads all T positions; the last one's logits choose the first token of "
-              "the answer:", logits, GPT.forward, "return")
+    show_step("7. The LLM reads all T positions; the logits of the last one choose the answer's "
+              "first token:", logits, GPT.forward, "return")
     best = logits[0, -1].softmax(-1).topk(5)
     for p, i in zip(best.values.tolist(), best.indices.tolist()):
         print(f"        {p:.3f}  {encoding.decode([i])!r}")
-    print(f"\n8. Token by token, until a newline: {vlm.answer(features, [(0, question)])[0]}")
+    answer = vlm.answer(features, [(0, question)])[0]
+    print(f"\n8. The answer, token by token until a newline: {answer}")
 
 
 def ask(vlm, features, question, known):
-    """The answer to a user's question; raises Refused for one that cannot be asked, and warns of
-    words that the LLM has never read (not in `known`, the words that it has read)."""
+    """The answer to a user's question. Raises Refused if it cannot be asked; warns of words not in
+    `known`, those that the LLM has read."""
     for special in vlm.encoding.special_tokens_set:
         if special in question:
-            raise Refused(f"{special!r} is a token of its own, not text: ask without it")
+            raise Refused(f"{special!r} is a special token, not text: leave it out")
     try:
         answer = vlm.answer(features, [(0, question)])[0]
     except ValueError as error:
@@ -424,8 +429,8 @@ def chat(vlm, features, data, known, draw_map):
     print("Ask about the picture in words like these:")
     for question in data.example_questions():
         print(f"    {question}")
-    print("An empty line describes it; /map draws what its patches say, /swap red=blue edits their "
-          "words, /swap undoes that, /quit ends.")
+    print("An empty line asks for a description. /map draws what the patches say, /swap red=blue "
+          "edits it, /swap undoes all edits, /quit ends.")
     while True:
         try:
             line = " ".join(input("> ").lower().split())
@@ -445,7 +450,7 @@ def chat(vlm, features, data, known, draw_map):
                 said = [f"{new} for {old}" for old, new in swaps.items()]
                 print(f"every patch now says {', '.join(said)}")
             elif line.startswith("/"):
-                print(f"unknown: {line}; there are /map, /swap WORD=WORD, /quit")
+                print(f"unknown: {line}; try /map, /swap WORD=WORD, /quit")
             else:
                 print(ask(vlm, features, line or data.request, known))
         except Refused as error:
@@ -453,7 +458,7 @@ def chat(vlm, features, data, known, draw_map):
 
 
 def look_at(args, model):
-    """python evaluate.py --image: whatever is asked about one picture."""
+    """python evaluate.py --image: whatever was asked for."""
     data = open_data(args.out)
     vit, vlm = load_vlm(args.out, model)
     known = words_read(args.out, model)
@@ -478,16 +483,16 @@ def main():
     parser = Parser(__doc__)
     parser.add_argument("--out", type=Path, default=Path("out"),
                         help="the folder that train.py wrote (default: out)")
-    parser.add_argument("--model", help="a stage in --out: for --image (default: "
-                        "langbridge_instruct), or the only one to examine")
+    parser.add_argument("--model", help="a stage in --out: which model answers (default: "
+                        "langbridge_instruct) or, without --image, the only one to score")
     parser.add_argument("--image", type=Path, help="a picture: PNG or JPEG, any size")
-    parser.add_argument("--ask", help="a question about it; without one, it is described, or on a "
-                        "terminal a conversation begins")
-    parser.add_argument("--trace", action="store_true", help="follow it step by step")
+    parser.add_argument("--ask", help="a question about it; without one, you get a description, or "
+                        "a conversation on a terminal")
+    parser.add_argument("--trace", action="store_true", help="follow the picture step by step")
     parser.add_argument("--map", type=Path, metavar="PNG", help="draw what each patch says, "
                         "LangBridge beside the MLP")
-    parser.add_argument("--swap", metavar="WORD=WORD", help="let every patch say the second word "
-                        "where it says the first, as in red=blue")
+    parser.add_argument("--swap", metavar="WORD=WORD", help="replace the first word by the second "
+                        "in what every patch says, as in red=blue")
     args = parser.parse_args()
     if args.image is None:
         for flag in ("ask", "trace", "map", "swap"):
@@ -502,7 +507,7 @@ def main():
         return evaluate(args.out, names)
     if args.ask is not None and not args.ask.strip():
         raise Refused('the question is empty; try --ask "what color is the circle?", or leave '
-                      "--ask away for a caption")
+                      "--ask out for a caption")
     look_at(args, args.model or "langbridge_instruct")
 
 

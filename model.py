@@ -1,22 +1,23 @@
 """The language model, and the VLM that shows it pictures.
 
     GPT   a decoder-only transformer that reads embeddings
-    VLM   patch features -> adapter -> GPT: where a picture's tokens go, and how it is asked about
+    VLM   patch features -> adapter -> GPT: where a picture's tokens go, and how to ask about it
 
 What is unusual here, for a reader who knows GPT-2:
-    forward() takes embeddings instead of token ids: visual tokens need no special case
+    forward() takes embeddings, not token ids, so visual tokens need no special case
     a short convolution before attention and MLP, so that a token knows its neighbours at once
-    norms have no gain, and embeddings, queries and keys are normed as well: training stays stable
-    rotary positions tell how far apart two tokens are, learned ones tell where a token stands
+    norms have no gain; embeddings, queries and keys are normalised too: training stays stable
+    rotary positions say how far apart two tokens are, learned ones where a token is
     squared ReLU, no biases, no dropout
-    blocks and head start at zero, so that the first loss is ln V
+    the outputs of blocks and the head start at zero, so the first loss is ln V
 
-Letters, the same in every file: B batch, T tokens of text, or all that a GPT reads, N visual tokens
+Letters, the same in every file: B batch, T text tokens, or everything a GPT reads, N visual tokens
 (patches), C LLM width, D vision width, V an LLM's vocabulary, K words of a LangBridge, H attention
-heads. In attention, S are the tokens so far, with those in the cache, and c = C/H.
+heads. In attention, S counts all tokens so far, cached ones included, and c = C/H.
 """
 import math
 from dataclasses import asdict, dataclass
+from pathlib import Path
 
 import torch
 import torch.nn as nn
@@ -44,20 +45,20 @@ def norm(x):
 class ShortConv(nn.Module):
     """y_t = x_t + sum_i w_i x_(t-i), i = 0 .. width - 1, channel by channel.
 
-    A token sees its neighbours before attention does: 'the word after red' becomes a feature of
-    one token, which attention can then look for (the Canon layer of Allen-Zhu 2025, 'Physics of
-    Language Models 4.1'). It starts at random: from zero, it is found too late to be used.
+    A token sees its neighbours before attention: 'the word after red' becomes a feature of one
+    token, which attention can look up (the Canon layer of Allen-Zhu 2025, 'Physics of Language
+    Models 4.1'). It starts random: started at zero, it is discovered too late to help.
     """
-    width = 6  # from 'left' back to 'red' in 'red circle at the top left'
+    width = 6  # long enough from 'left' back to 'red' in 'red circle at the top left'
 
     def __init__(self, C):
         super().__init__()
         self.weight = nn.Parameter(torch.empty(self.width, C).uniform_(-0.5, 0.5))  # w_0, w_1, ..
 
     def forward(self, x, past=None):
-        """x (B, T, C) -> y (B, T, C), and the inputs to go on from (B, width - 1, C).
+        """x (B, T, C) -> y (B, T, C), and the last width - 1 inputs (B, width - 1, C).
 
-        `past` are the inputs before x, as an earlier call returned them; none are zeros.
+        `past` is what an earlier call returned second; None means zeros.
         """
         if past is None:
             past = x.new_zeros(x.size(0), self.width - 1, x.size(2))
@@ -69,28 +70,30 @@ class ShortConv(nn.Module):
 
 @dataclass
 class BlockCache:
-    """What a block keeps of the S tokens that it has read, so that the next costs one token."""
+    """What a block keeps of the S tokens read so far, so that the next one costs only itself."""
     keys: torch.Tensor  # (B, H, S, C/H)
     values: torch.Tensor  # (B, H, S, C/H)
     attention_past: torch.Tensor  # (B, width - 1, C): of the convolution before attention
     mlp_past: torch.Tensor  # (B, width - 1, C): of the convolution before the MLP
 
     def pick(self, rows):
-        """The same for these rows of the batch, by index or by mask."""
+        """The same for some rows of the batch (indices or mask)."""
         return BlockCache(self.keys[rows], self.values[rows],
                           self.attention_past[rows], self.mlp_past[rows])
 
 
+@dataclass
 class Cache:
-    """What a GPT keeps of the tokens that it has read."""
+    """What a GPT keeps of the tokens read so far."""
+    blocks: list  # [BlockCache]
 
-    def __init__(self, blocks, length=0):
-        self.blocks = blocks
-        self.length = length
+    @property
+    def length(self):
+        return self.blocks[0].keys.size(2)
 
     def pick(self, rows):
-        """A cache for these rows of the batch; a row may be picked several times."""
-        return Cache([block.pick(rows) for block in self.blocks], self.length)
+        """A cache for some rows of the batch; a row may be picked several times."""
+        return Cache([block.pick(rows) for block in self.blocks])
 
 
 def rotary(length, c):
@@ -110,8 +113,8 @@ def attention(q, k, v):
     """Causal attention written out: softmax(q k^T / sqrt(c)) v, where no query sees a later key.
 
     q (B, H, T, c), k and v (B, H, S, c) -> (B, H, T, c). The queries are the last T of the S
-    positions, as generation with a cache needs it. For T = S there is a fused kernel, which
-    training uses; a test holds the two equal.
+    positions, as cached generation needs. Where T = S, a fused kernel does the same; a test checks
+    that the two agree.
     """
     T, S = q.size(-2), k.size(-2)
     scores = q @ k.mT / math.sqrt(q.size(-1))  # (B, H, T, S)
@@ -190,9 +193,9 @@ class GPT(nn.Module):
         self.init_weights()
 
     def init_weights(self):
-        """Inputs of a block pass with variance 1; its outputs, and the logits, start at zero.
+        """A block's inputs are projected at variance 1; its outputs, and the logits, start at zero.
 
-        Embeddings keep PyTorch's normal distribution, convolutions what ShortConv gives them.
+        Embeddings keep PyTorch's normal init, convolutions ShortConv's.
         """
         bound = math.sqrt(3 / self.config.C)  # variance 1/C
         for block in self.blocks:
@@ -203,7 +206,7 @@ class GPT(nn.Module):
         nn.init.zeros_(self.head.weight)
 
     def hidden_matrices(self):
-        """The matrices between embedding and head, for Muon (train.py); AdamW takes the rest."""
+        """The matrices between embedding and head, for Muon (data/loop.py)."""
         matrices = []
         for block in self.blocks:
             matrices += [block.attention.qkv.weight, block.attention.out.weight]
@@ -221,9 +224,8 @@ class GPT(nn.Module):
     def hidden(self, x, cache=None, last=None):
         """What the head reads: x (B, T, C) -> (B, T, C), or of the `last` positions (B, last, C).
 
-        With a cache, x goes on where the cache ends, and the cache grows. `last` is for training
-        alone, without a cache: it spares the last MLP the picture's tokens, whose logits nobody
-        asks for.
+        With a cache, x continues the cached text, and the cache grows. `last` is for training only,
+        without a cache: it spares the last MLP the picture's tokens, whose logits nobody needs.
         Raises ValueError if the context is too short.
         """
         T, start = x.size(1), cache.length if cache else 0
@@ -231,15 +233,13 @@ class GPT(nn.Module):
             raise ValueError(f"{start + T} tokens do not fit into this LLM's context of "
                              f"{self.config.context}")
         x = x + self.position[start:start + T]
-        for i, block in enumerate(self.blocks[:-1]):
-            x = block(x, cache.blocks[i] if cache else None)
-        if last is not None:
-            x = self.blocks[-1](x, last=last + ShortConv.width - 1)  # its convolution looks back
-            return norm(x[:, -last:])  # (B, last, C)
-        x = self.blocks[-1](x, cache.blocks[-1] if cache else None)
-        if cache:
-            cache.length += T
-        return norm(x)
+        past = cache.blocks if cache else [None] * len(self.blocks)
+        for block, its_past in zip(self.blocks[:-1], past):
+            x = block(x, its_past)
+        if last is None:
+            return norm(self.blocks[-1](x, past[-1]))  # (B, T, C)
+        x = self.blocks[-1](x, last=last + ShortConv.width - 1)  # its convolution looks back
+        return norm(x[:, -last:])  # (B, last, C)
 
     def new_cache(self, B):
         """An empty cache for B sequences."""
@@ -252,12 +252,12 @@ class GPT(nn.Module):
     def generate(self, x, stop, max_tokens=60, cache=None):
         """Greedy continuations of the prompts x (B, T, C): B lists of token ids, without `stop`.
 
-        All prompts have one length. A cache that is given holds what comes before them.
+        All prompts have the same length. A given cache holds what precedes them.
         """
         cache = cache or self.new_cache(len(x))
         room = self.config.context - cache.length - x.size(1)
         answers = [[] for _ in x]
-        rows = torch.arange(len(x), device=x.device)  # the prompts whose answers go on
+        rows = torch.arange(len(x), device=x.device)  # the prompts still being answered
         for _ in range(min(max_tokens, room)):
             logits = self.head(self.hidden(x, cache)[:, -1])  # (rows, V)
             ids = logits.argmax(-1)  # (rows,)
@@ -273,14 +273,15 @@ class GPT(nn.Module):
 
 
 def same_length(prompts, batch=200):
-    """Batches of prompts of one length, so that nothing is padded: yields (indices, ids (B, T))."""
+    """Batches of prompts of equal length, so nothing is padded: {key: ids} -> yields (keys, ids
+    (B, T))."""
     by_length = {}
-    for i, ids in enumerate(prompts):
-        by_length.setdefault(len(ids), []).append(i)
+    for key, ids in prompts.items():
+        by_length.setdefault(len(ids), []).append(key)
     for group in by_length.values():
         for start in range(0, len(group), batch):
-            rows = group[start:start + batch]
-            yield rows, torch.tensor([prompts[i] for i in rows])
+            keys = group[start:start + batch]
+            yield keys, torch.tensor([prompts[key] for key in keys])
 
 
 def save_llm(llm, encoding, folder):
@@ -292,20 +293,21 @@ def save_llm(llm, encoding, folder):
 
 def load_llm(folder):
     """(GPT, tiktoken.Encoding), as save_llm wrote them."""
+    folder = Path(folder)
     llm = GPT(GPTConfig(**read_json(folder / "llm.json")))
     llm.load_state_dict(read_tensors(folder / "llm.pt"))
     return llm, load_encoding(folder / "tokenizer.json")
 
 
 class VLM(nn.Module):
-    """A picture's patches, through the adapter, as tokens between ordinary text:
+    """A picture's patches, passed through the adapter and placed as tokens inside ordinary text:
 
         <|bos|>scene:\\n
         [patch] [patch] [patch] [patch] [patch] [patch] \\n      six such rows
         question: what color is the circle? red\\n
 
-    After each row of patches stands the LLM's own newline, so that a picture is laid out like the
-    grids of words that the LLM has read. Without an adapter, it is blind: the baseline.
+    Each row of patches ends with the LLM's own newline, so a picture is laid out like the grids of
+    words that the LLM has read. Without an adapter the model is blind: the baseline.
     """
 
     def __init__(self, adapter, llm, encoding):
@@ -334,9 +336,9 @@ class VLM(nn.Module):
         return torch.cat([prefix, rows.flatten(1, 2)], dim=1)  # (B, prefix + N + rows, C)
 
     def forward(self, features, ids, wanted):
-        """Logits (n, V) for the n text ids that are `wanted`, each from all that stands before it.
+        """Logits (n, V) for the n text ids that are `wanted`, each from everything before it.
 
-        Only the wanted ones go through the head, which is the largest matrix of a small LLM.
+        Only the wanted ones go through the head, the largest matrix of a small LLM.
         features (B, N, D), ids (B, T), wanted (B, T) bool
         """
         picture = self.picture(features)  # (B, prefix + N + rows, C)
@@ -349,8 +351,8 @@ class VLM(nn.Module):
         """Greedy answers (strings) to questions about pictures; one for each in `asked`.
 
         features (B, N, D), asked: [(picture's index, question), ..]. A picture is read once,
-        whatever is asked: each question goes on from a copy of its picture's cache. Raises
-        ValueError if a question leaves no room for an answer.
+        however many questions it gets: each continues from a copy of its cache. Raises ValueError
+        if a question leaves no room for an answer.
         """
         prompts = [self.encoding.encode(prompt(question)) for _, question in asked]
         answers = [""] * len(asked)
@@ -358,15 +360,15 @@ class VLM(nn.Module):
             part = features[start:start + batch]
             pictures = self.llm.new_cache(len(part))
             self.llm.hidden(self.picture(part), pictures)
-            about = [k for k, (i, _) in enumerate(asked) if start <= i < start + len(part)]
-            for rows, ids in same_length([prompts[k] for k in about]):
+            about = {k: prompts[k] for k, (i, _) in enumerate(asked)
+                     if start <= i < start + len(part)}
+            for ks, ids in same_length(about):
                 room = self.llm.config.context - pictures.length - ids.size(1)
                 if room < 1:
                     raise ValueError(f"a question of {ids.size(1)} tokens does not fit into this "
                                      f"LLM's context; at most {ids.size(1) + room - 1} do")
-                rows = [about[row] for row in rows]
-                cache = pictures.pick([asked[k][0] - start for k in rows])
+                cache = pictures.pick([asked[k][0] - start for k in ks])
                 text = self.llm.embed(ids.to(features.device))  # (questions, T, C)
-                for k, tokens in zip(rows, self.llm.generate(text, self.newline, cache=cache)):
+                for k, tokens in zip(ks, self.llm.generate(text, self.newline, cache=cache)):
                     answers[k] = self.encoding.decode(tokens).strip()
         return answers

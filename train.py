@@ -7,7 +7,7 @@
     stage          what is trained                     on what
     llm_source     a GPT                               text only
     llm_target     a larger GPT, another vocabulary    text only (transfer.py moves adapters to it)
-    vit            a ViT and a small text tower        pairs of picture and caption
+    vit            a ViT and a small text tower        pairs of picture and alt text
     *_align        an adapter; LLM and ViT are frozen  captions of pictures (LLaVA's stage 1)
     *_instruct     the adapter and the LLM             conversations about pictures (stage 2)
 
@@ -28,6 +28,7 @@ from typing import NamedTuple
 
 import numpy as np
 import torch
+import torch.nn as nn
 import torch.nn.functional as F
 
 from adapter import BASES, COEFFICIENTS, NOTHING, LangBridge, MLPAdapter, load_adapter, save_adapter
@@ -47,28 +48,28 @@ from vision import CLIP, ViTConfig, probe, save_vit
 # ---- settings -----------------------------------------------------------------------------------
 
 def setting(default, help, choices=None):
-    """A field of Settings: its name becomes a flag, `help` what --help says about it."""
+    """A field of Settings: its name becomes a flag, `help` its description."""
     return field(default=default, metadata={"help": help, "choices": choices})
 
 
 @dataclass
 class Settings:
-    out: str = setting("out", "folder for everything this command makes; run it again to go on")
-    preset: str = setting("auto", "auto: gpu if there is one, or laptop; smoke takes seconds",
+    out: str = setting("out", "output folder; run the same command again to resume")
+    preset: str = setting("auto", "auto: gpu if there is one, else laptop; smoke takes seconds",
                           ["auto", "laptop", "smoke", "gpu"])
     device: str = setting("auto", "cpu, cuda, mps, or auto")
-    precision: str = setting("auto", "bf16 by autocast; auto: bf16 on cuda, or fp32",
+    precision: str = setting("auto", "bf16 by autocast; auto: bf16 on cuda, else fp32",
                              ["auto", "fp32", "bf16"])
     stages: str = setting("all", "only these stages, separated by commas")
     threads: int = setting(0, "CPU threads in all; 0: as many as there are cores")
     save_every: int = setting(60, "seconds between checkpoints")
-    parts: int = setting(2, "parts of like lengths of a batch about pictures: 2 pad less than 1")
-    seed: int = setting(0, "of weights, documents and the order of data")
+    parts: int = setting(2, "split a batch about pictures by length: more parts, less padding")
+    seed: int = setting(0, "seeds weights, documents and the order of data")
     # the world
     max_objects: int = setting(3, "most objects in a scene, 1 to 6")
     rich: bool = setting(False, "sizes, relations (left of, above), synonyms and more wordings")
     pictures: int = setting(12000, "training pictures for align and instruct")
-    test_pictures: int = setting(600, "test pictures; each has a caption and three questions")
+    test_pictures: int = setting(600, "test pictures, each with a caption and three questions")
     # the language models
     llm_source_V: int = setting(512, "vocabulary of the source LLM")
     llm_source_C: int = setting(128, "width")
@@ -79,11 +80,11 @@ class Settings:
     llm_target_layers: int = setting(3, "depth")
     llm_target_steps: int = setting(1800, "pretraining steps")
     llm_H: int = setting(4, "attention heads of both")
-    llm_batch: int = setting(10, "documents a step; many small steps teach more than few large")
-    llm_turns: int = setting(8, "questions and captions that follow a scene, at most")
-    llm_captions: float = setting(0.3, "share of these that ask for a description")
-    llm_rasters: float = setting(0.6, "share of scenes told as a grid of words, not in sentences")
-    llm_text_weight: float = setting(0.1, "weight in the loss of tokens that are no answer")
+    llm_batch: int = setting(10, "documents per step; many small steps beat a few large ones")
+    llm_turns: int = setting(8, "at most this many questions and captions per scene")
+    llm_captions: float = setting(0.3, "chance of a turn to be the description; at most one is")
+    llm_rasters: float = setting(0.6, "share of scenes given as a grid of words, not in sentences")
+    llm_text_weight: float = setting(0.1, "loss weight of tokens outside answers")
     llm_matrix_lr: float = setting(0.03, "learning rate of the hidden matrices (Muon)")
     llm_lr: float = setting(0.006, "learning rate of everything else (AdamW)")
     # the vision encoder
@@ -93,24 +94,24 @@ class Settings:
     vit_H: int = setting(4, "attention heads")
     vit_layers: int = setting(3, "depth")
     vit_steps: int = setting(1500, "pretraining steps")
-    vit_batch: int = setting(32, "pairs a step; half of them differ from the others in one word")
+    vit_batch: int = setting(32, "pairs per step; half are twins of the others, one attribute off")
     vit_matrix_lr: float = setting(0.01, "learning rate of the hidden matrices (Muon)")
     vit_lr: float = setting(0.001, "learning rate of everything else (AdamW)")
     # stage 1: the adapter on captions
-    align_K: int = setting(0, "words of a LangBridge; 0: all shared ones that conversations use")
+    align_K: int = setting(0, "words of a LangBridge; 0: all shared words in conversations")
     align_hidden: int = setting(256, "hidden width of a LangBridge")
-    align_coefficients: str = setting("softplus", "how it weighs words (adapter.py)", COEFFICIENTS)
-    align_basis: str = setting("words", "what it combines; centered: minus their mean", BASES)
-    align_drawn: float = setting(0.25, "share of patches that, in training, say one drawn word")
+    align_coefficients: str = setting("softplus", "how outputs become weights", COEFFICIENTS)
+    align_basis: str = setting("words", "what it mixes: words, or words minus their mean", BASES)
+    align_drawn: float = setting(0.25, "share of patches that say one sampled word in training")
     align_steps: int = setting(600, "steps")
-    align_batch: int = setting(32, "pictures a step")
+    align_batch: int = setting(32, "pictures per step")
     align_matrix_lr: float = setting(0.01, "learning rate of the adapter's matrices (Muon)")
     align_lr: float = setting(0.003, "learning rate of its biases (AdamW)")
     # stage 2: adapter and LLM on conversations
     instruct_steps: int = setting(800, "steps")
-    instruct_batch: int = setting(16, "pictures a step")
+    instruct_batch: int = setting(16, "pictures per step")
     instruct_turns: int = setting(4, "turns of a conversation, at most")
-    instruct_captions: float = setting(0.3, "share of the turns that ask for a caption")
+    instruct_captions: float = setting(0.3, "chance of a turn to be a caption; at most one is")
     instruct_matrix_lr: float = setting(0.006, "learning rate of the matrices of both (Muon)")
     instruct_lr: float = setting(0.001, "learning rate of everything else (AdamW)")
 
@@ -139,10 +140,10 @@ PRESETS = {
 
 
 def parse_settings(argv):
-    """The command line as Settings; what it does not say is as in the preset, or the default."""
+    """Settings from the command line; what it leaves out is as in the preset, else the default."""
     parser = Parser(__doc__)
     parser.add_fields(Settings)
-    given = vars(parser.parse_args(argv))  # only what the command line says
+    given = vars(parser.parse_args(argv))  # the flags that are there
     s = Settings(**given)
     s.threads = s.threads or os.cpu_count()
     if s.device == "auto":
@@ -191,40 +192,37 @@ def check(s):
 
 
 def load_settings(out):
-    """The settings of the train.py that made a folder."""
+    """The settings that train.py used for a folder."""
     return replace(Settings(**read_json(Path(out) / "settings.json")), out=str(out))
 
 
 def open_stage(s, name):
-    """A stage's folder, with the settings that decide its result: its own, and those of the stages
-    that it is made from. Here they are given by how their names begin."""
+    """A stage's folder and the settings that determine its result: its own, and those of the stages
+    that it builds on. `prefixes` are how their names begin."""
     last = name.split("/")[-1]
     if last in ("llm_source", "llm_target"):
-        own = (last, "llm_H", "llm_batch", "llm_turns", "llm_captions", "llm_rasters",
-               "llm_text_weight", "llm_matrix_lr", "llm_lr")
+        prefixes = (last, "llm_H", "llm_batch", "llm_turns", "llm_captions", "llm_rasters",
+                    "llm_text_weight", "llm_matrix_lr", "llm_lr")
     elif last == "vit":
-        own = ("vit_",)
+        prefixes = ("vit_",)
     elif last.endswith("_align"):
-        own = ("llm_", "vit_", "align_")
+        prefixes = ("llm_", "vit_", "align_")
     else:
-        own = ("llm_", "vit_", "align_", "instruct_")
-    own += ("seed", "precision", "max_objects", "rich", "pictures", "test_pictures")
-    return Stage(s.out, name, {k: v for k, v in asdict(s).items() if k.startswith(own)})
+        prefixes = ("llm_", "vit_", "align_", "instruct_")
+    prefixes += ("seed", "precision", "max_objects", "rich", "pictures", "test_pictures")
+    return Stage(s.out, name, {k: v for k, v in asdict(s).items() if k.startswith(prefixes)})
 
 
 # ---- text: the language models ------------------------------------------------------------------
 
 def size_of(module):
-    """How many parameters it has; None has none."""
+    """Number of parameters; 0 for None."""
     return 0 if module is None else sum(p.numel() for p in module.parameters())
 
 
 def pad(rows, dtype):
     """Lists of different lengths as one tensor (B, T), zeros at the end."""
-    out = torch.zeros(len(rows), max(map(len, rows)), dtype=dtype)
-    for i, row in enumerate(rows):
-        out[i, :len(row)] = torch.tensor(row, dtype=dtype)
-    return out
+    return nn.utils.rnn.pad_sequence([torch.tensor(row, dtype=dtype) for row in rows], True)
 
 
 def weighted_loss(logits, ids, weights):
@@ -233,12 +231,12 @@ def weighted_loss(logits, ids, weights):
 
 
 def marked(pieces):
-    """Pieces of text with [answers], which are learned, in brackets."""
+    """The text of a document, with the [answers] in brackets."""
     return "".join(f"[{text}]" if weight else text for text, weight in pieces)
 
 
 def pretrain_llm(s, stage):
-    """A GPT from nothing, on text alone: next tokens of documents, most of all of the answers."""
+    """A GPT from scratch, on text alone: predict the next token, answers above all."""
     data, dialect = s.data, stage.name.removeprefix("llm_")
 
     def own(setting):
@@ -254,7 +252,7 @@ def pretrain_llm(s, stage):
 
     print(f"{stage.name}: a GPT of {size_of(llm):,} parameters, all trained, on {steps} x "
           f"{s.llm_batch} documents; vocabulary {encoding.n_vocab}; the first loss should be "
-          f"ln V = {math.log(encoding.n_vocab):.2f}. The first document ([answers] count most):\n"
+          f"ln V = {math.log(encoding.n_vocab):.2f}. The first document ([answers] weigh most):\n"
           f"{marked(document(0))}", flush=True)
     loop = Loop(s, stage, [llm], optimizers(s.llm_matrix_lr, s.llm_lr, llm), steps)
     for step in loop:
@@ -271,7 +269,7 @@ def pretrain_llm(s, stage):
         loop.update(loss / weights.sum())
     save_llm(llm, encoding, stage.folder)
     text = "".join(piece for i in range(2000) for piece, _ in document(i)).replace(BOS, "")
-    words = sorted(set(re.findall("[a-z]+", text)))  # that it has read: evaluate.py names others
+    words = sorted(set(re.findall("[a-z]+", text)))  # that it has read: evaluate.py warns of others
     scores = score_llm(llm, encoding, data, dialect, s.seed)
     stage.finish(seconds=loop.seconds, params=size_of(llm), vocab=encoding.n_vocab, words=words,
                  **scores)
@@ -280,19 +278,19 @@ def pretrain_llm(s, stage):
 # ---- pictures: the vision encoder ---------------------------------------------------------------
 
 def pretrain_vit(s, stage):
-    """A ViT from nothing, contrastively: which of a batch's captions belongs to which picture?
+    """A ViT from scratch, contrastively: which alt text belongs to which picture of a batch?
 
-    Half of a batch are twins of the other half, with one word changed: to be told from its twin, a
-    picture must be seen in every detail, not only in those in which random pictures differ.
+    Half of a batch are twins of the other half. To tell a picture from its twin, every detail must
+    be seen, not only those in which random pictures differ.
     """
     data = s.data
     torch.manual_seed(s.seed)
-    encoding = train_bpe(data.alt_texts(s.seed, 500), 400, PATTERNS["source"], name="captions")
+    encoding = train_bpe(data.alt_texts(s.seed, 500), 400, PATTERNS["source"], name="alt texts")
     config = ViTConfig(s.vit_size, s.vit_patch, s.vit_D, s.vit_H, s.vit_layers)
     clip = CLIP(config, encoding.n_vocab).to(s.device)
     print(f"vit: a ViT of {size_of(clip.vit):,} parameters and its text tower of "
           f"{size_of(clip.text):,}, all trained, on {s.vit_steps} x {s.vit_batch} pictures with "
-          f"captions; the first loss should be about ln {s.vit_batch} = "
+          f"alt texts; the first loss should be about ln {s.vit_batch} = "
           f"{math.log(s.vit_batch):.2f}", flush=True)
 
     def batch(pictures, texts):
@@ -325,7 +323,7 @@ def pretrain_vit(s, stage):
 
 @torch.no_grad()
 def encode_pictures(s, vit, split):
-    """The frozen features of a split's pictures, once and for all: (n, N, D) in half precision."""
+    """The frozen features of a split's pictures, computed once: (n, N, D) in half precision."""
     n, parts = s.data.count(split), []
     for start in range(0, n, 100):
         pictures = s.data.pictures(split, range(start, min(start + 100, n)))
@@ -337,12 +335,12 @@ def encode_pictures(s, vit, split):
 # ---- pictures as words: the adapters ------------------------------------------------------------
 
 def shared_words(s, source, target):
-    """The words of a LangBridge: tokens of both LLMs, ranked by how often conversations use them.
+    """The words of a LangBridge: tokens of both LLMs, those that conversations use most first.
 
-    Those that none uses come last, and only if align_K asks for more than the others.
+    Unused ones come last, and only if align_K asks for more.
     """
-    source = load_encoding(Path(s.out) / source / "tokenizer.json")
-    target = load_encoding(Path(s.out) / target / "tokenizer.json")
+    source, target = (load_encoding(Path(s.out) / llm / "tokenizer.json")
+                      for llm in (source, target))
     shared, text = set(shared_tokens(source, target)), ""
     for i in range(1000):
         text += "".join(piece for piece, _ in s.data.conversation(i, random.Random(i), turns=4))
@@ -382,7 +380,7 @@ def picture_loss(s, vlm, features, pictures, texts):
         x = features[[sample.picture for sample in part]].float().to(s.device)  # (B, N, D)
         ids = pad([sample.ids for sample in part], torch.long).to(s.device)  # (B, T)
         weights = pad([sample.weights for sample in part], torch.float).to(s.device)  # (B, T)
-        wanted = weights > 0  # logits are made for these alone
+        wanted = weights > 0  # only these need logits
         loss = loss + weighted_loss(vlm(x, ids, wanted), ids[wanted], weights[wanted])
     return loss / sum(sum(sample.weights) for sample in samples)
 
@@ -393,20 +391,20 @@ def training_features(s):
 
 
 def announce(s, stage, trained, vlm, steps, batch, sample):
-    """What is about to be trained, on what; `sample` is the first text."""
+    """Say what will be trained, and on what; `sample` is the first text."""
     parameters = sum(size_of(module) for module in trained)
     print(f"{stage.name}: {parameters:,} of {size_of(vlm):,} parameters trained (adapter "
           f"{size_of(vlm.adapter):,}, LLM {size_of(vlm.llm):,}), on {steps} x {batch} of "
           f"{s.pictures} pictures", flush=True)
-    if "/" not in stage.name:  # the many stages of transfer.py would say the same
+    if "/" not in stage.name:  # transfer.py's many stages would all print the same
         print(f"the first sample ([answers] are learned):\n[picture] {marked(sample)}", flush=True)
 
 
 def align(s, stage, kind, llm_name="llm_source", pair=("llm_source", "llm_target"), study=False):
-    """Stage 1: the adapter alone learns, from captions, to say pictures in the frozen LLM's words.
+    """Stage 1: from captions, the adapter alone learns to say pictures in the frozen LLM's words.
 
     `kind` is mlp or langbridge; the words of a LangBridge are those that the `pair` of LLMs shares.
-    With `study`, evaluate.subspace measures on the way how near it comes to words.
+    With `study`, it is tracked how close visual tokens come to words (evaluate.subspace).
     """
     llm, encoding = load_llm(Path(s.out) / llm_name)
     llm.to(s.device).requires_grad_(False)
@@ -437,20 +435,20 @@ def align(s, stage, kind, llm_name="llm_source", pair=("llm_source", "llm_target
 
 
 def instruct(s, stage, kind, llm_name="llm_source", adapter=None, measure=None, measure_at=()):
-    """Stage 2: adapter and LLM learn together, from conversations, to answer about pictures.
+    """Stage 2: adapter and LLM learn from conversations to answer questions about pictures.
 
     `kind` is mlp, langbridge or blind (no adapter, no picture). The adapter is the one that align
-    left, unless one is given. The basis of a LangBridge is a copy of the LLM's embeddings as they
-    are before this stage, and remains so: its words go on meaning what they meant to W.
+    left beside this stage, unless one is given. The basis of a LangBridge is a copy of the LLM's
+    embeddings before this stage, and stays so: words keep the meaning that they had for W.
     measure(vlm, exam) is called after each number of steps in `measure_at`.
     """
     llm, encoding = load_llm(Path(s.out) / llm_name)
     llm.to(s.device)
     if adapter is None and kind != "blind":
-        adapter = load_adapter(Path(s.out) / f"{kind}_align").to(s.device)
+        adapter = load_adapter(stage.folder.with_name(f"{kind}_align")).to(s.device)
         adapter.set_basis(llm, encoding)
     if kind == "langbridge":
-        adapter.drawn = 0.0  # words are drawn in stage 1 only: here it would cost caption F1
+        adapter.drawn = 0.0  # words are sampled in stage 1 only: here it would cost caption F1
     trained = [llm] if adapter is None else [adapter, llm]
     vlm, data, exam = VLM(adapter, llm, encoding), s.data, held_out(s.out, s.device)
     features = training_features(s)  # (pictures, N, D)
@@ -478,7 +476,7 @@ def instruct(s, stage, kind, llm_name="llm_source", adapter=None, measure=None, 
 
 # ---- the whole run ------------------------------------------------------------------------------
 
-WAVES = [  # stages that are made side by side, from what the waves before them have made
+WAVES = [  # stages made side by side; each wave builds on the ones before
     {"llm_target": (pretrain_llm, {}), "llm_source": (pretrain_llm, {}), "vit": (pretrain_vit, {})},
     {"langbridge_align": (align, {"kind": "langbridge", "study": True}),
      "mlp_align": (align, {"kind": "mlp", "study": True})},

@@ -1,11 +1,11 @@
-"""Move an adapter to another LLM, with every control that could explain the effect away.
+"""Move an adapter to another LLM, with controls for what else might explain the effect.
 
     python transfer.py                      after train.py: from the source LLM to the target
     python transfer.py --reverse            from the target to the source
-    python transfer.py --full-seeds         a train.py for each seed: LLMs and ViT vary, too
+    python transfer.py --full-seeds         a train.py run per seed, so LLMs and ViT vary too
     python transfer.py --corpus sentences   LLMs that have never read a raster
-    python transfer.py --source A --target B   any folders with llm.pt, llm.json, tokenizer.json
-    python transfer.py --ablate WHAT        one setting of the adapter varies
+    python transfer.py --source A --target B   any LLM folders, absolute or relative to --out
+    python transfer.py --ablate WHAT        one setting varies
 
     row                           the adapter                          stage 1, 2 on the target
     native_mlp                    trained on the target                yes      yes
@@ -19,9 +19,10 @@
     zero_shot_shuffled            from the source, words mixed up      no       no
     stage1_native_langbridge/mlp  trained on the target                yes      no
 
-A row named _after_instruct takes the source's adapter after stage 2, not after stage 1.
-Every stage 2 has the same budget. A seed decides the adapters and the order of data in both stages.
-What exists is used again. Writes transfer.json, .md and .png into --out, with the mode in the name.
+A row named _after_instruct starts from the source's adapter after stage 2 instead of stage 1. Every
+row's stage 2 has the same budget, by default a quarter of train.py's: short enough for the start to
+matter. A seed decides the adapters and the order of data in both stages. Finished stages are
+reused. Writes transfer.json, .md and .png into --out, with the mode in the name.
 """
 import os
 import shutil
@@ -46,7 +47,7 @@ from results.report import ablation_table, print_rows, transfer_table
 from train import Settings, align, instruct, load_settings, new_adapter, open_stage, size_of
 
 MEASURE_AT = [0, 1, 2, 5, 10, 20, 50, 100]  # percent of stage 2, for the curves
-CURVE_PICTURES = 100  # test pictures of a curve's points; the rows' scores use them all
+CURVE_PICTURES = 100  # test pictures behind each point of a curve; final scores use all
 
 
 class Row(NamedTuple):
@@ -54,12 +55,12 @@ class Row(NamedTuple):
     kind: str  # mlp, langbridge or blind
     start: str  # native, moved, fresh, shuffled, stitched, or none
     stage2: bool = False  # on the target
-    after: str = "align"  # the stage after which the source's adapter is taken
+    after: str = "align"  # the source's adapter is taken after this stage
     headline: bool = False
 
     @property
     def stage1(self):
-        """Whether stage 1 was on the target."""
+        """Whether the adapter had stage 1 on the target."""
         return self.start == "native"
 
     @property
@@ -89,7 +90,7 @@ ROWS = [
 # ---- how an adapter gets to another LLM ---------------------------------------------------------
 
 def shuffle_words(adapter, seed):
-    """Mix up which word each output of W stands for; W is what it was."""
+    """Permute which word each output of W stands for; W itself is unchanged."""
     generator = torch.Generator().manual_seed(seed)
     order = torch.randperm(len(adapter.tokens), generator=generator)
     adapter.tokens = [adapter.tokens[i] for i in order]
@@ -97,8 +98,7 @@ def shuffle_words(adapter, seed):
 
 
 def stitch(mlp, source, target):
-    """What can be done for an MLP without training: v' = M v + b carries source embeddings to
-    target ones.
+    """What an MLP can do without training: v' = M v + b maps source embeddings to target ones.
 
     M, b = argmin sum_k |M e_k + b - e'_k|^2 over the words that both LLMs have; e_k and e'_k are a
     word's two embeddings. source, target: (GPT, tiktoken.Encoding).
@@ -111,7 +111,7 @@ def stitch(mlp, source, target):
 
     e, e_target = embed(*source), embed(*target)  # (K, C), (K, C')
     e = torch.cat([e, e.new_ones(len(e), 1)], dim=1)  # (K, C + 1)
-    # (C + 1, C'); gelsd takes the smallest solution where K is less than C
+    # (C + 1, C'); gelsd takes the minimum-norm solution where K < C + 1
     solution = torch.linalg.lstsq(e.cpu(), e_target.cpu(), driver="gelsd").solution
     linear = nn.Linear(e.size(1) - 1, e_target.size(1)).to(e.device)
     with torch.no_grad():
@@ -121,13 +121,13 @@ def stitch(mlp, source, target):
 
 
 def bring(s, row, move, llm, encoding):
-    """A row's adapter as it comes to the target LLM, before stage 2; None if it has none."""
+    """A row's adapter as it arrives at the target LLM, before any stage 2; None for blind."""
     if row.start == "none":
         return None
     if row.start == "fresh":
         adapter = new_adapter(s, row.kind, llm, (move.source, move.target))
         return adapter.set_basis(llm, encoding)
-    adapter = load_adapter(move.origin(row).folder).to(s.device)
+    adapter = load_adapter(move.start_of(row).folder).to(s.device)
     if row.start == "stitched":
         source, its_encoding = load_llm(Path(s.out) / move.source)
         return stitch(adapter, (source.to(s.device), its_encoding), (llm, encoding))
@@ -137,17 +137,14 @@ def bring(s, row, move, llm, encoding):
 
 
 def make_row(s, stage, row, move):
-    """One row: the adapter as it comes to the target, stage 2 if the row has it, its scores."""
+    """Make a row: bring the adapter, run stage 2 if the row has it, score."""
     llm, encoding = load_llm(Path(s.out) / move.target)
     llm.to(s.device)
-    adapter, hashes = bring(s, row, move, llm, encoding), {}
+    adapter = bring(s, row, move, llm, encoding)
     if row.start == "moved":
-        hashes["hash_before"] = fingerprint(load_adapter(move.origin(row).folder))
-        hashes["hash_after"] = fingerprint(adapter)
         lost = b", ".join(adapter.missing[:10]).decode("latin-1") or "none"
         print(f"{stage.name}: of the adapter's {len(adapter.tokens)} words {move.target} lacks "
-              f"{len(adapter.missing)} ({lost}); trained parameters before and after the swap: "
-              f"{hashes['hash_before']}, {hashes['hash_after']}", flush=True)
+              f"{len(adapter.missing)} ({lost})", flush=True)
 
     def measure(vlm, exam):
         return score_vlm(vlm, {"test": exam["test"][:CURVE_PICTURES]}, s.data)
@@ -157,21 +154,17 @@ def make_row(s, stage, row, move):
         return instruct(s, stage, row.kind, move.target, adapter, measure, at)
     scores = score_vlm(VLM(adapter, llm, encoding), held_out(s.out, s.device), s.data)
     stage.folder.mkdir(parents=True, exist_ok=True)
-    stage.finish(base=move.target, seconds=0.0, scores=scores, **hashes)
-
-
-def instruct_at_home(s, stage, kind, llm_name, start):
-    """Stage 2 on the LLM that an adapter was aligned with, in the stage `start`."""
-    adapter = load_adapter(start.folder).to(s.device).set_basis(*load_llm(Path(s.out) / llm_name))
-    instruct(s, stage, kind, llm_name, adapter)
+    stage.finish(base=move.target, seconds=0.0, scores=scores,
+                 hash_before=fingerprint(load_adapter(move.start_of(row).folder)),
+                 hash_after=fingerprint(adapter))
 
 
 @dataclass
 class Move:
     """From one LLM to another, with one seed: the stages of its adapters and rows.
 
-    Adapters that were trained on an LLM lie in transfer/<LLM>/seed<k>/, rows that came from another
-    LLM in from_<other LLM>/ there. What train.py has made is used as it is.
+    Adapters trained on an LLM are in transfer/<LLM>/seed<k>/; rows that came from another LLM are
+    in from_<that LLM>/ inside it. train.py's own stages are reused.
     """
     s: Settings  # of the adapters: its seed, and train.py's budgets
     source: str
@@ -179,12 +172,12 @@ class Move:
     own: bool  # whether the seed is train.py's, so that its adapters can be used
     steps: int = 0  # of stage 2 in every row; 0: a quarter of train.py's
     root: str = "transfer"
-    curves: bool = True  # whether rows are measured on the way
+    curves: bool = True  # whether to record learning curves
 
     def __post_init__(self):
         self.row_s = replace(self.s, instruct_steps=self.steps or self.s.instruct_steps // 4)
 
-    def home(self, llm):
+    def folder_of(self, llm):
         return f"{self.root}/{label(llm)}/seed{self.s.seed}"
 
     def by_train(self, llm):
@@ -194,35 +187,39 @@ class Move:
     def adapter(self, llm, kind, phase):
         """The stage that holds the adapter trained on this LLM."""
         name = f"{kind}_{phase}"
-        return open_stage(self.s, name if self.by_train(llm) else f"{self.home(llm)}/{name}")
+        return open_stage(self.s, name if self.by_train(llm) else f"{self.folder_of(llm)}/{name}")
 
-    def origin(self, row):
+    def llm_of(self, row):
+        """The LLM that a row's adapter was trained with."""
+        return self.source if row.from_source else self.target
+
+    def start_of(self, row):
         """The stage that holds the adapter that a row starts from."""
-        return self.adapter(self.source if row.from_source else self.target, row.kind, row.after)
+        return self.adapter(self.llm_of(row), row.kind, row.after)
 
-    def row(self, row):
+    def stage_of(self, row):
         """The stage that holds a row's scores."""
-        if row.start == "native" and not row.stage2:
-            return self.origin(row)
-        if row.start == "native":
-            return open_stage(self.row_s, f"{self.home(self.target)}/native_{row.kind}_instruct")
-        name = f"{self.home(self.target)}/from_{label(self.source)}/{row.name}"
-        return open_stage(self.row_s, name)
+        if row.stage1 and not row.stage2:
+            return self.start_of(row)
+        name = f"from_{label(self.source)}/{row.name}"
+        if row.stage1:
+            name = f"native_{row.kind}_instruct"
+        return open_stage(self.row_s, f"{self.folder_of(self.target)}/{name}")
 
     def waves(self, rows):
-        """Jobs in three waves: stage 1, stage 2 of adapters that leave after it, and the rows."""
+        """Jobs in three waves: stage 1, stage 2 of adapters that move after it, the rows."""
         stage1, stage2, makers = {}, {}, []
         for row in rows:
-            llm = self.source if row.from_source else self.target
+            llm = self.llm_of(row)
             if (row.from_source or row.stage1) and not self.by_train(llm):
-                stage, about = self.adapter(llm, row.kind, "align"), (row.kind, llm)
-                stage1[about] = Job(align, self.s, stage, {
-                    "kind": row.kind, "llm_name": llm, "pair": (self.source, self.target)})
+                about = {"kind": row.kind, "llm_name": llm}
+                stage1[row.kind, llm] = Job(align, self.s, self.adapter(llm, row.kind, "align"),
+                                            about | {"pair": (self.source, self.target)})
                 if row.after == "instruct":
-                    stage2[about] = Job(instruct_at_home, self.s, self.origin(row), {
-                        "kind": row.kind, "llm_name": llm, "start": stage})
+                    stage2[row.kind, llm] = Job(instruct, self.s, self.start_of(row), about)
             if row.stage2 or not row.stage1:
-                makers.append(Job(make_row, self.row_s, self.row(row), {"row": row, "move": self}))
+                about = {"row": row, "move": self}
+                makers.append(Job(make_row, self.row_s, self.stage_of(row), about))
         return list(stage1.values()), list(stage2.values()), makers
 
 
@@ -234,7 +231,7 @@ def run_moves(s, moves, rows):
 
 
 def label(llm):
-    """A name for an LLM's folder: of a path, its last two parts, as in out-seed1-llm_source."""
+    """A folder name for an LLM; for a path, its last two parts: out-seed1-llm_source."""
     if "/" in llm or os.sep in llm:
         return "-".join(Path(llm).resolve().parts[-2:])
     return llm
@@ -243,7 +240,7 @@ def label(llm):
 # ---- what came out ------------------------------------------------------------------------------
 
 def collect(moves, rows):
-    """transfer.json: scores, curves and costs of every row, over the seeds."""
+    """transfer.json: scores, curves and costs of every row, for all seeds."""
     s = moves[0].row_s
     result = {"seeds": [move.s.seed for move in moves], "source": label(moves[0].source),
               "target": label(moves[0].target),
@@ -262,20 +259,20 @@ def collect(moves, rows):
     result["samples_to_95"] = {row["name"]: samples_to(row["curve"], goal)
                                for row in result["rows"] if row["stage2"]}
     moved = next(row for row in rows if row.name == "zero_shot_langbridge")
-    configs = [move.row(moved).config() for move in moves]
+    configs = [move.stage_of(moved).config() for move in moves]
     hashes = [[config["hash_before"], config["hash_after"]] for config in configs]
     result["adapter_hash"] = {"before": hashes[0][0], "after": hashes[0][1], "every_seed": hashes}
     return result
 
 
 def collect_row(moves, row):
-    s, configs = moves[0].row_s, [move.row(row).config() for move in moves]
-    seconds = [config["seconds"] for config in configs]
+    s, configs = moves[0].row_s, [move.stage_of(row).config() for move in moves]
+    seconds = float(np.mean([config["seconds"] for config in configs]))
     steps1 = s.align_steps if row.stage1 else 0
     steps2 = s.instruct_steps if row.stage2 else 0
-    if row.stage1 and row.stage2:  # what stage 1 took comes on top
-        stage1 = [move.origin(row).config()["seconds"] for move in moves]
-        seconds = [float(np.mean(seconds)) + float(np.mean(stage1))]
+    if row.stage1 and row.stage2:  # stage 1's time is added
+        stage1 = [move.start_of(row).config()["seconds"] for move in moves]
+        seconds += float(np.mean(stage1))
     curves = []
     if row.stage2:
         for config in configs:
@@ -288,13 +285,12 @@ def collect_row(moves, row):
         values = [config["scores"][score] for config in configs]
         scores[score] = {"mean": float(np.mean(values)), "values": values}
     return {"name": row.name, "stage1": row.stage1, "stage2": row.stage2, "scores": scores,
-            "curve": curve, "curves": curves, "seconds": float(np.mean(seconds)),
-            "steps": steps1 + steps2,
+            "curve": curve, "curves": curves, "seconds": seconds, "steps": steps1 + steps2,
             "samples": steps1 * s.align_batch + steps2 * s.instruct_batch}
 
 
 def samples_to(curve, goal):
-    """Samples until a curve [[samples, score], ..] reaches a goal, linear between points; or None.
+    """Samples until a curve [[samples, score], ..] reaches a goal, interpolated; None if never.
 
     >>> samples_to([[0, 0.5], [100, 0.75], [200, 1.0]], 0.875)
     150.0
@@ -320,11 +316,10 @@ SWEEPS = {  # what: (setting, its values)
 
 
 def ablate(s, what, seeds, stage2):
-    """One setting of the adapter varies: its scores on the source LLM after stage 1, on the target
-    as it is and (stage2) after stage 2, and how much it uses words as words.
+    """Vary one setting: scores on the source LLM after stage 1, on the target as moved and (stage2)
+    tuned, and how much weight falls on an object's own words.
 
-    Writes ablate_<what>.json, .md and .png. The point with train.py's own value is what transfer.py
-    has made, or would make.
+    Writes ablate_<what>.json, .md and .png. train.py's own value reuses transfer.py's stages.
     """
     setting, values = SWEEPS[what]
     names = {"zero_shot_langbridge"}
@@ -344,13 +339,14 @@ def ablate(s, what, seeds, stage2):
 
 
 def prepare_point(s, what, setting, value, seeds):
-    """The moves of one point of a sweep, one for each seed; a ViT that it needs is trained here."""
-    if getattr(s, setting) == value:
+    """One point's moves, one per seed. Trains the ViT here if the point needs another."""
+    if getattr(s, setting) == value:  # train.py's own: transfer.py's stages will do
         return [Move(replace(s, seed=seed), "llm_source", "llm_target", seed == s.seed)
                 for seed in seeds]
-    s = replace(s, **{setting: value})
+    changes = {setting: value}
     if value in ("relu", "linear"):
-        s.align_drawn = 0.0  # nothing can be drawn by these weights
+        changes["align_drawn"] = 0.0  # no word can be sampled by these weights
+    s = replace(s, **changes)
     if what == "patches":  # another ViT, with the same LLMs
         s = copy_stages(s, f"{s.out}/ablate/patches{value}", "llm_source", "llm_target")
         with lanes(s, most=1) as run:
@@ -368,7 +364,7 @@ def measure_point(moves, rows):
              "own_weight": [own_weight(vlm, features, moves[0].s.data) for vlm in vlms]}
     stages = {"native": aligned}
     for row in rows:
-        stages[row.name.removesuffix("_langbridge")] = [move.row(row) for move in moves]
+        stages[row.name.removesuffix("_langbridge")] = [move.stage_of(row) for move in moves]
     for where, of_seeds in stages.items():
         scores = [stage.config()["scores"] for stage in of_seeds]
         point[where] = {score: [values[score] for values in scores] for score in SCORES}
@@ -394,8 +390,8 @@ def parse(argv):
     add("--seeds", type=seed_list, default="0,1,2",
         help="seeds of the adapters and of both stages (default: 0,1,2)")
     add("--reverse", action="store_true", help="from the target LLM to the source LLM")
-    add("--source", default="llm_source", help="folder of the LLM that the adapter comes from")
-    add("--target", default="llm_target", help="folder of the LLM that it is moved to")
+    add("--source", default="llm_source", help="LLM folder that the adapter comes from")
+    add("--target", default="llm_target", help="LLM folder that it is moved to")
     add("--full-seeds", action="store_true", help="each seed has LLMs and a ViT of its own: "
         "train.py into OUT-seed1 and so on; headline rows only")
     add("--corpus", choices=["both", "sentences"], default="both", help="sentences: LLMs that "
@@ -404,13 +400,14 @@ def parse(argv):
         help="headline: native, transferred, zero-shot and its controls (default: all)")
     add("--steps", type=int, default=0,
         help="steps of stage 2 on the target, in every row (default: a quarter of train.py's)")
-    add("--ablate", choices=list(SWEEPS), help="vary one setting of the adapter")
+    add("--ablate", choices=list(SWEEPS), help="vary one setting; of the other flags "
+        "only --out, --seeds, --no-stage2, --threads and --device apply")
     add("--no-stage2", action="store_true", help="with --ablate: do not tune on the target")
     add("--threads", type=int, default=0, help="CPU threads in all; 0: as many as there are cores")
     add("--device", help="cpu, cuda or mps (default: what train.py used)")
     args = parser.parse_args(argv)
     if args.steps < 0:
-        raise Refused(f"--steps {args.steps}: expected a positive number")
+        raise Refused(f"--steps {args.steps}: expected a positive number, or 0 for the default")
     own_llms = args.full_seeds or args.corpus == "sentences"
     if own_llms and (args.source, args.target) != ("llm_source", "llm_target"):
         raise Refused("--source and --target name one pair of LLMs, --full-seeds and --corpus make "
@@ -436,7 +433,7 @@ def name_of(args):
 
 
 def prepare_seed(seed, args, s):
-    """The settings of the folder with this seed's LLMs and ViT; what is missing there is made."""
+    """The settings of this seed's folder; LLMs (or a whole run) that are missing are made first."""
     if args.corpus == "sentences":
         s = copy_stages(replace(s, llm_rasters=0.0), f"{s.out}-sentences", "vit")
         with lanes(s, most=2) as run:
@@ -447,7 +444,7 @@ def prepare_seed(seed, args, s):
         if not (Path(s.out) / "results.json").exists():
             train.main(s)
     for llm in (args.source, args.target):
-        read_json(Path(s.out) / llm / "llm.json")  # or refused, before anything is trained
+        read_json(Path(s.out) / llm / "llm.json")  # fails now, not after training
     return s
 
 
@@ -470,7 +467,7 @@ def main():
     out, name = Path(args.out), name_of(args)
     clock = out / "transfer" / f"seconds{name.removeprefix('transfer')}.json"
     clock.parent.mkdir(exist_ok=True)
-    if any(move.row(row).config() is None for move in moves for row in rows):
+    if any(move.stage_of(row).config() is None for move in moves for row in rows):
         with stopwatch(clock):
             run_moves(s, moves, rows)
     result = collect(moves, rows) | {"seconds": seconds_in(clock)}
@@ -478,7 +475,7 @@ def main():
     write_text(out / f"{name}.md", transfer_table(result))
     plot_curves(result, out / f"{name}.png", f"on {CURVE_PICTURES} test pictures.")
     print_rows(result)
-    transferred = moves[0].row(ROWS[2]).name
+    transferred = moves[0].stage_of(ROWS[2]).name
     print(f"\n{seconds_in(clock) / 60:.1f} minutes. {out}/{name}.json, .md and .png. Try next:\n"
           f"  python evaluate.py --out {out} --model {transferred} --image results/picture.png\n"
           f"  python transfer.py --out {out} --reverse")

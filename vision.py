@@ -1,8 +1,8 @@
 """The vision encoder: a ViT, and the contrastive pretraining that gives it something to say.
 
 A ViT with random weights knows nothing about pictures. As CLIP does (Radford et al. 2021,
-arXiv 2103.00020), we train it next to a small text tower on pairs of picture and caption;
-afterwards the text tower is thrown away and the ViT is frozen. Neither has met the LLMs.
+arXiv 2103.00020), we train it next to a small text tower on pairs of a picture and its alt text;
+then the text tower is discarded and the ViT frozen. Neither tower ever meets the LLMs.
 """
 from dataclasses import asdict, dataclass
 
@@ -21,7 +21,7 @@ class ViTConfig:
     patch: int = 8  # patch side in pixels
     D: int = 128  # width
     H: int = 4  # attention heads
-    layers: int = 4
+    layers: int = 3
 
     @property
     def grid(self):
@@ -69,17 +69,17 @@ class ViT(nn.Module):
         self.norm = nn.LayerNorm(config.D)
 
     def patches(self, pictures):
-        """Pictures (B, size, size, 3) uint8, cut into patches of pixels -> (B, N, 4 p^2)
+        """Cut pictures (B, size, size, 3) uint8 into patches -> (B, N, 4 p^2)
 
-        The fourth channel is a pixel's distance from the picture's median colour: it shows a shape
-        whatever its colour. Without it, each shape is learned anew in each colour.
+        The fourth channel, a pixel's distance from the picture's median colour, shows a shape
+        whatever its colour. Without it, each shape is learned again in each colour.
         """
         B, g, p = len(pictures), self.config.grid, self.config.patch
         x = pictures.to(self.embed.weight.dtype) / 127.5 - 1  # (B, size, size, 3), from -1 to 1
         median = x.flatten(1, 2).median(dim=1).values[:, None, None]  # (B, 1, 1, 3)
         distance = (x - median).norm(dim=-1, keepdim=True)  # (B, size, size, 1)
         x = torch.cat([x, distance], dim=-1)  # (B, size, size, 4)
-        x = x.view(B, g, p, g, p, 4)  # rows of patches, rows in one, columns of patches, ..
+        x = x.view(B, g, p, g, p, 4)  # patch rows, rows within, patch columns, columns within
         x = x.transpose(2, 3)  # (B, g, g, p, p, 4)
         return x.reshape(B, g * g, p * p * 4)  # (B, N, 4 p^2)
 
@@ -92,7 +92,7 @@ class ViT(nn.Module):
 
 
 class TextTower(nn.Module):
-    """One vector for each token of a caption; it exists only to teach the ViT."""
+    """One vector for each token of a text; it exists only to teach the ViT."""
 
     def __init__(self, V, D, H, layers=1, context=128):
         super().__init__()
@@ -113,12 +113,12 @@ class TextTower(nn.Module):
 class CLIP(nn.Module):
     """The two towers and their loss, with FILIP's late interaction (Yao et al. 2021, 2111.07783).
 
-    CLIP compares one vector of the picture with one of the caption. Here each word looks for its
-    own patches, and the score of a pair is the mean over its words:
+    CLIP compares one vector of the picture with one of the text. Here each word looks for its own
+    patches, and the score of a pair is the mean over its words:
 
         s = scale * mean_t [mean of the `top` largest cos(v_n, w_t) over the patches n]
 
-    so 'circle' must be found where the circle is. An object covers four patches: all must know.
+    so 'circle' must be found where the circle is, in all four patches (by default) of an object.
     """
 
     def __init__(self, config, V, top=4):
@@ -130,12 +130,12 @@ class CLIP(nn.Module):
         self.log_scale = nn.Parameter(torch.tensor(40.0).log())
 
     def hidden_matrices(self):
-        """The matrices of the blocks, for Muon (train.py); AdamW takes the rest."""
+        """The matrices of the blocks, for Muon (data/loop.py)."""
         blocks = [*self.vit.blocks, *self.text.blocks]
         return [matrix for block in blocks for matrix in block.hidden_matrices()]
 
     def forward(self, pictures, ids, mask):
-        """The score of each picture with each caption.
+        """The score of each picture with each text.
 
         pictures (B, size, size, 3), ids (B, T), mask (B, T) -> (B, B)
         """
@@ -143,17 +143,16 @@ class CLIP(nn.Module):
         v = F.normalize(self.project(self.vit(pictures)), dim=-1)  # (B, N, D)
         w = F.normalize(self.text(ids, mask), dim=-1)  # (B, T, D)
         cos = v.flatten(0, 1) @ w.flatten(0, 1).T  # (B N, B T)
-        cos = cos.view(B, -1, B, T)  # (pictures, N, captions, T)
-        found = cos.topk(self.top, dim=1).values.mean(1)  # (pictures, captions, T)
-        s = (found * mask).sum(-1) / mask.sum(-1)  # (pictures, captions)
+        cos = cos.view(B, -1, B, T)  # (pictures, N, texts, T)
+        found = cos.topk(self.top, dim=1).values.mean(1)  # (pictures, texts, T)
+        s = (found * mask).sum(-1) / mask.sum(-1)  # (pictures, texts)
         return self.log_scale.exp().clamp(max=300) * s
 
     def loss(self, pictures, ids, mask):
-        """InfoNCE: each picture finds its caption in the batch, each caption its picture.
+        """InfoNCE: each picture finds its text in the batch, each text its picture.
 
         -1/2B sum_i [log softmax_j(s_ij) + log softmax_j(s_ji)] at j = i  (van den Oord et al.
-        2018, arXiv 1807.03748). In a batch this small, the softmax's weight on the hardest
-        negatives is worth more than the sigmoid loss of SigLIP, which is made for large ones.
+        2018, arXiv 1807.03748)
         """
         s = self(pictures, ids, mask)  # (B, B)
         own = torch.arange(len(s), device=s.device)
@@ -173,17 +172,18 @@ def load_vit(folder):
     return vit
 
 
-# ---- what features know, and pictures from files ------------------------------------------------
+# ---- probing features, and reading pictures -----------------------------------------------------
 
 def linear_probe(x, y, x_test, y_test, classes):
     """Accuracy of a linear classifier: what can be read off features directly.
 
     Ridge regression to one-hot targets; x (n, width), y (n,) class indices.
     """
+    mean = x.mean(0)
+
     def centred(z):
         return torch.cat([z - mean, z.new_ones(len(z), 1)], dim=1).double()  # (n, width + 1)
 
-    mean = x.mean(0)
     x, x_test = centred(x), centred(x_test)
     gram = x.T @ x  # (width + 1, width + 1)
     gram.diagonal().add_(1e-3 * gram.diagonal().mean())
@@ -192,14 +192,14 @@ def linear_probe(x, y, x_test, y_test, classes):
 
 
 def probe(features, data, train_pictures=3000):
-    """Linear probes: can an object's colour, its shape, be read off its patches, side by side?
+    """Linear probes: can an object's colour, and its shape, be read off its patches, concatenated?
 
     features: {split: (pictures, N, D)}; returns {"probe_" + kind: accuracy}.
     """
     def labelled(split, pictures, kind):
         x, y = [], []
         for seen, patches in data.seen(split, features[split][:pictures]):
-            x.append(patches.float().flatten())  # (4 D,)
+            x.append(patches.float().flatten())  # (its patches * D,)
             y.append(data.kinds[kind].index(seen.words[kind]))
         return torch.stack(x), torch.tensor(y)
 
@@ -214,7 +214,7 @@ def probe(features, data, train_pictures=3000):
 def read_picture(path, size):
     """Any PNG or JPEG as (1, size, size, 3) uint8. Raises Refused if it cannot be read.
 
-    Transparent pixels become white, and the border's median colour pads it to a square.
+    Transparent pixels become white, and it is padded to a square with its border's median colour.
     """
     try:
         picture = Image.open(path)

@@ -1,4 +1,4 @@
-"""Byte-pair encoding: the training from scratch here, the fast encoding by tiktoken.
+"""Byte-pair encoding: training from scratch here, fast encoding by tiktoken.
 
 A tokenizer starts with the 256 bytes and merges the most frequent neighbours into a new token until
 the vocabulary is full (Gage 1994; Sennrich et al. 2016, arXiv 1508.07909). A regular expression
@@ -38,7 +38,7 @@ def merge(ids, pair, new_id):
 
 def train_bpe(texts, vocab_size, pattern, seed=0, name="bpe"):
     """A tiktoken.Encoding of at most vocab_size tokens, BOS included. `seed` shuffles the ids of
-    the 256 bytes: as among real tokenizers, the same byte has another id in each."""
+    the 256 bytes, so that two tokenizers number them differently, as real ones do."""
     byte_order = random.Random(seed).sample(range(256), 256)
     token_bytes = [bytes([b]) for b in byte_order]  # id -> bytes
     chunks = Counter()

@@ -13,12 +13,12 @@ about it:
      cyan triangle . . . .
     question: what color is the star? brown
 
-A picture's patches will arrive in the layout of a raster. Ordinary LLMs have met tables, ASCII maps
-and lists of tags; ours have to be given some.
+A picture's patches will arrive laid out like a raster. Ordinary LLMs have met tables, ASCII maps
+and lists of tags; ours must be given some.
 
-A document is a list of (text, weight) pieces. The weight of a piece's tokens, when they are
-predicted, is 1 in an answer and 0 elsewhere. Pieces are encoded one by one, so that a prompt has
-the same tokens in training and in use.
+A document is a list of (text, weight) pieces, with weight 1 for an answer and 0 for the rest: what
+predicting its tokens counts in the loss. Pieces are encoded one at a time, so that a prompt has the
+same tokens in training and in use.
 """
 import random
 
@@ -27,14 +27,14 @@ from data.world import CAPTION_REQUESTS, PLACES, World, any_caption, ask_any, ma
 
 GRID = 6  # tiles a side: a place of the 3 x 3 board is 2 x 2 tiles
 NOTHING = " ."  # the word for an empty tile
-PREFIX = f"{BOS}scene:\n"  # stands before the words, or the patches, of a scene
+PREFIX = f"{BOS}scene:\n"  # comes before the words, or the patches, of a scene
 
 SENTENCES = {  # each LLM has read sentences of its own
     "source": ["there is a {object} at the {place}.", "a {object} at the {place}.",
                "we have a {object} at the {place}."],
     "target": ["one sees a {object} at the {place}.", "the {object} at the {place}.",
                "here is the {object} at the {place}."]}
-STORIES = {  # who does what to what, and when: each vocabulary gets words that the other one lacks
+STORIES = {  # who does what to what, and when: words that only one of the vocabularies gets
     "source": [["anna", "ben", "clara", "david", "the teacher", "my sister", "our neighbor"],
                ["paints", "draws", "sketches", "colors", "folds", "cuts out", "glues", "shows"],
                ["paper boats", "a birthday card", "funny animals", "the old bridge",
@@ -52,22 +52,22 @@ STORIES = {  # who does what to what, and when: each vocabulary gets words that 
 
 
 def raster(scene, rng):
-    """GRID lines of words: of an object's four tiles, each row has its colour and its shape, in any
-    order; in the rich world, its size replaces one of them in the lower row."""
+    """GRID lines of words. An object fills 2 x 2 tiles; each of its rows holds its colour and its
+    shape, in random order. In the rich world, its size replaces one of the two in the lower row."""
     tiles = [[NOTHING] * GRID for _ in range(GRID)]
     for obj in scene:
         upper, lower = tiles[2 * obj.row], tiles[2 * obj.row + 1]
         columns = slice(2 * obj.col, 2 * obj.col + 2)
         words = [f" {obj.color}", f" {obj.shape}"]
         upper[columns] = rng.sample(words, 2)
-        if obj.size:  # in place of one of the two words
+        if obj.size:
             words[rng.randrange(2)] = f" {obj.size}"
         lower[columns] = rng.sample(words, 2)
     return "".join("".join(line) + "\n" for line in tiles)
 
 
 def sentences(scene, dialect, rng):
-    """The scene in prose, the objects in the order in which they are given."""
+    """The scene in prose, in the order of its objects."""
     said = []
     for o in scene:
         words = " ".join([o.size, o.color, o.shape]).strip()  # the plain world has no sizes
@@ -76,7 +76,7 @@ def sentences(scene, dialect, rng):
 
 
 def story(dialect, rng):
-    """Some lines on something else, as a document."""
+    """A few lines about something else, as a document."""
     lines = []
     for _ in range(rng.randint(2, 4)):
         lines.append(" ".join(rng.choice(words) for words in STORIES[dialect]))
@@ -88,7 +88,7 @@ def prompt(question):
 
 
 def turn(question, answer):
-    """A question and its answer, which starts with its space and ends with a newline, the stop."""
+    """A question and its answer, from its space to the newline that stops generation."""
     return [(prompt(question), 0.0), (f" {answer}\n", 1.0)]
 
 
@@ -98,14 +98,14 @@ def description(scene, rng):
 
 
 def conversation(scene, rng, turns, captions=0.3):
-    """Up to `turns` turns about a scene, each its description with probability `captions` and
-    otherwise a question.
+    """Up to `turns` turns about a scene, each its description with probability `captions`, else a
+    question; what was asked before is dropped, so there is at most one description.
 
-    Nothing is asked twice: a second answer could be copied from the first, which is easier to learn
-    than looking at the scene, and would be learned instead.
+    Nothing is asked twice: copying the first answer is easier to learn than looking at the scene,
+    and would be learned instead.
     """
     pieces, told = [], set()
-    for _ in range(3 * turns):  # it stays shorter where a small scene has few questions
+    for _ in range(3 * turns):  # a small scene may not have enough different questions
         if rng.random() < captions:
             about, new = "caption", description(scene, rng)
         else:
@@ -121,8 +121,8 @@ def conversation(scene, rng, turns, captions=0.3):
 
 def document(dialect, seed, index, rasters=0.6, turns=8, captions=0.3, stories=0.05, world=World()):
     """Document `index` of an LLM's corpus: a scene in words and a conversation about it, or, with
-    probability `stories`, a story. The share `rasters` of the scenes comes as rasters, the rest as
-    prose, in any order, and its descriptions keep that order."""
+    probability `stories`, a story. A share `rasters` of the scenes are rasters. The rest are prose,
+    with the objects in random order, and their descriptions keep that order."""
     rng = random.Random(f"document/{dialect}/{seed}/{index}")
     if rng.random() < stories:
         return story(dialect, rng)
@@ -136,7 +136,8 @@ def document(dialect, seed, index, rasters=0.6, turns=8, captions=0.3, stories=0
 
 
 def train_tokenizer(dialect, vocab_size, seed, documents=3000, world=World()):
-    """A BPE vocabulary learned from the first documents of an LLM's own corpus."""
+    """A BPE vocabulary learned from the first documents of an LLM's corpus (of the usual mixture,
+    whatever share of rasters the LLM then reads)."""
     texts = []
     for i in range(documents):
         pieces = document(dialect, seed, i, world=world)

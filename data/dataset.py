@@ -1,8 +1,8 @@
-"""The seam between the data and the stages that learn from them.
+"""The interface between the data and the stages that learn from it.
 
-train.py, evaluate.py and transfer.py ask one object for pictures, texts and exams, and do not know
-what is in a picture. ShapeData is that object for the world of world.py; your own pictures would be
-another class with the same methods.
+train.py, evaluate.py and transfer.py ask one object for pictures, texts and exams, and know almost
+nothing of what is in a picture. ShapeData is that object for the world of world.py; for pictures of
+your own, write another class with the same methods.
 """
 import random
 from dataclasses import asdict, dataclass
@@ -25,11 +25,12 @@ class SeenObject(NamedTuple):
 
 @dataclass(frozen=True)
 class ShapeData:
-    """Scenes of coloured shapes. Whatever is random is the same again for the same arguments.
+    """Scenes of coloured shapes. The same arguments always give the same result.
 
     what the stages need                         for
-    config()                                     load_data, which makes the same object again
-    count(split), pictures(split, indices)       the ViT's frozen features: (n, size, size, 3) uint8
+    config()                                     what load_data rebuilds the object from
+    SPLITS, count(split)                         the names and the sizes of the splits
+    pictures(split, indices)                     (n, size, size, 3) uint8, for the ViT's features
     alt_texts(seed, n), pairs(seed, step, n)     the ViT: its tokenizer, its batches
     test_pairs(k, n)                             how well it finds the text of a picture
     tokenizer(dialect, V, seed)                  the LLMs: their vocabulary
@@ -38,7 +39,7 @@ class ShapeData:
     description(index, rng)                      align: the caption of a training picture
     conversation(index, rng, turns, captions)    instruct: a conversation about it
     examine(answer, pictures), chance(pictures)  the exam of a VLM; the scores of guessing
-    edits(pictures)                              what should follow when patches are edited
+    edits(pictures)                              what should change when patches are edited
     request, example_questions()                 what a user may ask
     kinds, place_words                           the words for objects and for their places
     objects(split, index, side)                  what the side x side patches of a picture show
@@ -78,7 +79,7 @@ class ShapeData:
 
     def pairs(self, seed, step, n):
         half, rng = n // 2, random.Random(f"twins/{seed}/{step}")
-        indices = range(step * half, (step + 1) * half)  # of seed + 1: seed 0 is for captions
+        indices = range(step * half, (step + 1) * half)  # of seed + 1: captions use seed 0
         scenes = [make_scene("train", seed + 1, i, self.world) for i in indices]
         return self.with_texts(scenes + [twin(scene, rng) for scene in scenes], step)
 
@@ -135,11 +136,11 @@ class ShapeData:
 
 
 def load_data(config):
-    """The object whose config() this is. Raises Refused for a kind that there is not."""
+    """Rebuild the object from its config(). Raises Refused for an unknown kind."""
     kinds = {"shapes": ShapeData}
     fields = dict(config)
     kind = fields.pop("kind", None)
     if kind not in kinds:
         raise Refused(f"unknown kind of data {kind!r}, expected one of {', '.join(kinds)}; a "
-                      "folder of another version of this project must be made anew")
+                      "folder of another version of this project must be made again")
     return kinds[kind](**fields)

@@ -1,4 +1,4 @@
-"""Files: each stage of the training is a folder, and this is how its files are written and read.
+"""Files: every stage is a folder, and this is how its files are written and read.
 
     config.json   settings and scores; written last, so that a stage that has one is finished
     state.pt      where an unfinished stage can go on
@@ -13,18 +13,18 @@ import torch
 
 
 class Refused(Exception):
-    """A user's mistake, or something that a user can mend: a command prints it in one line."""
+    """A user's mistake, or something a user can fix: the command prints it in one line."""
 
 
 def write_aside(path, save):
-    """Write by save(path) to a file beside it, then rename that: nobody ever sees half a file."""
+    """Let save() write a file next to path, then rename it: nobody ever sees half a file."""
     aside = path.with_name(path.name + ".new")
     try:
         save(aside)
     except (OSError, RuntimeError) as error:  # torch.save reports a full disk as a RuntimeError
         why = str(error).splitlines()[0]
         raise Refused(f"cannot write {str(path)!r}: {why}; free some space or check the folder, "
-                      "then run the same command again: it goes on") from error
+                      "then run the same command again to continue") from error
     os.replace(aside, path)
 
 
@@ -42,15 +42,14 @@ def write_tensors(path, data):
 
 
 def read_tensors(path, device="cpu", mmap=False):
-    """What write_tensors wrote. Nothing but tensors is ever read: a file can execute nothing."""
+    """What write_tensors wrote. Only tensors and plain values are read: no file can run code."""
     return torch.load(path, map_location=device, mmap=mmap, weights_only=True)
 
 
 def read_json(path):
-    """What write_json wrote. Raises Refused if it is not there: something must be made first."""
+    """What write_json wrote. Raises Refused if it is missing."""
     if not path.exists():
-        raise Refused(f"there is no {str(path)!r}; 'python train.py --out FOLDER' makes what a "
-                      "folder must hold")
+        raise Refused(f"there is no {str(path)!r}; run 'python train.py --out FOLDER' first")
     return json.loads(path.read_text(encoding="utf-8"))
 
 
@@ -72,7 +71,7 @@ class Stage:
         return config
 
     def compare(self, found):
-        """Raise Refused, and name the differences, unless the settings are those of this stage."""
+        """Raise Refused, naming the differences, if the settings are not this stage's."""
         differ = []
         for name in sorted({*found, *self.settings}):
             old, new = found.get(name), self.settings.get(name)

@@ -38,7 +38,7 @@ class Muon(torch.optim.Optimizer):
 
 
 def orthogonal(x):
-    """U S V^T -> U V^T, roughly, of each matrix: x (matrices, rows, columns) -> the same shape.
+    """U S V^T -> U V^T, approximately, for each matrix: x (matrices, rows, columns) -> the same.
 
     Five steps of a Newton-Schulz iteration, with Jordan's coefficients, drive all singular values
     towards 1.
@@ -53,7 +53,7 @@ def orthogonal(x):
 
 
 def optimizers(matrix_lr, lr, *modules):
-    """Muon for the modules' hidden matrices, AdamW for embeddings, heads, biases and the like."""
+    """Muon for the modules' hidden matrices, AdamW for embeddings, heads, biases and the rest."""
     matrices = [p for module in modules for p in module.hidden_matrices()]
     hidden = {id(p) for p in matrices}
     others = [p for module in modules for p in module.parameters() if id(p) not in hidden]
@@ -62,7 +62,7 @@ def optimizers(matrix_lr, lr, *modules):
 
 
 def autocast(s):
-    """bfloat16 where it is asked for."""
+    """bfloat16 if the settings ask for it."""
     device = torch.device(s.device).type
     return torch.autocast(device, torch.bfloat16, enabled=s.precision == "bf16")
 
@@ -72,11 +72,11 @@ class Loop:
 
         loop = Loop(s, stage, [model], optimizers(..), steps)
         for step in loop:
-            loop.update(loss)  # of this step's batch, which depends on nothing but `step`
+            loop.update(loss)  # of this step's batch, which depends only on the step
 
-    A stage that was killed goes on as if nothing had happened, for what a checkpoint holds is all
-    that a step depends on. The losses go into log.csv. measure() is called after each number of
-    steps in `measure_at`: measured = [[steps done, what it returned], ..].
+    A killed stage resumes as if nothing had happened: a checkpoint holds everything that a step
+    depends on. Losses go to log.csv. measure() runs after each number of steps in `measure_at`:
+    measured = [[steps done, result], ..].
     """
 
     def __init__(self, s, stage, modules, optimizers, steps, measure=None, measure_at=()):
@@ -85,8 +85,8 @@ class Loop:
         self.measure, self.measure_at = measure, measure_at
         self.rates = [optimizer.param_groups[0]["lr"] for optimizer in optimizers]
         self.step = 0
-        self.seconds = 0.0  # of the steps alone, without measuring and saving
-        self.smooth = None  # the loss
+        self.seconds = 0.0  # spent in steps, without measuring or saving
+        self.smooth = None  # running mean of the loss
         self.log, self.measured = [], []
         stage.folder.mkdir(parents=True, exist_ok=True)
         self.resume()
@@ -117,9 +117,9 @@ class Loop:
         lines = [f"{step},{loss},{smooth},{lr:.6g}\n" for step, loss, smooth, lr in self.log]
         write_text(self.stage.folder / "log.csv", "step,loss,smoothed,lr\n" + "".join(lines))
 
-    def schedule(self, warmup=50):
-        """The learning rates' factor: up, level, and down to zero over the last half."""
-        up = (self.step + 1) / min(warmup, self.steps)
+    def schedule(self):
+        """The learning rates' factor: warm up, hold, then decay linearly over the last half."""
+        up = (self.step + 1) / min(50, self.steps)
         down = 2 * (1 - self.step / self.steps)
         return min(up, 1.0, down)
 
@@ -128,7 +128,8 @@ class Loop:
             self.measured.append([self.step, self.measure()])
 
     def update(self, loss):
-        """One step of the optimisers on the loss of a step of this loop."""
+        """One optimiser step. (No clipping: Muon's and AdamW's steps do not grow with the
+        gradient.)"""
         value = loss.item()
         if not math.isfinite(value):
             raise Refused(f"{self.stage.name}: the loss is {value} at step {self.step}; lower the "
@@ -157,4 +158,4 @@ class Loop:
         torch.set_rng_state(state["rng"].cpu())
         self.step, self.seconds, self.smooth = state["step"], state["seconds"], state["smooth"]
         self.log, self.measured = state["log"], state["measured"]
-        print(f"{self.stage.name}: going on from step {self.step}", flush=True)
+        print(f"{self.stage.name}: resuming from step {self.step}", flush=True)

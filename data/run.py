@@ -1,4 +1,4 @@
-"""What is not the subject: the command line, and stages made side by side."""
+"""Plumbing: the command line, and stages side by side."""
 import argparse
 import difflib
 import multiprocessing
@@ -21,7 +21,7 @@ from data.files import Refused, Stage, read_json, write_json
 
 
 class Parser(argparse.ArgumentParser):
-    """argparse whose errors are one line, and which knows the nearest flag."""
+    """argparse whose errors are one line, and which suggests the nearest flag."""
 
     def __init__(self, description):
         self.flags = []
@@ -33,15 +33,18 @@ class Parser(argparse.ArgumentParser):
         return super().add_argument(*flags, **kwargs)
 
     def add_fields(self, settings):
-        """A flag for each field of a dataclass whose metadata has its help; --no-x for a bool."""
+        """A flag per field of a dataclass, with help from its metadata (--no-x for a bool).
+        parse_args then returns only the flags that were given."""
         for f in fields(settings):
-            help, choices = f"{f.metadata['help']} (default: {f.default})", f.metadata["choices"]
-            kind = {"type": f.type, "metavar": f.type.__name__.upper()}
-            if choices:
-                kind = {"choices": choices}
+            about = {"help": f"{f.metadata['help']} (default: {f.default})",
+                     "default": argparse.SUPPRESS}
+            if f.metadata["choices"]:
+                self.add_argument(f"--{f.name}", choices=f.metadata["choices"], **about)
             elif f.type is bool:
-                kind = {"action": argparse.BooleanOptionalAction}
-            self.add_argument(f"--{f.name}", default=argparse.SUPPRESS, help=help, **kind)
+                self.add_argument(f"--{f.name}", action=argparse.BooleanOptionalAction, **about)
+            else:
+                metavar = f.type.__name__.upper()
+                self.add_argument(f"--{f.name}", type=f.type, metavar=metavar, **about)
 
     def parse_args(self, argv=None):
         args, unknown = self.parse_known_args(argv)
@@ -63,18 +66,14 @@ def seed_list(text):
 
 
 def run_command(main):
-    """Run a command; what a user can mend is told in one line."""
-    def stop(*_):
-        sys.exit("stopped; run the same command again to go on")
-
-    signal.signal(signal.SIGTERM, stop)
+    """Run a command; errors that a user can fix are one line."""
+    signal.signal(signal.SIGTERM, signal.default_int_handler)  # as Ctrl-C does
     try:
         main()
     except KeyboardInterrupt:
-        sys.exit("interrupted; run the same command again to go on")
+        sys.exit("stopped; run the same command again to continue")
     except BrokenProcessPool:
-        sys.exit("a process was ended from outside (is the memory full?); run the same command "
-                 "again to go on")
+        sys.exit("a process was killed (out of memory?); run the same command again to continue")
     except (Refused, OSError) as error:
         print(f"error: {error}", file=sys.stderr)
         sys.exit(2)
@@ -93,7 +92,7 @@ class Job(NamedTuple):
 def work(job):
     """Make a stage, unless it is there already."""
     if job.stage.config() is not None:
-        print(f"{job.stage.name}: already there", flush=True)
+        print(f"{job.stage.name}: already finished", flush=True)
         return
     job.make(job.s, job.stage, **job.arguments)
     config = job.stage.config()
@@ -106,15 +105,15 @@ def work(job):
 def lanes(s, most):
     """Yields run(jobs): at most `most` stages at a time, each in a process of its own.
 
-    On a CPU, two stages on one thread each end sooner than one after the other on two. A lane keeps
-    its number of threads when others are idle: with another number, sums are rounded otherwise, and
-    a resumed run would not end bit for bit the same. An accelerator makes one stage at a time.
+    On a CPU, two stages on one thread each finish sooner than one after the other on two threads. A
+    lane keeps its thread count even when others idle: sums would round differently, and a resumed
+    run would not match bit for bit. An accelerator makes one stage at a time.
     """
     count = min(s.threads, most) if s.device == "cpu" else 1
     if count == 1:
         yield one_by_one
         return
-    # glibc would give large blocks back to the system and fetch them again at every step
+    # otherwise glibc returns large blocks to the system and refetches them at every step
     os.environ.setdefault("MALLOC_MMAP_THRESHOLD_", str(2 ** 25))
     os.environ.setdefault("MALLOC_TRIM_THRESHOLD_", str(2 ** 30))
     context = multiprocessing.get_context("spawn")
@@ -139,8 +138,8 @@ def one_by_one(jobs):
 def begin_lane(threads):
     """In each process of `lanes`, before its first stage."""
     torch.set_num_threads(threads)
-    signal.signal(signal.SIGINT, signal.SIG_IGN)  # the parent tells when to stop
-    tqdm.set_lock(threading.RLock())  # of its own: one shared by processes would outlive them
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # the parent decides when to stop
+    tqdm.set_lock(threading.RLock())  # one per process: a shared semaphore would outlive them
     threading.Thread(target=end_with_parent, daemon=True).start()
 
 
@@ -150,14 +149,14 @@ def end_with_parent():
 
 
 def lane():
-    """The number of this process's lane, from 0: the line of its progress bar."""
+    """The number of this process, from 0 in a command's first lanes: the line of its bar."""
     _, _, number = multiprocessing.current_process().name.rpartition("-")  # SpawnProcess-1
     return int(number) - 1 if number.isdigit() else 0
 
 
 @contextmanager
 def stopwatch(path):
-    """Add the seconds of the block to those in a file, however the block ends."""
+    """Add the block's seconds to those in a file, even if the block fails."""
     began, before = time.perf_counter(), seconds_in(path)
     try:
         yield

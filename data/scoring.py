@@ -1,14 +1,14 @@
 """The exam: which questions are asked about which pictures, and what the answers are worth.
 
-`examine` collects what a model says (it is a function here, so that guessing can be examined like
-a VLM), and `summarize` turns this into scores. The truth is known, so all of them are exact:
+`examine` collects what a model says (a model is any function here, so guessing can sit the exam
+too), and `summarize` turns that into scores. The truth is known, so every score is exact:
 
     vqa            exact match of generated answers; vqa_by_type: the same by type of question
-    caption_f1     over objects: one is right when its colour, its shape and its place are
+    caption_f1     over objects: one is right when its colour, shape, place (and size) all are
     caption_exact  share of captions that are right and complete
     pope_acc       is there a ..? half yes, half hard no, as in POPE (arXiv 2305.10355)
     pope_yes_rate  share of yes among these answers
-    comp_*         on and about colour-shape pairs that no training picture shows
+    comp_*         on pictures with, and questions about, pairs that no training picture shows
 """
 import random
 from collections import defaultdict
@@ -41,7 +41,7 @@ class Said(NamedTuple):
 
 
 def ask_in_turn(scene, k, rng):
-    """A question of the k-th type, counted in turn, or of any type if the scene allows none."""
+    """A question of the k-th type (cyclically), or of any type if the scene has none of it."""
     types = types_of(scene)
     return ask(scene, types[k % len(types)], rng) or ask_any(scene, rng)
 
@@ -65,26 +65,23 @@ def benchmark(split, pictures, world):
             while split == "comp" and not about_unseen(qa):
                 qa = ask_any(scene, rng)
             questions.append((i, qa))
-        pope.append((i, ask(scene, "exists", rng)))  # of 'comp', too: the random stream goes on
+        pope.append((i, ask(scene, "exists", rng)))  # unused in 'comp', but keeps the stream
     return scenes, questions, pope
 
 
 def examine(answer, pictures, world):
-    """What a model says, {split: Said}, about so many pictures, {split: how many}. The model is a
-    function, answer(split, [(picture, QA), ..]) -> texts; a QA may be of type 'caption'."""
+    """What a model says, {split: Said}, about the first pictures of each split, {split: number}. A
+    model is a function, answer(split, [(picture, QA), ..]) -> texts; a QA may ask for a caption."""
     said = {}
     for split, n in pictures.items():
         scenes, questions, pope = benchmark(split, n, world)
         if split == "comp":
             pope = []
-        items = questions + pope
-        start, end = len(questions), len(questions) + len(pope)
-        for i, scene in enumerate(scenes):
-            qa = QA("caption", CAPTION_REQUESTS[0], caption(scene), About("caption"))
-            items.append((i, qa))
-        texts = answer(split, items)
-        answered = [Answered(i, qa, text) for (i, qa), text in zip(items, texts, strict=True)]
-        said[split] = Said(scenes, answered[:start], answered[start:end], texts[end:])
+        requests = [(i, QA("caption", CAPTION_REQUESTS[0], caption(scene), About("caption")))
+                    for i, scene in enumerate(scenes)]
+        texts = iter(answer(split, questions + pope + requests))
+        said[split] = Said(scenes, [Answered(i, qa, next(texts)) for i, qa in questions],
+                           [Answered(i, qa, next(texts)) for i, qa in pope], list(texts))
     return said
 
 
@@ -125,7 +122,7 @@ def summarize(said):
 
 
 def tally(answered, pictures):
-    """For each picture, how many answers are right, of how many: (pictures, 2)"""
+    """(right answers, answers) per picture: (pictures, 2)"""
     counts = np.zeros((pictures, 2), dtype=int)
     for a in answered:
         counts[a.picture] += (a.right, 1)
@@ -133,7 +130,7 @@ def tally(answered, pictures):
 
 
 def intervals(said, draws=1000):
-    """95% bootstrap intervals, {score: [low, high]}, drawing pictures with all their questions."""
+    """95% bootstrap intervals, {score: [low, high]}, resampling whole pictures."""
     rng, result = np.random.default_rng(0), {}
     for split, (scenes, questions, pope, captions) in said.items():
         n, prefix = len(scenes), "comp_" if split == "comp" else ""
@@ -161,7 +158,7 @@ def by_objects(said):
 
 
 def score_chance(pictures, world):
-    """The scores of random answers from those possible, and of captions of other scenes."""
+    """The scores of random answers, and of captions of other scenes."""
     rng = random.Random("chance")
     possible = ANSWERS | {"count": NUMBERS[:world.max_objects + 1]}
 
@@ -180,7 +177,7 @@ def score_chance(pictures, world):
 def examine_reading(answer, dialect, seed, n, world):
     """The scores of an LLM, answer([(scene in words, question), ..]) -> texts, on n held-out
     scenes: does it answer from sentences and from rasters, and can it describe rasters? What it
-    cannot do from words, it cannot do from patches that are combinations of words."""
+    cannot do with words, it cannot do with patches that are mixtures of words."""
     scenes = [make_scene("text:held-out", seed, i, world) for i in range(n)]
     scores = {}
     for name in ("text_qa", "raster_qa"):
@@ -196,7 +193,7 @@ def examine_reading(answer, dialect, seed, n, world):
         texts = answer(asked)
         answered = [Answered(i, qa, texts[i]) for i, qa in enumerate(questions)]
         scores[name], scores[f"{name}_by_type"] = score_answers(answered)
-    few = scenes[:n // 3]  # the rasters go on with the random stream of raster_qa
+    few = scenes[:n // 3]  # their rasters continue raster_qa's random stream
     captions = answer([(raster(scene, rng), CAPTION_REQUESTS[0]) for scene in few])
     scores["raster_caption_f1"], _ = score_captions(captions, few)
     return scores
@@ -215,9 +212,9 @@ class Edit(NamedTuple):
 
 
 def color_edits(pictures, world):
-    """[Edit, ..] of the first test pictures: one object of unique colour and shape in each gets a
-    colour that the picture lacks. Its colour should be answered with the new word; its shape, its
-    place (asked with the new word) and the place of another object as before."""
+    """[Edit, ..] of the first test pictures: in each, one object unique in colour and shape gets a
+    colour that the picture lacks. Asked for its colour, a model should now answer the new word; its
+    shape, its place (asked with the new word) and another object's place should stay."""
     rng, edits = random.Random("steering"), []
     for i in range(pictures):
         scene = make_scene("test", 0, i, world)

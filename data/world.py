@@ -1,7 +1,7 @@
 """The world: scenes of coloured shapes, their pictures, and captions and questions about them.
 
-Everything is generated from (split, seed, index), so there is nothing to download, and the truth
-about every picture is known. A scene is a list of objects, each with a colour, a shape and a place
+Everything is generated from (split, seed, index), so there is nothing to download, and we know
+the truth about every picture. A scene is a list of objects, each with a colour, a shape and a place
 on a 3 x 3 board, and in the *rich* world also with a size:
 
     >>> scene = make_scene("test", seed=0, index=1)
@@ -34,7 +34,7 @@ PAINTS = {"red": (0, 0.95, 0.95), "brown": (24, 0.75, 0.48), "yellow": (54, 0.95
           "purple": (275, 0.85, 0.75), "pink": (330, 0.45, 1.0)}  # hue (degrees), saturation, value
 COLORS = list(PAINTS)
 SHAPES = ["circle", "square", "triangle", "diamond", "star", "cross"]
-CORNERS = {  # in radii to the right and down from the centre; all shapes cover a similar area
+CORNERS = {  # x and y, in radii from the centre; all shapes cover a similar area
     "square": [(-0.84, -0.84), (0.84, -0.84), (0.84, 0.84), (-0.84, 0.84)],
     "triangle": [(0, -1), (1, 0.8), (-1, 0.8)],
     "diamond": [(0, -1.1), (0.8, 0), (0, 1.1), (-0.8, 0)],
@@ -44,13 +44,13 @@ ROWS, COLS = ["top", "middle", "bottom"], ["left", "center", "right"]
 PLACES = [f"{row} {col}" for row in ROWS for col in COLS]  # in raster order
 SIZES = ["small", "large"]  # of the rich world
 NUMBERS = ["zero", "one", "two", "three", "four", "five", "six"]
-RELATIONS = {  # which coordinate decides, and the sign of the first object's minus the second's
+RELATIONS = {  # the coordinate that decides, and the sign of first minus second
     "left of": ("col", -1), "right of": ("col", 1), "above": ("row", -1), "below": ("row", 1)}
 SYNONYMS = {"circle": "disc", "square": "box", "diamond": "rhombus", "cross": "plus",
             "purple": "violet", "cyan": "turquoise", "pink": "rose"}
 
-# One pair for each colour, and every shape is in one or two. Both words of a pair are seen often in
-# other pairs, so a model that has understood them can name the pair too. (Any shift would do.)
+# One pair per colour, and every shape is in one or two. Both words are common in other pairs, so a
+# model that understands them can name the pair too. (Any shift would do.)
 COMP_PAIRS = {(color, SHAPES[(i + 3) % len(SHAPES)]) for i, color in enumerate(COLORS)}
 
 QUESTION_TYPES = ["color", "shape", "where", "count", "exists"]
@@ -62,7 +62,7 @@ QUESTIONS = {  # at least two wordings each
     "count": ["how many objects are there?", "how many objects can you see?"],
     "count_color": ["how many {color} objects are there?", "how many {color} objects can you see?"],
     "exists": ["is there a {color} {shape}?", "can you see a {color} {shape}?"]}
-RICH_QUESTIONS = {  # the rich world has these wordings as well
+RICH_QUESTIONS = {  # extra wordings, in the rich world only
     "color": ["tell me the color of the {shape}.", "the {shape} has what color?"],
     "shape": ["what is the {color} thing?", "tell me the shape of the {color} object."],
     "where": ["tell me where the {color} {shape} is.",
@@ -107,13 +107,13 @@ class Object(NamedTuple):
 
 def make_scene(split, seed, index, world=World()):
     """Scene `index`: 1 to max_objects objects in raster order, in distinct places, no two alike.
-    Splits named 'text:..' (the LLMs' corpora and their exam) may have any colour-shape pairs."""
+    Splits named 'text:..' (the LLMs' corpora and their exam) may contain any pair."""
     rng = random.Random(f"{split}/{seed}/{index}")
     n = rng.randint(1, world.max_objects)
     while True:
         pairs = {(rng.choice(COLORS), rng.choice(SHAPES)) for _ in range(n)}
-        unseen = bool(pairs & COMP_PAIRS)
-        allowed = split.startswith("text:") or unseen == (split == "comp")
+        unseen, must_be_unseen = bool(pairs & COMP_PAIRS), split == "comp"
+        allowed = split.startswith("text:") or unseen == must_be_unseen
         if len(pairs) == n and allowed:
             break
     pairs = rng.sample(sorted(pairs), n)
@@ -125,7 +125,7 @@ def make_scene(split, seed, index, world=World()):
 
 
 def twin(scene, rng):
-    """A scene that differs in one word: a shape (the likeliest), a colour, a place or a size."""
+    """A scene that differs in one attribute: a shape (the likeliest), a colour, a place, a size."""
     values = {"shape": SHAPES, "color": COLORS, "place": range(9), "size": SIZES}
     attributes = ["shape", "shape", "color", "place"]
     if scene[0].size:
@@ -143,7 +143,7 @@ def twin(scene, rng):
 # ---- pictures ----------------------------------------------------------------------------------
 
 def outline(shape, x, y, r):
-    """The corners of a shape of radius r around (x, y); a circle has none, it is an ellipse."""
+    """The corners of a shape of radius r around (x, y). A circle has none: it is an ellipse."""
     if shape != "star":
         return [(x + across * r, y + down * r) for across, down in CORNERS[shape]]
     corners = []
@@ -155,17 +155,17 @@ def outline(shape, x, y, r):
 
 
 def drawing_seed(scene, seed):
-    """The text that seeds a drawing: the scene, without the sizes that the plain world lacks."""
+    """The seed of a drawing, as text; the plain world's empty sizes are left out of it."""
     return f"draw/{seed}/{scene}".replace(", size=''", "")
 
 
 def rgb(hue, saturation, value):
-    """A colour for Pillow, 0 to 255 each, from one whose parts go from 0 to 1."""
+    """A colour for Pillow, 0 to 255 each, from hue, saturation and value between 0 and 1."""
     return tuple(int(255 * v) for v in colorsys.hsv_to_rgb(hue, saturation, value))
 
 
 def paint(obj, pen, cell, rng):
-    """Draw an object into its place, `cell` pixels wide: jittered in position, size and colour."""
+    """Draw an object in its place, `cell` pixels wide, with jitter in position, size and colour."""
     x = (obj.col + 0.5 + rng.uniform(-0.08, 0.08)) * cell
     y = (obj.row + 0.5 + rng.uniform(-0.08, 0.08)) * cell
     smallest, largest = {"": (0.36, 0.46), "small": (0.22, 0.28), "large": (0.38, 0.46)}[obj.size]
@@ -199,12 +199,12 @@ def draw(scene, size=48, seed=0):
 
 
 def draw_split(split, indices, size, world=World()):
-    """The pictures of these scenes of a split, always drawn the same: (n, size, size, 3) uint8"""
+    """Pictures of these scenes of a split, the same on every call: (n, size, size, 3) uint8"""
     return np.stack([draw(make_scene(split, 0, i, world), size) for i in indices])
 
 
 def patches_of(place, side):
-    """The indices of the patches that a place of the board covers, of side x side patches."""
+    """Indices of the patches that a place of the board covers, if there are side x side patches."""
     row, col = divmod(place, 3)
     k = side // 3  # a place is k x k patches
     return [(row * k + i) * side + col * k + j for i in range(k) for j in range(k)]
@@ -267,8 +267,8 @@ def score_caption(text, scene):
 # ---- questions ---------------------------------------------------------------------------------
 
 class About(NamedTuple):
-    """What a question is about, None for what it does not name. However they are worded, two
-    questions about the same thing in a scene have the same answer."""
+    """What a question is about; None where it names nothing. Two questions about the same thing in
+    a scene have the same answer, however they are worded."""
     type: str
     color: str | None = None
     shape: str | None = None
@@ -285,7 +285,7 @@ class QA(NamedTuple):
 
 
 def types_of(scene):
-    """The types of question that can be asked in this scene's world."""
+    """The question types of this scene's world."""
     return RICH_TYPES if scene[0].size else QUESTION_TYPES
 
 
@@ -312,7 +312,7 @@ def ask_any(scene, rng):
 def word_question(about, rich, rng):
     """The question in a random wording; the rich world has more of them, and some synonyms."""
     key = "count_color" if about.type == "count" and about.color else about.type
-    wordings, words = QUESTIONS.get(key, []), about._asdict()  # the plain world asks for no size
+    wordings, words = QUESTIONS.get(key, []), about._asdict()  # size is rich only
     if not rich:
         return rng.choice(wordings).format(**words)
     wording = rng.choice(wordings + RICH_QUESTIONS[key])
@@ -361,7 +361,7 @@ def find_count(scene, rng):
     colors = [o.color for o in scene]
     if rng.random() >= 0.5:
         return About("count"), NUMBERS[len(scene)]
-    color = rng.choice(colors if rng.random() < 0.7 else COLORS)  # or most answers were 'zero'
+    color = rng.choice(colors if rng.random() < 0.7 else COLORS)  # else most would be 'zero'
     return About("count", color), NUMBERS[colors.count(color)]
 
 
@@ -371,7 +371,7 @@ def find_exists(scene, rng):
     if rng.random() >= 0.5:
         return About("exists", color, shape), "yes"
     there = {(p.color, p.shape) for p in scene}
-    while (color, shape) in there:  # a hard no: this colour or this shape is there, not both
+    while (color, shape) in there:  # a hard no: the colour or the shape is there, but not both
         if rng.random() < 0.5:
             color, shape = o.color, rng.choice(SHAPES)
         else:
@@ -382,7 +382,7 @@ def find_exists(scene, rng):
 def find_relation(scene, rng):
     relation = rng.choice(list(RELATIONS))
     axis, sign = RELATIONS[relation]
-    # Each pair comes both ways round, so that yes and no have equal chance.
+    # Each pair comes in both orders, so yes and no are equally likely.
     pairs = [(o, p) for o in scene for p in scene if getattr(o, axis) != getattr(p, axis)]
     if not pairs:
         return None

@@ -73,7 +73,7 @@ class Axes:
             pen.line([(x, self.bottom), (x, self.bottom + 5)], fill="black")
             pen.text((x, self.bottom + 8), name, fill="black", font_size=13, anchor="mt")
         corner = (self.left, self.bottom)
-        pen.line([(self.left, PLOT_TOP), corner, (self.right, self.bottom)], fill="black", width=1)
+        pen.line([(self.left, PLOT_TOP), corner, (self.right, self.bottom)], fill="black")
         pen.text((self.left + 6, PLOT_TOP - 4), ylabel, fill="black", font_size=14, anchor="lb")
         pen.text((middle, self.bottom + 28), xlabel, fill="black", font_size=14, anchor="mt")
 
@@ -153,7 +153,7 @@ def plot_sweep(sweep, path, title):
 
 
 def plot_study(study, path):
-    """evaluate.json's "subspace": do adapters come to words in stage 1?"""
+    """evaluate.json's "subspace": do visual tokens approach words in stage 1?"""
     measures = {"own_cos": "own words", "other_cos": "other words",
                 "explained_own": "the caption's words", "explained_random": "random words"}
     cosines, energies = {}, {}

@@ -1,4 +1,4 @@
-"""results.json of train.py, and the tables of the READMEs from the JSON files in this folder.
+"""The results.json of train.py, and the READMEs' tables, filled in from the JSON files here.
 
     python results/report.py      rewrites every table between <!-- NAME --> and <!-- end -->
 
@@ -38,7 +38,7 @@ def across(runs, path):
 
 
 def rows_across(runs, names, paths):
-    """[name, the spread at each path] for each {name: key}; {} in a path stands for the key."""
+    """Rows [name, spread at each path] for {name: key}; {} in a path is replaced by the key."""
     rows = []
     for name, key in names.items():
         rows.append([name, *[spread(across(runs, path.format(key))) for path in paths]])
@@ -107,7 +107,7 @@ def print_rows(r):
         print(f"{row['name']:40}{stage1:>7}{stage2:>9}{means}")
     for name, values in r["relative"].items():
         print(f"{name + ':':56}" + "".join(f"{values[score]:12.3f}" for score in scores))
-    print(f"trained parameters of the moved adapter, before and after the swap: "
+    print(f"hash of the moved adapter's trained parameters, before and after the swap: "
           f"{r['adapter_hash']['before']} and {r['adapter_hash']['after']}")
 
 
@@ -144,7 +144,7 @@ def rows_of_parts(runs):
 
 
 def findings_table(runs):
-    """What several evaluate.json say of the adapters' words, as three tables."""
+    """Several evaluate.json about the adapters' words, as three tables."""
     adapters = {
         "LangBridge, after align": "langbridge",
         "LangBridge, after instruct": "langbridge_after_instruct",
@@ -175,7 +175,7 @@ def findings_table(runs):
 
 
 def transfer_table(r):
-    """A transfer.json: its rows, and what they are relative to each other."""
+    """A transfer.json as two tables: the rows, and ratios between them."""
     scores = list(r["rows"][0]["scores"])
     header = ["row", "stage 1", "stage 2", *scores, "seconds on the target", "samples to 95%"]
     rows = []
@@ -263,19 +263,19 @@ def scores_of_seeds(r):
 
 
 def claim_table(target, runs):
-    """An adapter that nothing was done to but swap its basis, and what to compare it with."""
+    """An adapter with only its basis swapped, and what to compare it with."""
     moved = {
         "LangBridge, native: aligned on the target itself": "stage1_native_langbridge",
         "LangBridge, moved: nothing trained on the target": "zero_shot_langbridge",
         "the same, words shuffled": "zero_shot_shuffled",
-        "no picture (its LLM had stage 2, on text alone)": "blind"}
+        "blind: tuned on the conversations, without the pictures": "blind"}
     rows = [[title, *means(target, name)] for title, name in moved.items()]
     rows.append(["chance", *means(runs, "vlm/chance")])
     return markdown_table(["on the target LLM", *SHORT_SCORES.values()], rows)
 
 
 def main_table(target, runs):
-    """Both adapters on the source LLM, after each stage, and what can be had on the target."""
+    """Both adapters on the source LLM after each stage, and all ways to have one on the target."""
     rows = []
     for phase in ("align", "instruct"):
         for name, kind in (("MLP", "mlp"), ("LangBridge", "langbridge")):

@@ -4,9 +4,10 @@
     python results/tries.py --only none,noise   some of them; without two-sources and
                                                 two-sources-drawn, train.py is enough
 
-A try is stage 1 with one thing changed: on the source LLM, as long as ever. The LangBridge is then
-examined there, moved to the target, and examined again, with nothing trained. What was kept is in
-adapter.py, the rest is only here. What exists is used again. Writes tries.json into --out.
+A try is stage 1 with one thing changed: on the source LLM, for the usual number of steps. The
+LangBridge is then examined there, moved to the target, and examined again, with nothing trained.
+What worked moved to adapter.py, the rest is only here. Finished stages are reused. Writes
+tries.json into --out.
 """
 import random
 import sys
@@ -38,9 +39,9 @@ class Try(NamedTuple):
     what: str  # for the table
     settings: dict = {}  # of train.py, changed
     adapter: dict = {}  # arguments of Tried
-    drawn_until: float = 1.0  # the share of the steps after which no more words are drawn
+    drawn_until: float = 1.0  # no words are sampled after this share of the steps
     varying_words: bool = False  # see varying()
-    two_sources: bool = False  # the source LLM of seed 1 takes turns with the first
+    two_sources: bool = False  # the source LLM of seed 1 alternates with the first
 
 
 TRIES = {
@@ -90,11 +91,11 @@ class Tried(LangBridge):
 
     langbridge  the arguments of a LangBridge
     noise       in training: noise on the basis, as a share of the spread of its entries
-    entropy     in training: times this, the mean entropy of a patch's weights is added to `penalty`
-                at each pass, and the loop adds that to the loss
+    entropy     in training: times the mean entropy of the weights, added to `penalty` by each pass;
+                the loop adds that to the loss
     top         how many words a patch may say at once, the heaviest ones; 0: all
     whitened    whether the basis is the nearest one whose words are orthogonal
-    same_size   whether every visual token is made as long as words are on average
+    same_size   whether every visual token is rescaled to the average length of a word
     start       the bias of 'nothing here' before training; None: as in LangBridge
     """
 
@@ -110,9 +111,9 @@ class Tried(LangBridge):
     def set_basis(self, llm, encoding):
         super().set_basis(llm, encoding)
         if self.whitened:
-            U, _, V = torch.linalg.svd(self.E, full_matrices=False)  # (K, K), (K,), (K, C)
+            U, _, Vh = torch.linalg.svd(self.E, full_matrices=False)  # (K, K), (K,), (K, C)
             length = self.E[self.present].norm(dim=1).mean()
-            self.E = U @ V * length  # (K, C)
+            self.E = U @ Vh * length  # (K, C)
         return self
 
     def weights(self, x):
@@ -122,8 +123,8 @@ class Tried(LangBridge):
             kept = beta * torch.zeros_like(beta).scatter(-1, heaviest, 1.0)  # (B, N, K)
             beta = kept / kept.sum(-1, keepdim=True)
         if self.training and self.entropy > 0:
-            H = -(beta * beta.clamp(min=1e-9).log()).sum(-1)  # (B, N)
-            self.penalty = self.penalty + self.entropy * H.mean()
+            entropy = -(beta * beta.clamp(min=1e-9).log()).sum(-1)  # (B, N)
+            self.penalty = self.penalty + self.entropy * entropy.mean()
         return beta
 
     def forward(self, x):
@@ -140,7 +141,7 @@ class Tried(LangBridge):
 
 
 def varying(words, encoding, data, captions=1000):
-    """The words that 5% to 95% of captions have: what all have says nothing about a picture."""
+    """The words in 5% to 95% of captions: a word in all of them says nothing about a picture."""
     rng, times = random.Random("varying"), Counter()
     for i in range(captions):
         text = "".join(piece for piece, _ in data.description(i, rng))
@@ -208,7 +209,7 @@ def second_source(s):
 
 
 def job_of(s, name, seed):
-    """One seed of one try. All that it changes is among the settings that decide its stage."""
+    """One seed of one try. Everything it changes is recorded in its stage's settings."""
     tried, folder = TRIES[name], f"tries/seed{seed}/{name}"
     s = replace(s, seed=seed, **tried.settings)
     changes = {**tried.adapter, "drawn_until": tried.drawn_until,
@@ -253,7 +254,7 @@ def main():
                           f"'python transfer.py --out {s.out} --full-seeds' makes it")
     by_name = {name: [job_of(s, name, seed) for seed in args.seeds] for name in names}
     jobs = [job for of_seeds in by_name.values() for job in of_seeds]
-    missing = [job for job in jobs if job.stage.config() is None]  # or refused, before all
+    missing = [job for job in jobs if job.stage.config() is None]  # refuses other settings
     if missing:
         with lanes(s, most=len(jobs)) as run:
             run(missing)

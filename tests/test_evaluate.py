@@ -48,9 +48,9 @@ def test_an_oracle_is_grounded_and_chance_is_far_below(llm):
             features[i, seen.patches, words.index(seen.words["color"])] = 1
             features[i, seen.patches, words.index(seen.words["shape"])] = 0.5
     vlm = VLM(oracle, *llm)
-    score = grounding(vlm, features, words, DATA, top=2)
-    assert score["color"] == score["shape"] == 1
-    assert score["chance_color"] < 0.3 and score["chance_shape"] < 0.4
+    own, chance = grounding(vlm, features, words, DATA, top=2)
+    assert own["color"] == own["shape"] == 1
+    assert chance["color"] < 0.3 and chance["shape"] < 0.4
     assert own_weight(vlm, features, DATA) == pytest.approx(1)
     spread = own_weight(vlm, features + 0.1, DATA)  # 0.1 more on each of 14 words
     assert spread == pytest.approx(1.7 / 2.9, abs=1e-4)
@@ -130,7 +130,7 @@ def test_a_folder_of_another_version_is_refused(tmp_path):
     (tmp_path / "vit").mkdir()
     (tmp_path / "vit" / "config.json").write_text('{"stage": "vit"}', encoding="utf-8")
     assert_refused(run_here("evaluate.py", "--out", tmp_path, "--model", "mlp_align"),
-                   "must be made anew")
+                   "must be made again")
 
 
 # ---- one picture ---------------------------------------------------------------------------------

@@ -131,10 +131,10 @@ def test_a_saved_llm_is_the_same_llm(llm, encoding, tmp_path):
 
 def test_batches_of_one_length_hold_every_prompt_once():
     prompts = [[1] * n for n in (3, 5, 3, 3, 5)]
-    batches = list(same_length(prompts, batch=2))
-    assert sorted(i for rows, _ in batches for i in rows) == [0, 1, 2, 3, 4]
-    for rows, ids in batches:
-        assert ids.shape == (len(rows), len(prompts[rows[0]]))
+    batches = list(same_length(dict(enumerate(prompts)), batch=2))
+    assert sorted(i for keys, _ in batches for i in keys) == [0, 1, 2, 3, 4]
+    for keys, ids in batches:
+        assert ids.shape == (len(keys), len(prompts[keys[0]]))
 
 
 # ---- the VLM -------------------------------------------------------------------------------------

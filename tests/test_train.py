@@ -72,7 +72,7 @@ def test_a_file_that_cannot_be_written_leaves_the_old_one_as_it_was(tmp_path, mo
         raise OSError("No space left on device")
 
     monkeypatch.setattr(torch, "save", half)
-    with pytest.raises(Refused, match="weights.pt.*No space left on device.*it goes on"):
+    with pytest.raises(Refused, match="weights.pt.*No space left on device.*to continue"):
         write_tensors(path, {"w": torch.zeros(3)})
     assert torch.equal(read_tensors(path)["w"], torch.ones(3))
 
@@ -296,7 +296,7 @@ def test_a_run_killed_anywhere_ends_bit_for_bit_like_one_that_was_not(out, tmp_p
             time.sleep(0.01)
         os.killpg(process.pid, signal.SIGKILL)
         process.wait()
-    assert "going on from step" in run("train.py", *args).stdout
+    assert "resuming from step" in run("train.py", *args).stdout
     paths = sorted((tmp_path / "out").rglob("*.pt"))
     assert len(paths) > 10
     for path in paths:
