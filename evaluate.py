@@ -357,6 +357,7 @@ def trace(path, vit, vlm, question):
                       "blind model, which sees no picture")
     pixels = read_picture(path, vit.config.size)
     features = vit(pixels)  # (B, N, D)
+    answer = ask(vlm, features, question)
     print(f"{path}, {question!r}: B = 1 picture, N = {side * side} patches")
     show_step("1. The file becomes a small square of pixels.", pixels, read_picture, "[None]")
     show_step(f"2. The square is cut into {side} x {side} patches of p x p pixels, p = "
@@ -371,7 +372,7 @@ def trace(path, vit, vlm, question):
                   "self.weights")
         words = [t.decode("latin-1").strip() for t in adapter.tokens]
         for n in sorted(beta[0, :, adapter.tokens.index(NOTHING)].argsort()[:4].tolist()):
-            said = [f"{words[k]} {beta[0, n, k]:.2f}" for k in beta[0, n].topk(3).indices]
+            said = [f"{words[k]!r} {beta[0, n, k]:.2f}" for k in beta[0, n].topk(3).indices]
             print(f"        row {n // side + 1}, column {n % side + 1}: {', '.join(said)}")
         show_step("5. The words' embeddings E (K, C), summed by weight, are the visual tokens.",
                   adapter(features), LangBridge.forward, "return")
@@ -391,11 +392,10 @@ def trace(path, vit, vlm, question):
     best = logits[0, -1].softmax(-1).topk(5)
     for p, i in zip(best.values.tolist(), best.indices.tolist()):
         print(f"        {p:.3f}  {encoding.decode([i])!r}")
-    answer = vlm.answer(features, [(0, question)])[0]
     print(f"\n8. The answer, token by token until a newline: {answer}")
 
 
-def ask(vlm, features, question, known):
+def ask(vlm, features, question, known=()):
     """The answer to a user's question. Raises Refused if it cannot be asked; warns of words not in
     `known`, those that the LLM has read."""
     for special in vlm.encoding.special_tokens_set:
@@ -405,11 +405,11 @@ def ask(vlm, features, question, known):
         answer = vlm.answer(features, [(0, question)])[0]
     except ValueError as error:
         raise Refused(str(error))
-    unread = [word for word in re.findall("[a-z]+", question) if known and word not in known]
-    if unread:
-        print(f"(this LLM has never read {', '.join(map(repr, unread))}: do not trust the answer)",
+    unread = set(re.findall("[a-z]+", question)) - set(known)
+    if known and unread:
+        print(f"(this LLM has never read {str(sorted(unread))[1:-1]}: do not trust the answer)",
               file=sys.stderr, flush=True)
-    return answer
+    return answer or "(no answer)"
 
 
 def parse_swap(text, adapter):
