@@ -29,10 +29,10 @@ from data.files import Refused, read_json, read_tensors, write_json
 from data.run import Parser, run_command
 from data.scoring import by_objects, intervals, summarize
 from model import GPT, VLM, load_llm, same_length
+from results.collect import SCORES
 from results.figures import contact_sheet, plot_study, word_map
 from vision import ViT, load_vit, read_picture
 
-SCORES = ("vqa", "caption_f1", "pope_acc", "comp_vqa")
 CHECKPOINTS = ("mlp_align", "langbridge_align", "mlp_instruct", "langbridge_instruct",
                "blind_instruct")
 

@@ -41,8 +41,8 @@ from data.run import Job, Parser, lanes, run_command, seconds_in, stopwatch
 from evaluate import (examine_vlm, held_out, load_vlm, score_llm, score_vlm, show_answers,
                       subspace)
 from model import GPT, VLM, GPTConfig, load_llm, save_llm
-from results.report import collect_run, print_table
-from vision import CLIP, ViTConfig, probe, save_vit
+from results.collect import collect_run, print_run
+from vision import CLIP, ViTConfig, encode_pictures, probe, save_vit
 
 
 # ---- settings -----------------------------------------------------------------------------------
@@ -314,22 +314,11 @@ def pretrain_vit(s, stage):
             found = clip(*batch(*data.test_pairs(k, 100))).argmax(1).cpu()  # (100,)
             hits.append((found == torch.arange(100)).float().mean().item())
     began = time.perf_counter()
-    features = {split: encode_pictures(s, clip.vit, split) for split in data.SPLITS}
+    features = {split: encode_pictures(clip.vit, data, split) for split in data.SPLITS}
     write_tensors(stage.folder / "features.pt", features)
     stage.finish(data=data.config(), seconds=loop.seconds,
                  seconds_features=time.perf_counter() - began, params=size_of(clip.vit),
                  retrieval_top1=float(np.mean(hits)), **probe(features, data))
-
-
-@torch.no_grad()
-def encode_pictures(s, vit, split):
-    """The frozen features of a split's pictures, computed once: (n, N, D) in half precision."""
-    n, parts = s.data.count(split), []
-    for start in range(0, n, 100):
-        pictures = s.data.pictures(split, range(start, min(start + 100, n)))
-        features = vit(torch.from_numpy(pictures).to(s.device))  # (100, N, D)
-        parts.append(features.half().cpu())
-    return torch.cat(parts)
 
 
 # ---- pictures as words: the adapters ------------------------------------------------------------
@@ -507,11 +496,11 @@ def main(s):
     configs = {name: stage.config() for name, stage in stages.items()}
     chance = s.data.chance({split: s.data.count(split) for split in ("test", "comp")})
     seconds = seconds_in(out / "seconds.json")
-    r = collect_run(configs, chance, seconds, seed=s.seed, preset=s.preset, device=s.device,
-                    torch=torch.__version__,
-                    shared_vocab=len(load_adapter(out / "langbridge_align").tokens))
+    shared_vocab = len(load_adapter(out / "langbridge_align").tokens)
+    r = collect_run(configs, chance, seconds, shared_vocab, seed=s.seed, preset=s.preset,
+                    device=s.device, torch=torch.__version__)
     write_json(out / "results.json", r)
-    print_table(r["vlm"])
+    print_run(r["vlm"])
     _, vlm = load_vlm(out, "langbridge_instruct")
     said = examine_vlm(vlm, {"test": held_out(out)["test"]}, s.data)
     show_answers(out / "samples.png", said, s.data, count=6)

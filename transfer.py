@@ -31,7 +31,6 @@ from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import NamedTuple
 
-import numpy as np
 import torch
 import torch.nn as nn
 
@@ -40,10 +39,11 @@ from adapter import fingerprint, load_adapter
 from data.bpe import shared_tokens
 from data.files import Refused, read_json, write_json, write_text
 from data.run import Job, Parser, lanes, run_command, seconds_in, seed_list, stopwatch
-from evaluate import SCORES, held_out, load_vlm, own_weight, score_vlm
+from evaluate import held_out, load_vlm, own_weight, score_vlm
 from model import VLM, load_llm
+from results.collect import SCORES, collect_transfer, print_transfer
 from results.figures import plot_curves, plot_sweep
-from results.report import ablation_table, print_rows, transfer_table
+from results.report import ablation_table, transfer_table
 from train import Settings, align, instruct, load_settings, new_adapter, open_stage, size_of
 
 MEASURE_AT = [0, 1, 2, 5, 10, 20, 50, 100]  # percent of stage 2, for the curves
@@ -237,72 +237,6 @@ def label(llm):
     return llm
 
 
-# ---- what came out ------------------------------------------------------------------------------
-
-def collect(moves, rows):
-    """transfer.json: scores, curves and costs of every row, for all seeds."""
-    s = moves[0].row_s
-    result = {"seeds": [move.s.seed for move in moves], "source": label(moves[0].source),
-              "target": label(moves[0].target),
-              "stage2_samples": s.instruct_steps * s.instruct_batch,
-              "rows": [collect_row(moves, row) for row in rows], "relative": {}}
-    by_name = {row["name"]: row for row in result["rows"]}
-    for suffix in ("", "_after_instruct"):
-        for what, base in (("transferred", "native_mlp"), ("transferred", "native_langbridge"),
-                           ("zero_shot", "stage1_native_langbridge")):
-            name = f"{what}_langbridge{suffix}"
-            if name in by_name:
-                above, below = by_name[name]["scores"], by_name[base]["scores"]
-                result["relative"][f"{what}{suffix}_vs_{base}"] = {
-                    k: above[k]["mean"] / max(below[k]["mean"], 1e-9) for k in SCORES}
-    goal = 0.95 * by_name["native_mlp"]["curve"][-1][1]
-    result["samples_to_95"] = {row["name"]: samples_to(row["curve"], goal)
-                               for row in result["rows"] if row["stage2"]}
-    moved = next(row for row in rows if row.name == "zero_shot_langbridge")
-    configs = [move.stage_of(moved).config() for move in moves]
-    hashes = [[config["hash_before"], config["hash_after"]] for config in configs]
-    result["adapter_hash"] = {"before": hashes[0][0], "after": hashes[0][1], "every_seed": hashes}
-    return result
-
-
-def collect_row(moves, row):
-    s, configs = moves[0].row_s, [move.stage_of(row).config() for move in moves]
-    seconds = float(np.mean([config["seconds"] for config in configs]))
-    steps1 = s.align_steps if row.stage1 else 0
-    steps2 = s.instruct_steps if row.stage2 else 0
-    if row.stage1 and row.stage2:  # stage 1's time is added
-        stage1 = [move.start_of(row).config()["seconds"] for move in moves]
-        seconds += float(np.mean(stage1))
-    curves = []
-    if row.stage2:
-        for config in configs:
-            curves.append([[step * s.instruct_batch, scores["vqa"], scores["caption_f1"]]
-                           for step, scores in config["measured"]])
-    curve = [[points[0][0], float(np.mean([vqa for _, vqa, _ in points]))]
-             for points in zip(*curves)]
-    scores = {}
-    for score in SCORES:
-        values = [config["scores"][score] for config in configs]
-        scores[score] = {"mean": float(np.mean(values)), "values": values}
-    return {"name": row.name, "stage1": row.stage1, "stage2": row.stage2, "scores": scores,
-            "curve": curve, "curves": curves, "seconds": seconds, "steps": steps1 + steps2,
-            "samples": steps1 * s.align_batch + steps2 * s.instruct_batch}
-
-
-def samples_to(curve, goal):
-    """Samples until a curve [[samples, score], ..] reaches a goal, interpolated; None if never.
-
-    >>> samples_to([[0, 0.5], [100, 0.75], [200, 1.0]], 0.875)
-    150.0
-    """
-    if curve[0][1] >= goal:
-        return 0.0
-    for (x0, y0), (x1, y1) in zip(curve, curve[1:]):
-        if y1 >= goal:
-            return x0 + (x1 - x0) * (goal - y0) / (y1 - y0)
-    return None
-
-
 # ---- ablations ----------------------------------------------------------------------------------
 
 SWEEPS = {  # what: (setting, its values)
@@ -470,11 +404,12 @@ def main():
     if any(move.stage_of(row).config() is None for move in moves for row in rows):
         with stopwatch(clock):
             run_moves(s, moves, rows)
-    result = collect(moves, rows) | {"seconds": seconds_in(clock)}
+    result = collect_transfer(moves, rows, label(args.source), label(args.target))
+    result["seconds"] = seconds_in(clock)
     write_json(out / f"{name}.json", result)
     write_text(out / f"{name}.md", transfer_table(result))
     plot_curves(result, out / f"{name}.png", f"on {CURVE_PICTURES} test pictures.")
-    print_rows(result)
+    print_transfer(result)
     transferred = moves[0].stage_of(ROWS[2]).name
     print(f"\n{seconds_in(clock) / 60:.1f} minutes. {out}/{name}.json, .md and .png. Try next:\n"
           f"  python evaluate.py --out {out} --model {transferred} --image results/picture.png\n"

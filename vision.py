@@ -172,6 +172,17 @@ def load_vit(folder):
     return vit
 
 
+@torch.no_grad()
+def encode_pictures(vit, data, split):
+    """The frozen features of a split's pictures, computed once: (n, N, D) in half precision."""
+    n, parts = data.count(split), []
+    for start in range(0, n, 100):
+        pictures = torch.from_numpy(data.pictures(split, range(start, min(start + 100, n))))
+        features = vit(pictures.to(vit.position.device))  # (100, N, D)
+        parts.append(features.half().cpu())
+    return torch.cat(parts)
+
+
 # ---- probing features, and reading pictures -----------------------------------------------------
 
 def linear_probe(x, y, x_test, y_test, classes):

@@ -1,4 +1,4 @@
-"""The results.json of train.py, and the READMEs' tables, filled in from the JSON files here.
+"""The tables of the READMEs, from the JSON files in this folder.
 
     python results/report.py      rewrites every table between <!-- NAME --> and <!-- end -->
 
@@ -50,65 +50,6 @@ def markdown_table(header, rows):
     for cells in [header, ["---"] * len(header), *rows]:
         lines.append("| " + " | ".join(cells) + " |")
     return "\n".join(lines)
-
-
-# ---- a run of train.py ---------------------------------------------------------------------------
-
-def collect_run(configs, chance, seconds, **facts):
-    """results.json from {stage: its config.json}, the scores of chance and the whole run's seconds;
-    facts: seed, preset, device, torch, shared_vocab."""
-    def took(*stages):
-        return sum(configs[stage]["seconds"] for stage in stages)
-
-    def some(stage, names):
-        return {name: configs[stage][name] for name in names}
-
-    def scores(kind):
-        return {phase: configs[f"{kind}_{phase}"]["scores"] for phase in ("align", "instruct")}
-
-    llm = ["params", "vocab", "text_qa", "raster_qa", "raster_caption_f1", "text_qa_by_type",
-           "raster_qa_by_type"]
-    probes = [name for name in configs["vit"] if name.startswith("probe_")]
-    return {
-        "seed": facts["seed"], "preset": facts["preset"],
-        "device": facts["device"], "torch": facts["torch"],
-        "seconds": {
-            "data": configs["vit"]["seconds_features"],
-            "llm_source": took("llm_source"), "llm_target": took("llm_target"), "vit": took("vit"),
-            "align": took("mlp_align", "langbridge_align"),
-            "instruct": took("mlp_instruct", "langbridge_instruct", "blind_instruct"),
-            "total": seconds},
-        "llm": {"source": some("llm_source", llm), "target": some("llm_target", llm)},
-        "shared_vocab": facts["shared_vocab"],
-        "vit": some("vit", ["params", "retrieval_top1", *probes]),
-        "vlm": {"mlp": scores("mlp"), "langbridge": scores("langbridge"),
-                "blind": configs["blind_instruct"]["scores"], "chance": chance}}
-
-
-def print_table(vlm):
-    """The scores of results.json's "vlm" for the terminal."""
-    columns = ("vqa", "caption_f1", "caption_exact", "pope_acc", "comp_vqa", "comp_caption_f1")
-    print(f"\n{'':24}" + "".join(f"{column:>16}" for column in columns))
-    for name, scores in (("MLP, align", vlm["mlp"]["align"]),
-                         ("LangBridge, align", vlm["langbridge"]["align"]),
-                         ("MLP, instruct", vlm["mlp"]["instruct"]),
-                         ("LangBridge, instruct", vlm["langbridge"]["instruct"]),
-                         ("blind, instruct", vlm["blind"]), ("chance", vlm["chance"])):
-        print(f"{name:24}" + "".join(f"{scores[column]:16.3f}" for column in columns))
-
-
-def print_rows(r):
-    """The rows of a transfer.json for the terminal."""
-    scores = list(r["rows"][0]["scores"])
-    print(f"\n{'':40}stage 1  stage 2" + "".join(f"{score:>12}" for score in scores))
-    for row in r["rows"]:
-        stage1, stage2 = ("yes" if row[stage] else "no" for stage in ("stage1", "stage2"))
-        means = "".join(f"{row['scores'][score]['mean']:12.3f}" for score in scores)
-        print(f"{row['name']:40}{stage1:>7}{stage2:>9}{means}")
-    for name, values in r["relative"].items():
-        print(f"{name + ':':56}" + "".join(f"{values[score]:12.3f}" for score in scores))
-    print(f"hash of the moved adapter's trained parameters, before and after the swap: "
-          f"{r['adapter_hash']['before']} and {r['adapter_hash']['after']}")
 
 
 # ---- the report's tables -------------------------------------------------------------------------

@@ -9,8 +9,10 @@ import transfer
 from adapter import LangBridge, MLPAdapter, fingerprint, load_adapter
 from data.files import read_json
 from evaluate import load_vlm
+from results import collect
+from results.collect import samples_to
 from train import load_settings
-from transfer import MEASURE_AT, ROWS, SWEEPS, Move, label, samples_to, shuffle_words, stitch
+from transfer import MEASURE_AT, ROWS, SWEEPS, Move, label, shuffle_words, stitch
 
 TARGET = "transfer/llm_target/seed1"
 
@@ -46,7 +48,7 @@ def test_words_are_shuffled_otherwise_by_another_seed():
 # ---- rows and their stages -----------------------------------------------------------------------
 
 def test_the_examples_of_the_docstrings_are_true():
-    result = doctest.testmod(transfer)
+    result = doctest.testmod(collect)
     assert result.failed == 0 and result.attempted > 0
 
 
