@@ -340,8 +340,9 @@ def parse(argv):
     add("--threads", type=int, default=0, help="CPU threads in all; 0: as many as there are cores")
     add("--device", help="cpu, cuda or mps (default: what train.py used)")
     args = parser.parse_args(argv)
-    if args.steps < 0:
-        raise Refused(f"--steps {args.steps}: expected a positive number, or 0 for the default")
+    for name in ("steps", "threads"):
+        if getattr(args, name) < 0:
+            raise Refused(f"--{name} {getattr(args, name)}: expected 0 for the default, or more")
     own_llms = args.full_seeds or args.corpus == "sentences"
     if own_llms and (args.source, args.target) != ("llm_source", "llm_target"):
         raise Refused("--source and --target name one pair of LLMs, --full-seeds and --corpus make "

@@ -29,7 +29,7 @@ from data.run import Job, Parser, lanes, run_command, seed_list
 from evaluate import own_weight, score_vlm
 from model import VLM, load_llm
 from results.report import across, tries_table
-from train import load_settings, open_stage, picture_loss, shared_words
+from train import check, load_settings, open_stage, picture_loss, shared_words
 
 SCORES = ("vqa", "caption_f1", "pope_acc")
 SPLITS = ("val", "test")
@@ -244,6 +244,7 @@ def main():
     args = parser.parse_args()
     s = load_settings(args.out)
     s.threads = args.threads or s.threads
+    check(s)
     torch.set_num_threads(s.threads)
     names = list(dict.fromkeys(args.only.split(",")))
     for name in names:
