@@ -27,9 +27,8 @@ from data.corpus import PREFIX, prompt
 from data.dataset import load_data
 from data.files import Refused, read_json, read_tensors, write_json
 from data.run import Parser, run_command
-from data.scoring import by_objects, intervals, summarize
+from data.scoring import SCORES
 from model import GPT, VLM, load_llm, same_length
-from results.collect import SCORES
 from results.figures import contact_sheet, plot_study, word_map
 from vision import ViT, load_vit, read_picture
 
@@ -47,7 +46,7 @@ def open_data(out):
 def held_out(out, device="cpu"):
     """The frozen features of the two splits of the exam: {split: (pictures, N, D)}"""
     features = read_tensors(Path(out) / "vit" / "features.pt", mmap=True)
-    return {split: features[split].float().to(device) for split in ("test", "comp")}
+    return {split: features[split].float().to(device) for split in open_data(out).EXAM}
 
 
 def load_vlm(out, name):
@@ -56,8 +55,7 @@ def load_vlm(out, name):
     The basis of its adapter comes from the LLM as it was before stage 2 tuned it.
     """
     out, folder = Path(out), Path(out) / name
-    vit = load_vit(out / "vit").eval()
-    base = out / read_json(folder / "config.json")["base"]
+    vit, base = load_vit(out / "vit").eval(), base_of(out, name)
     tuned, spoken = (folder / "llm.pt").exists(), (folder / "adapter.json").exists()
     if not tuned and not spoken:
         raise Refused(f"{str(folder)!r} holds scores, but neither an adapter nor an LLM")
@@ -66,9 +64,17 @@ def load_vlm(out, name):
     return vit, VLM(adapter, llm, encoding).eval()
 
 
+def base_of(out, name):
+    """The folder of the LLM that a stage started from."""
+    config = read_json(Path(out) / name / "config.json")
+    if "base" not in config:
+        raise Refused(f"{name!r} is no model that sees pictures; try {', '.join(CHECKPOINTS)}")
+    return Path(out) / config["base"]
+
+
 def words_read(out, name):
     """The words that a stage's LLM has read; empty if not recorded."""
-    path = Path(out) / read_json(Path(out) / name / "config.json")["base"] / "config.json"
+    path = base_of(out, name) / "config.json"
     return set(read_json(path).get("words", [])) if path.exists() else set()
 
 
@@ -106,7 +112,7 @@ def examine_vlm(vlm, features, data):
 
 def score_vlm(vlm, features, data):
     """The scores of a VLM (data/scoring.py)."""
-    return summarize(examine_vlm(vlm, features, data))
+    return data.score(examine_vlm(vlm, features, data))
 
 
 def show_answers(path, said, data, count):
@@ -128,11 +134,11 @@ def show_answers(path, said, data, count):
 
 def embeddings(llm, encoding, words):
     """One embedding per word, (words, C): of its token, or the mean over its tokens."""
-    E = []
-    for word in words:
-        ids = torch.tensor(encoding.encode(f" {word}"), device=llm.embedding.weight.device)
-        E.append(llm.embed(ids).mean(0))  # (C,)
-    return torch.stack(E).detach()
+    E = torch.zeros(len(words), llm.config.C, device=llm.embedding.weight.device)
+    for k, word in enumerate(words):
+        ids = torch.tensor(encoding.encode(f" {word}"), device=E.device)
+        E[k] = llm.embed(ids).mean(0).detach()  # (C,)
+    return E
 
 
 @torch.no_grad()
@@ -155,7 +161,8 @@ def grounding(vlm, features, words, data, top=5):
     """
     found = []
     for seen, said in data.seen("test", say(vlm, features, words)):
-        found.append((seen, {words[k] for k in said.sum(0).topk(top).indices.tolist()}))
+        most = said.sum(0).topk(min(top, len(words))).indices.tolist()
+        found.append((seen, {words[k] for k in most}))
     half = len(found) // 2
     others = [said for _, said in found[half:] + found[:half]]  # each of another picture
     own, chance = {}, {}
@@ -198,8 +205,9 @@ def subspace(vlm, features, data, pictures=100):
     names = [word for words in data.kinds.values() for word in words]
     words = names + data.place_words
     vocabulary = readable(vlm.encoding.token_byte_values())
-    E, R = (embeddings(vlm.llm, vlm.encoding, w) for w in (words, vocabulary))
-    E, R = E - R.mean(0), R - R.mean(0)  # (words, C), (vocabulary, C)
+    R = embeddings(vlm.llm, vlm.encoding, vocabulary)  # (vocabulary, C): random words are from here
+    E = embeddings(vlm.llm, vlm.encoding, words) - R.mean(0)  # (words, C)
+    R = R - R.mean(0)
     unit = F.normalize(E[:len(names)], dim=-1)
 
     def explained(patches, span):
@@ -219,7 +227,8 @@ def subspace(vlm, features, data, pictures=100):
         said = sorted({word for seen in scene for word in [*seen.words.values(), *seen.place]})
         others = [j for j, word in enumerate(vocabulary) if word not in said]
         measured["explained_own"].append(explained(patches, E[[words.index(w) for w in said]]))
-        measured["explained_random"].append(explained(patches, R[rng.sample(others, len(said))]))
+        random_words = rng.sample(others, min(len(said), len(others)))
+        measured["explained_random"].append(explained(patches, R[random_words]))
     return {name: [float(np.mean(x)), float(1.96 * np.std(x) / len(x) ** 0.5)]
             for name, x in measured.items()}
 
@@ -240,23 +249,24 @@ def steering(vlm, features, data):
         asked = [(k, edit.question_after) for k, edit in enumerate(group)]
         answers = edited.answer(features[[edit.picture for edit in group]], asked)
         for edit, answer in zip(group, answers):
-            hits[edit.kind].append(answer == edit.answer_after)
-    share = {kind: sum(hits[kind]) / max(1, len(hits[kind])) for kind in ("color", "other")}
-    return {"n": len(hits["color"]), "changed_as_edited": share["color"],
-            "others_kept": share["other"]}
+            hits[edit.follows].append(answer == edit.answer_after)
+    share = {follows: sum(hits[follows]) / max(1, len(hits[follows])) for follows in (True, False)}
+    return {"n": len(hits[True]), "changed_as_edited": share[True], "others_kept": share[False]}
 
 
 # ---- python evaluate.py -------------------------------------------------------------------------
 
 def evaluate(out, names):
     """Scores with intervals, and what the adapters say: into evaluate.json, with figures."""
-    data, features, result, said = open_data(out), held_out(out), {"checkpoints": {}}, {}
+    data, features = open_data(out), held_out(out)
+    result, said = {"checkpoints": {}}, {}
     print(f"{'':22}" + "".join(f"{score:>24}" for score in SCORES) + "   (95% interval)")
     for name in names:
-        said[name] = examine_vlm(load_vlm(out, name)[1], features, data)
-        scores, bounds = summarize(said[name]), intervals(said[name])
+        _, vlm = load_vlm(out, name)
+        said[name] = examine_vlm(vlm, features, data)
+        scores, bounds = data.score(said[name]), data.intervals(said[name])
         result["checkpoints"][name] = scores | {
-            "intervals": bounds, "by_objects": by_objects(said[name])}
+            "intervals": bounds, "by_objects": data.by_objects(said[name])}
         cells = [f"{scores[k]:10.3f} ({bounds[k][0]:.3f}-{bounds[k][1]:.3f})" for k in SCORES]
         print(f"{name:22}" + "".join(cells), flush=True)
     chance = data.chance({split: len(x) for split, x in features.items()})
@@ -277,14 +287,15 @@ def look_inside(out, features, data):
     grounded = {"chance": {}}
     for key, name in (("langbridge", "langbridge_align"), ("mlp_nearest", "mlp_align"),
                       ("langbridge_after_instruct", "langbridge_instruct")):
-        own, chance = grounding(load_vlm(out, name)[1], features, words, data)
+        _, vlm = load_vlm(out, name)
+        own, chance = grounding(vlm, features, words, data)
         grounded[key], grounded["chance"][key] = own, chance
         said = [f"its {kind} in {own[kind]:.3f} (another picture's {chance[kind]:.3f})"
                 for kind in own]
         print(f"  {key}: among the 5 words that an object's patches say most: {', '.join(said)}")
     steered = {}
     for stage in ("align", "instruct"):
-        vlm = load_vlm(out, f"langbridge_{stage}")[1]
+        _, vlm = load_vlm(out, f"langbridge_{stage}")
         steered[stage] = steering(vlm, features, data)
     steered |= steered["instruct"]  # again at the top: this is the model that a user meets
     print(f"  a colour swapped in every patch, after instruct: {steered['n']} edits, the colour "
@@ -299,9 +310,10 @@ def study_of(out):
     for kind, title in (("mlp", "MLP"), ("langbridge", "LangBridge")):
         measured = read_json(out / f"{kind}_align" / "config.json")["measured"]
         study["steps"], study[kind] = [step for step, _ in measured], {}
-        for name in measured[0][1]:
-            mean, half = zip(*(values[name] for _, values in measured))
-            study[kind] |= {name: list(mean), f"{name}_interval": list(half)}
+        for name in ("own_cos", "other_cos", "explained_own", "explained_random"):
+            pairs = [values[name] for _, values in measured]
+            study[kind][name] = [mean for mean, _ in pairs]
+            study[kind][f"{name}_interval"] = [half for _, half in pairs]
         own, other = study[kind]["explained_own"], study[kind]["explained_random"]
         print(f"  {title}: the caption's words explain {own[0]:.3f} of the patches' energy before "
               f"stage 1, {own[-1]:.3f} after it; random words {other[0]:.3f}, {other[-1]:.3f}")
@@ -315,21 +327,21 @@ def draw_word_map(out, model, vlm, features, pixels, path):
     """What each patch says, by this model and by the other adapter of its stage."""
     if vlm.adapter is None:
         raise Refused("a blind model has no adapter: there is no map of what it says")
-    kind, _, stage = model.partition("_")
-    other = f"{'mlp' if kind == 'langbridge' else 'langbridge'}_{stage}"
-    shown, panels = [vlm], []
-    if model in CHECKPOINTS and (out / other / "adapter.json").exists():
-        shown.append(load_vlm(out, other)[1])
-    shown.sort(key=lambda each: isinstance(each.adapter, MLPAdapter))  # a LangBridge comes first
-    bridge = shown[0].adapter
-    if isinstance(bridge, MLPAdapter):  # there is none, but the words must come from one
-        bridge = load_adapter(out / "langbridge_align")
-    words = readable(bridge.tokens)
-    for each in shown:
-        is_mlp = isinstance(each.adapter, MLPAdapter)
-        title = "MLP: nearest words (cosine)" if is_mlp else "LangBridge: its weights"
-        said = say(each, features, words)[0]  # (N, words)
-        panels.append((title, [list(zip(words, patch)) for patch in said.tolist()]))
+    bridge = mlp = None
+    if isinstance(vlm.adapter, MLPAdapter):
+        mlp, beside = vlm, model.replace("mlp", "langbridge")
+    else:
+        bridge, beside = vlm, model.replace("langbridge", "mlp")
+    if model in CHECKPOINTS and (out / beside / "adapter.json").exists():
+        _, other = load_vlm(out, beside)
+        bridge, mlp = bridge or other, mlp or other
+    speaker = bridge.adapter if bridge else load_adapter(out / "langbridge_align")
+    words = readable(speaker.tokens)
+    panels = []
+    for title, each in (("LangBridge: its weights", bridge), ("MLP: nearest words (cosine)", mlp)):
+        if each:
+            said = say(each, features, words)[0]  # (N, words)
+            panels.append((title, [list(zip(words, patch)) for patch in said.tolist()]))
     note = f"{model} in {out.name}; words below 0.05 are left out."
     word_map(path, pixels[0].numpy(), panels, note)
     print(f"written: {path}")
@@ -349,7 +361,7 @@ def show_step(title, tensor, function, code):
 
 
 @torch.no_grad()
-def trace(path, vit, vlm, question):
+def trace(path, vit, vlm, question, known):
     """Follow a picture to its answer, printing every step."""
     adapter, llm, encoding, side = vlm.adapter, vlm.llm, vlm.encoding, vit.config.grid
     if not isinstance(adapter, (LangBridge, MLPAdapter)):
@@ -357,7 +369,7 @@ def trace(path, vit, vlm, question):
                       "blind model, which sees no picture")
     pixels = read_picture(path, vit.config.size)
     features = vit(pixels)  # (B, N, D)
-    answer = ask(vlm, features, question)
+    answer = ask(vlm, features, question, known)
     print(f"{path}, {question!r}: B = 1 picture, N = {side * side} patches")
     show_step("1. The file becomes a small square of pixels.", pixels, read_picture, "[None]")
     show_step(f"2. The square is cut into {side} x {side} patches of p x p pixels, p = "
@@ -395,19 +407,16 @@ def trace(path, vit, vlm, question):
     print(f"\n8. The answer, token by token until a newline: {answer}")
 
 
-def ask(vlm, features, question, known=()):
+def ask(vlm, features, question, known):
     """The answer to a user's question. Raises Refused if it cannot be asked; warns of words not in
     `known`, those that the LLM has read."""
     for special in vlm.encoding.special_tokens_set:
         if special in question:
             raise Refused(f"{special!r} is a special token, not text: leave it out")
-    try:
-        answer = vlm.answer(features, [(0, question)])[0]
-    except ValueError as error:
-        raise Refused(str(error))
-    unread = set(re.findall("[a-z]+", question)) - set(known)
+    (answer,) = vlm.answer(features, [(0, question)])
+    unread = sorted(set(re.findall(r"\w+", question)) - set(known))
     if known and unread:
-        print(f"(this LLM has never read {str(sorted(unread))[1:-1]}: do not trust the answer)",
+        print(f"(this LLM has never read {', '.join(map(repr, unread))}: do not trust the answer)",
               file=sys.stderr, flush=True)
     return answer or "(no answer)"
 
@@ -415,7 +424,7 @@ def ask(vlm, features, question, known=()):
 def parse_swap(text, adapter):
     """'red=blue' -> {'red': 'blue'}; raises Refused unless the adapter has both words."""
     if not isinstance(adapter, LangBridge):
-        raise Refused("--swap needs a LangBridge: an MLP has no words")
+        raise Refused("--swap needs a LangBridge: other models have no words to swap")
     words = text.split("=")
     if len(words) != 2 or not all(token(word) in adapter.tokens for word in words):
         raise Refused(f"--swap {text}: expected WORD=WORD with words of the adapter: "
@@ -426,11 +435,11 @@ def parse_swap(text, adapter):
 def chat(vlm, features, data, known, draw_map):
     """Questions and answers about one picture, until /quit; draw_map(vlm) draws what it says."""
     bridge, swaps = vlm.adapter, {}
-    print("Ask about the picture in words like these:")
+    print("Ask in words like these, with the colours and shapes of your picture:")
     for question in data.example_questions():
         print(f"    {question}")
-    print("An empty line asks for a description. /map draws what the patches say, /swap red=blue "
-          "edits it, /swap undoes all edits, /quit ends.")
+    print("Asked about what is not there, it guesses. An empty line asks for a description.\n"
+          "/map draws what the patches say, /swap red=blue edits it, /swap undoes it, /quit ends.")
     while True:
         try:
             line = " ".join(input("> ").lower().split())
@@ -453,7 +462,7 @@ def chat(vlm, features, data, known, draw_map):
                 print(f"unknown: {line}; try /map, /swap WORD=WORD, /quit")
             else:
                 print(ask(vlm, features, line or data.request, known))
-        except Refused as error:
+        except (Refused, OSError) as error:
             print(error)
 
 
@@ -467,10 +476,12 @@ def look_at(args, model):
     question = " ".join((args.ask or data.request).lower().split())
     if args.swap:
         vlm.adapter = Edited(vlm.adapter, parse_swap(args.swap, vlm.adapter))
+    if args.map and args.map.suffix.lower() != ".png":
+        raise Refused(f"--map {args.map}: expected a file name that ends in .png")
     if args.map:
         draw_word_map(args.out, model, vlm, features, pixels, args.map)
     if args.trace:
-        trace(args.image, vit, vlm, question)
+        trace(args.image, vit, vlm, question, known)
     elif args.ask is None and not (args.map or args.swap) and sys.stdin.isatty():
         path = args.image.with_name(f"{args.image.stem}_words.png")
         chat(vlm, features, data, known,

@@ -25,7 +25,7 @@ import torch.nn.functional as F
 
 from data.bpe import BOS, load_encoding, save_encoding
 from data.corpus import PREFIX, prompt
-from data.files import read_json, read_tensors, write_json, write_tensors
+from data.files import Refused, read_json, read_tensors, write_json, write_tensors
 
 
 @dataclass
@@ -47,7 +47,7 @@ class ShortConv(nn.Module):
 
     A token sees its neighbours before attention: 'the word after red' becomes a feature of one
     token, which attention can look up (the Canon layer of Allen-Zhu 2025, 'Physics of Language
-    Models 4.1'). It starts random: started at zero, it is discovered too late to help.
+    Models 4.1'). It starts random: from zero, training finds it too late to help.
     """
     width = 6  # long enough from 'left' back to 'red' in 'red circle at the top left'
 
@@ -226,12 +226,12 @@ class GPT(nn.Module):
 
         With a cache, x continues the cached text, and the cache grows. `last` is for training only,
         without a cache: it spares the last MLP the picture's tokens, whose logits nobody needs.
-        Raises ValueError if the context is too short.
+        Raises Refused if the context is too short.
         """
         T, start = x.size(1), cache.length if cache else 0
         if start + T > self.config.context:
-            raise ValueError(f"{start + T} tokens do not fit into this LLM's context of "
-                             f"{self.config.context}")
+            raise Refused(f"{start + T} tokens do not fit into this LLM's context of "
+                          f"{self.config.context}")
         x = x + self.position[start:start + T]
         past = cache.blocks if cache else [None] * len(self.blocks)
         for block, its_past in zip(self.blocks[:-1], past):
@@ -351,7 +351,7 @@ class VLM(nn.Module):
         """Greedy answers (strings) to questions about pictures; one for each in `asked`.
 
         features (B, N, D), asked: [(picture's index, question), ..]. A picture is read once,
-        however many questions it gets: each continues from a copy of its cache. Raises ValueError
+        however many questions it gets: each continues from a copy of its cache. Raises Refused
         if a question leaves no room for an answer.
         """
         prompts = [self.encoding.encode(prompt(question)) for _, question in asked]
@@ -365,8 +365,8 @@ class VLM(nn.Module):
             for ks, ids in same_length(about):
                 room = self.llm.config.context - pictures.length - ids.size(1)
                 if room < 1:
-                    raise ValueError(f"a question of {ids.size(1)} tokens does not fit into this "
-                                     f"LLM's context; at most {ids.size(1) + room - 1} do")
+                    raise Refused(f"a question of {ids.size(1)} tokens does not fit into this "
+                                  f"LLM's context; at most {ids.size(1) + room - 1} do")
                 cache = pictures.pick([asked[k][0] - start for k in ks])
                 text = self.llm.embed(ids.to(features.device))  # (questions, T, C)
                 for k, tokens in zip(ks, self.llm.generate(text, self.newline, cache=cache)):

@@ -41,7 +41,8 @@ from data.run import Job, Parser, lanes, run_command, seconds_in, stopwatch
 from evaluate import (examine_vlm, held_out, load_vlm, score_llm, score_vlm, show_answers,
                       subspace)
 from model import GPT, VLM, GPTConfig, load_llm, save_llm
-from results.collect import collect_run, print_run
+from results.collect import collect_run
+from results.report import results_table
 from vision import CLIP, ViTConfig, encode_pictures, probe, save_vit
 
 
@@ -82,7 +83,7 @@ class Settings:
     llm_H: int = setting(4, "attention heads of both")
     llm_batch: int = setting(10, "documents per step; many small steps beat a few large ones")
     llm_turns: int = setting(8, "at most this many questions and captions per scene")
-    llm_captions: float = setting(0.3, "chance of a turn to be the description; at most one is")
+    llm_captions: float = setting(0.3, "probability that a turn is the description (one at most)")
     llm_rasters: float = setting(0.6, "share of scenes given as a grid of words, not in sentences")
     llm_text_weight: float = setting(0.1, "loss weight of tokens outside answers")
     llm_matrix_lr: float = setting(0.03, "learning rate of the hidden matrices (Muon)")
@@ -111,9 +112,17 @@ class Settings:
     instruct_steps: int = setting(800, "steps")
     instruct_batch: int = setting(16, "pictures per step")
     instruct_turns: int = setting(4, "turns of a conversation, at most")
-    instruct_captions: float = setting(0.3, "chance of a turn to be a caption; at most one is")
+    instruct_captions: float = setting(0.3, "probability that a turn is the caption (one at most)")
     instruct_matrix_lr: float = setting(0.006, "learning rate of the matrices of both (Muon)")
     instruct_lr: float = setting(0.001, "learning rate of everything else (AdamW)")
+
+    def size_of_llm(self, dialect):
+        """(V, C, layers, steps) of an LLM."""
+        if dialect == "source":
+            return (self.llm_source_V, self.llm_source_C, self.llm_source_layers,
+                    self.llm_source_steps)
+        return (self.llm_target_V, self.llm_target_C, self.llm_target_layers,
+                self.llm_target_steps)
 
     @property
     def data(self):
@@ -166,8 +175,8 @@ def check(s):
             raise Refused(f"--{name} {getattr(s, name)}: expected {what}")
 
     try:
-        torch.zeros(1, device=s.device)
-    except (RuntimeError, AssertionError):
+        torch.zeros(1, device=s.device).item()
+    except (RuntimeError, AssertionError, NotImplementedError):
         raise Refused(f"--device {s.device}: this machine or this torch has no such device; "
                       "try --device cpu")
     expect("stages", s.stages == "all" or set(s.stages.split(",")) <= set(STAGES),
@@ -177,6 +186,10 @@ def check(s):
     for name, value in asdict(s).items():
         if type(value) is int:
             expect(name, value >= least.get(name, 1), f"{least.get(name, 1)} or more")
+        elif name.endswith("lr"):
+            expect(name, 0 <= value < math.inf, "0 or more")
+        elif type(value) is float:
+            expect(name, 0 <= value <= 1, "a share between 0 and 1")
     expect("max_objects", s.max_objects <= 6, "1 to 6")
     for llm in ("llm_source", "llm_target"):
         expect(f"{llm}_C", getattr(s, f"{llm}_C") % (2 * s.llm_H) == 0,
@@ -187,14 +200,17 @@ def check(s):
         raise Refused(f"--vit_size {s.vit_size} --vit_patch {s.vit_patch}: each of the 3 x 3 "
                       "places must be a whole number of patches; 6 x 6 patches are best, like the "
                       f"6 x 6 words that the LLMs read: --vit_size {6 * best} --vit_patch {best}")
-    expect("align_drawn", 0 <= s.align_drawn <= 1, "a share between 0 and 1")
     expect("align_drawn", s.align_drawn == 0 or s.align_coefficients in ("softplus", "softmax"),
            f"0, for words cannot be drawn by {s.align_coefficients} weights")
 
 
 def load_settings(out):
     """The settings that train.py used for a folder."""
-    return replace(Settings(**read_json(Path(out) / "settings.json")), out=str(out))
+    path = Path(out) / "settings.json"
+    try:
+        return Settings(**read_json(path) | {"out": str(out)})
+    except TypeError:
+        raise Refused(f"{str(path)!r} is of another version of this project; make the folder again")
 
 
 def open_stage(s, name):
@@ -239,14 +255,10 @@ def marked(pieces):
 def pretrain_llm(s, stage):
     """A GPT from scratch, on text alone: predict the next token, answers above all."""
     data, dialect = s.data, stage.name.removeprefix("llm_")
-
-    def own(setting):
-        return getattr(s, f"{stage.name}_{setting}")
-
+    V, C, layers, steps = s.size_of_llm(dialect)
     torch.manual_seed(s.seed)
-    encoding = data.tokenizer(dialect, own("V"), s.seed)
-    config = GPTConfig(encoding.n_vocab, own("C"), s.llm_H, own("layers"))
-    llm, steps = GPT(config).to(s.device), own("steps")
+    encoding = data.tokenizer(dialect, V, s.seed)
+    llm = GPT(GPTConfig(encoding.n_vocab, C, s.llm_H, layers)).to(s.device)
 
     def document(i):
         return data.document(dialect, s.seed, i, s.llm_rasters, s.llm_turns, s.llm_captions)
@@ -329,14 +341,14 @@ def shared_words(s, source, target):
 
     Unused ones come last, and only if align_K asks for more.
     """
-    source, target = (load_encoding(Path(s.out) / llm / "tokenizer.json")
-                      for llm in (source, target))
-    shared, text = set(shared_tokens(source, target)), ""
+    encoding = load_encoding(Path(s.out) / source / "tokenizer.json")
+    others = load_encoding(Path(s.out) / target / "tokenizer.json")
+    shared, text = set(shared_tokens(encoding, others)), ""
     for i in range(1000):
         text += "".join(piece for piece, _ in s.data.conversation(i, random.Random(i), turns=4))
-    ids, times = np.unique(source.encode(text), return_counts=True)
+    ids, times = np.unique(encoding.encode(text), return_counts=True)
     ranked = ids[np.argsort(-times, kind="stable")].tolist()
-    words = [source.decode_single_token_bytes(i) for i in ranked]
+    words = [encoding.decode_single_token_bytes(i) for i in ranked]
     used = [NOTHING] + [word for word in words if word in shared and word != NOTHING]
     if s.align_K == 0:
         return used
@@ -446,10 +458,13 @@ def instruct(s, stage, kind, llm_name="llm_source", adapter=None, measure=None, 
     def conversation(i, rng):
         return data.conversation(i, rng, s.instruct_turns, s.instruct_captions)
 
+    def measure_now():
+        return measure(vlm, exam)
+
     announce(s, stage, trained, vlm, s.instruct_steps, s.instruct_batch,
              conversation(0, random.Random(0)))
     loop = Loop(s, stage, trained, optimizers(s.instruct_matrix_lr, s.instruct_lr, *trained),
-                s.instruct_steps, lambda: measure(vlm, exam), measure_at)
+                s.instruct_steps, measure_now, measure_at)
     for step in loop:
         rng = random.Random(f"instruct/{s.seed}/{step}")
         pictures = [rng.randrange(len(features)) for _ in range(s.instruct_batch)]
@@ -495,13 +510,13 @@ def main(s):
     if s.stages != "all":
         return
     configs = {name: stage.config() for name, stage in stages.items()}
-    chance = s.data.chance({split: s.data.count(split) for split in ("test", "comp")})
+    chance = s.data.chance({split: s.data.count(split) for split in s.data.EXAM})
     seconds = seconds_in(out / "seconds.json")
     shared_vocab = len(load_adapter(out / "langbridge_align").tokens)
     r = collect_run(configs, chance, seconds, shared_vocab, seed=s.seed, preset=s.preset,
                     device=s.device, torch=torch.__version__)
     write_json(out / "results.json", r)
-    print_run(r["vlm"])
+    print(f"\n{results_table([r])}")
     _, vlm = load_vlm(out, "langbridge_instruct")
     said = examine_vlm(vlm, {"test": held_out(out)["test"]}, s.data)
     show_answers(out / "samples.png", said, s.data, count=6)

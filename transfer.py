@@ -39,12 +39,14 @@ from adapter import fingerprint, load_adapter
 from data.bpe import shared_tokens
 from data.files import Refused, read_json, write_json, write_text
 from data.run import Job, Parser, lanes, run_command, seconds_in, seed_list, stopwatch
+from data.scoring import SCORES
 from evaluate import held_out, load_vlm, own_weight, score_vlm
 from model import VLM, load_llm
-from results.collect import SCORES, collect_transfer, print_transfer
+from results.collect import collect_transfer, print_transfer
 from results.figures import plot_curves, plot_sweep
 from results.report import ablation_table, transfer_table
-from train import Settings, align, instruct, load_settings, new_adapter, open_stage, size_of
+from train import (Settings, align, check, instruct, load_settings, new_adapter, open_stage,
+                   size_of)
 
 MEASURE_AT = [0, 1, 2, 5, 10, 20, 50, 100]  # percent of stage 2, for the curves
 CURVE_PICTURES = 100  # test pictures behind each point of a curve; final scores use all
@@ -103,7 +105,8 @@ def stitch(mlp, source, target):
     M, b = argmin sum_k |M e_k + b - e'_k|^2 over the words that both LLMs have; e_k and e'_k are a
     word's two embeddings. source, target: (GPT, tiktoken.Encoding).
     """
-    words = [t for t in shared_tokens(source[1], target[1]) if len(t) > 1]
+    (_, encoding), (_, target_encoding) = source, target
+    words = [t for t in shared_tokens(encoding, target_encoding) if len(t) > 1]
 
     def embed(llm, encoding):
         ids = [encoding.encode_single_token(t) for t in words]
@@ -204,10 +207,15 @@ class Move:
         name = f"from_{label(self.source)}/{row.name}"
         if row.stage1:
             name = f"native_{row.kind}_instruct"
+        if self.steps:  # another budget than the usual one
+            name = f"steps{self.steps}/{name}"
         return open_stage(self.row_s, f"{self.folder_of(self.target)}/{name}")
 
     def waves(self, rows):
-        """Jobs in three waves: stage 1, stage 2 of adapters that move after it, the rows."""
+        """Jobs in three waves: stage 1, stage 2 of adapters that move after it, the rows.
+
+        Several rows start from the same adapter, (kind, LLM): it is made once.
+        """
         stage1, stage2, makers = {}, {}, []
         for row in rows:
             llm = self.llm_of(row)
@@ -217,6 +225,8 @@ class Move:
                                             about | {"pair": (self.source, self.target)})
                 if row.after == "instruct":
                     stage2[row.kind, llm] = Job(instruct, self.s, self.start_of(row), about)
+            elif row.from_source or row.stage1:
+                read_json(self.start_of(row).folder / "config.json")  # or Refused, before all
             if row.stage2 or not row.stage1:
                 about = {"row": row, "move": self}
                 makers.append(Job(make_row, self.row_s, self.stage_of(row), about))
@@ -225,9 +235,16 @@ class Move:
 
 def run_moves(s, moves, rows):
     """Make all adapters and rows."""
+    aligns, instructs, makers = [], [], []
+    for move in moves:
+        stage1, stage2, last = move.waves(rows)
+        aligns += stage1
+        instructs += stage2
+        makers += last
     with lanes(s, most=len(moves) * len(rows)) as run:
-        for wave in zip(*(move.waves(rows) for move in moves)):
-            run([job for jobs in wave for job in jobs])
+        run(aligns)
+        run(instructs)
+        run(makers)
 
 
 def label(llm):
@@ -343,6 +360,13 @@ def parse(argv):
     for name in ("steps", "threads"):
         if getattr(args, name) < 0:
             raise Refused(f"--{name} {getattr(args, name)}: expected 0 for the default, or more")
+    usual = parser.parse_args(["--out", args.out])
+    if args.ablate:
+        for name in ("reverse", "source", "target", "full_seeds", "corpus", "rows", "steps"):
+            if getattr(args, name) != getattr(usual, name):
+                raise Refused(f"--ablate does not go with --{name.replace('_', '-')}")
+    elif args.no_stage2:
+        raise Refused("--no-stage2 needs --ablate; without it, see --rows")
     own_llms = args.full_seeds or args.corpus == "sentences"
     if own_llms and (args.source, args.target) != ("llm_source", "llm_target"):
         raise Refused("--source and --target name one pair of LLMs, --full-seeds and --corpus make "
@@ -387,6 +411,7 @@ def main():
     args = parse(sys.argv[1:])
     s = replace(load_settings(args.out), stages="all", threads=args.threads or os.cpu_count())
     s.device = args.device or s.device
+    check(s)
     torch.set_num_threads(s.threads)
     if args.ablate:
         return ablate(s, args.ablate, args.seeds, not args.no_stage2)
@@ -405,13 +430,18 @@ def main():
     if any(move.stage_of(row).config() is None for move in moves for row in rows):
         with stopwatch(clock):
             run_moves(s, moves, rows)
-    result = collect_transfer(moves, rows, label(args.source), label(args.target))
+    configs = {row.name: [move.stage_of(row).config() for move in moves] for row in rows}
+    aligned = {row.name: [move.start_of(row).config() for move in moves]
+               for row in rows if row.stage1}
+    result = collect_transfer(rows, SCORES, configs, aligned, seeds=args.seeds,
+                              source=label(args.source), target=label(args.target))
     result["seconds"] = seconds_in(clock)
     write_json(out / f"{name}.json", result)
     write_text(out / f"{name}.md", transfer_table(result))
     plot_curves(result, out / f"{name}.png", f"on {CURVE_PICTURES} test pictures.")
     print_transfer(result)
-    transferred = moves[0].stage_of(ROWS[2]).name
+    (row,) = [row for row in ROWS if row.name == "transferred_langbridge"]
+    transferred = moves[0].stage_of(row).name
     print(f"\n{seconds_in(clock) / 60:.1f} minutes. {out}/{name}.json, .md and .png. Try next:\n"
           f"  python evaluate.py --out {out} --model {transferred} --image results/picture.png\n"
           f"  python transfer.py --out {out} --reverse")

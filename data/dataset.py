@@ -2,7 +2,7 @@
 
 train.py, evaluate.py and transfer.py ask one object for pictures, texts and exams, and know almost
 nothing of what is in a picture. ShapeData is that object for the world of world.py; for pictures of
-your own, write another class with the same methods.
+your own, write another class with the same methods, and name it in load_data and Settings.data.
 """
 import random
 from dataclasses import asdict, dataclass
@@ -29,7 +29,7 @@ class ShapeData:
 
     what the stages need                         for
     config()                                     what load_data rebuilds the object from
-    SPLITS, count(split)                         the names and the sizes of the splits
+    SPLITS, EXAM, count(split)                   the names and the sizes of the splits
     pictures(split, indices)                     (n, size, size, 3) uint8, for the ViT's features
     alt_texts(seed, n), pairs(seed, step, n)     the ViT: its tokenizer, its batches
     test_pairs(k, n)                             how well it finds the text of a picture
@@ -39,6 +39,7 @@ class ShapeData:
     description(index, rng)                      align: the caption of a training picture
     conversation(index, rng, turns, captions)    instruct: a conversation about it
     examine(answer, pictures), chance(pictures)  the exam of a VLM; the scores of guessing
+    score(said), intervals(said), by_objects(said)   what an exam is worth
     edits(pictures)                              what should change when patches are edited
     request, example_questions()                 what a user may ask
     kinds, place_words                           the words for objects and for their places
@@ -52,6 +53,10 @@ class ShapeData:
     test_pictures: int = 600
 
     SPLITS = ("train", "val", "test", "comp")
+    EXAM = ("test", "comp")  # the splits that a VLM is examined on
+    score = staticmethod(scoring.summarize)
+    intervals = staticmethod(scoring.intervals)
+    by_objects = staticmethod(scoring.by_objects)
     request = CAPTION_REQUESTS[0]  # asks for a caption
     kinds = {"color": COLORS, "shape": SHAPES}
     place_words = sorted(set(" ".join(PLACES).split()))

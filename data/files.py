@@ -7,6 +7,7 @@
 """
 import json
 import os
+import pickle
 from pathlib import Path
 
 import torch
@@ -43,14 +44,22 @@ def write_tensors(path, data):
 
 def read_tensors(path, device="cpu", mmap=False):
     """What write_tensors wrote. Only tensors and plain values are read: no file can run code."""
-    return torch.load(path, map_location=device, mmap=mmap, weights_only=True)
+    try:
+        return torch.load(path, map_location=device, mmap=mmap, weights_only=True)
+    except (RuntimeError, EOFError, pickle.UnpicklingError) as error:
+        raise Refused(f"cannot read {str(path)!r}: it is damaged; delete its folder and run the "
+                      "command that made it again") from error
 
 
 def read_json(path):
     """What write_json wrote. Raises Refused if it is missing."""
     if not path.exists():
         raise Refused(f"there is no {str(path)!r}; run 'python train.py --out FOLDER' first")
-    return json.loads(path.read_text(encoding="utf-8"))
+    try:
+        return json.loads(path.read_text(encoding="utf-8"))
+    except ValueError as error:
+        raise Refused(f"cannot read {str(path)!r} ({error}); delete it and run the command that "
+                      "made it again") from error
 
 
 class Stage:

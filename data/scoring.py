@@ -22,6 +22,9 @@ from data.world import (ANSWERS, CAPTION_REQUESTS, COLORS, COMP_PAIRS, NUMBERS, 
                         types_of, unique)
 
 
+SCORES = ("vqa", "caption_f1", "pope_acc", "comp_vqa")  # the ones that tables show
+
+
 class Answered(NamedTuple):
     picture: int
     qa: QA
@@ -204,7 +207,7 @@ class Edit(NamedTuple):
     picture: int
     old: str
     new: str
-    kind: str  # 'color': the answer should become the new colour, 'other': it should stay
+    follows: bool  # whether the answer should become the new colour; others should stay
     question: str
     answer: str
     question_after: str
@@ -225,7 +228,7 @@ def color_edits(pictures, world):
         old, colors = o.color, [p.color for p in scene]
         new = rng.choice([color for color in COLORS if color not in colors])
         question = f"what color is the {o.shape}?"
-        edits.append(Edit(i, old, new, "color", question, old, question, new))
+        edits.append(Edit(i, old, new, True, question, old, question, new))
         asked = [(f"what shape is the {old} object?", o.shape),
                  (f"where is the {old} {o.shape}?", PLACES[o.place])]
         others = [p for p in scene if p != o]
@@ -234,5 +237,5 @@ def color_edits(pictures, world):
             asked.append((f"where is the {p.color} {p.shape}?", PLACES[p.place]))
         for question, answer in asked:
             after = question.replace(old, new)
-            edits.append(Edit(i, old, new, "other", question, answer, after, answer))
+            edits.append(Edit(i, old, new, False, question, answer, after, answer))
     return edits

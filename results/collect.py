@@ -1,12 +1,10 @@
-"""What the stages have left, gathered: results.json of train.py, transfer.json of transfer.py, and
-their tables for the terminal.
+"""What the stages have left, gathered: results.json of train.py and transfer.json of transfer.py.
 
-Nothing is measured here, and nothing of the project is imported. The words native, zero-shot and
-transferred mean what the glossary of results/README.md says.
+Nothing is measured here, and nothing of the project is imported: all comes from the config.json of
+stages. What native, zero-shot and transferred mean is in the glossary of results/README.md.
 """
 import numpy as np
 
-SCORES = ("vqa", "caption_f1", "pope_acc", "comp_vqa")
 RATIOS = [  # of rows, in transfer.json's "relative"
     ("transferred_langbridge", "native_mlp"),
     ("transferred_langbridge", "native_langbridge"),
@@ -49,65 +47,58 @@ def collect_run(configs, chance, seconds, shared_vocab, **facts):
                 "blind": configs["blind_instruct"]["scores"], "chance": chance}}
 
 
-def print_run(vlm):
-    """The scores of results.json's "vlm" for the terminal."""
-    columns = ("vqa", "caption_f1", "caption_exact", "pope_acc", "comp_vqa", "comp_caption_f1")
-    print(f"\n{'':24}" + "".join(f"{column:>16}" for column in columns))
-    for name, scores in (("MLP, align", vlm["mlp"]["align"]),
-                         ("LangBridge, align", vlm["langbridge"]["align"]),
-                         ("MLP, instruct", vlm["mlp"]["instruct"]),
-                         ("LangBridge, instruct", vlm["langbridge"]["instruct"]),
-                         ("blind, instruct", vlm["blind"]), ("chance", vlm["chance"])):
-        print(f"{name:24}" + "".join(f"{scores[column]:16.3f}" for column in columns))
-
-
 # ---- transfer.py --------------------------------------------------------------------------------
 
-def collect_transfer(moves, rows, source, target):
-    """transfer.json from transfer.py's moves, one for each seed, and its rows: scores, curves and
-    costs. source, target: the names of the LLMs."""
-    s = moves[0].row_s
-    result = {"seeds": [move.s.seed for move in moves], "source": source, "target": target,
-              "stage2_samples": s.instruct_steps * s.instruct_batch,
-              "rows": [collect_row(moves, row) for row in rows], "relative": {}}
+def collect_transfer(rows, names, configs, aligned, **facts):
+    """transfer.json: scores (of these names), curves and costs of every row. configs: {row's name:
+    [the config of its stage, for each seed]}; aligned: the same of stage 1, for rows that had it on
+    the target; facts: seeds, source, target."""
+    result = {**facts, "stage2_samples": 0, "rows": [], "relative": {}}
+    for row in rows:
+        result["rows"].append(collect_row(row, names, configs[row.name], aligned.get(row.name)))
+        if row.stage2:
+            settings = configs[row.name][0]["settings"]
+            result["stage2_samples"] = settings["instruct_steps"] * settings["instruct_batch"]
     by_name = {row["name"]: row for row in result["rows"]}
     for name, base in RATIOS:
         if name in by_name:
             above, below = by_name[name]["scores"], by_name[base]["scores"]
             result["relative"][f"{name.replace('_langbridge', '')}_vs_{base}"] = {
-                k: above[k]["mean"] / max(below[k]["mean"], 1e-9) for k in SCORES}
-    goal = 0.95 * by_name["native_mlp"]["curve"][-1][1]
-    result["samples_to_95"] = {row["name"]: samples_to(row["curve"], goal)
+                k: above[k]["mean"] / max(below[k]["mean"], 1e-9) for k in above}
+    _, end = by_name["native_mlp"]["curve"][-1]
+    result["samples_to_95"] = {row["name"]: samples_to(row["curve"], 0.95 * end)
                                for row in result["rows"] if row["stage2"]}
-    moved = next(row for row in rows if row.name == "zero_shot_langbridge")
-    configs = [move.stage_of(moved).config() for move in moves]
-    hashes = [[config["hash_before"], config["hash_after"]] for config in configs]
-    result["adapter_hash"] = {"before": hashes[0][0], "after": hashes[0][1], "every_seed": hashes}
+    hashes = [[config["hash_before"], config["hash_after"]]
+              for config in configs["zero_shot_langbridge"]]
+    before, after = hashes[0]
+    result["adapter_hash"] = {"before": before, "after": after, "every_seed": hashes}
     return result
 
 
-def collect_row(moves, row):
-    s, configs = moves[0].row_s, [move.stage_of(row).config() for move in moves]
+def collect_row(row, names, configs, aligned):
+    """A row of transfer.json from its stages' configs, one for each seed."""
+    s = configs[0]["settings"]
     seconds = float(np.mean([config["seconds"] for config in configs]))
-    steps1 = s.align_steps if row.stage1 else 0
-    steps2 = s.instruct_steps if row.stage2 else 0
     if row.stage1 and row.stage2:  # stage 1's time is added
-        stage1 = [move.start_of(row).config()["seconds"] for move in moves]
-        seconds += float(np.mean(stage1))
-    curves = []
+        seconds += float(np.mean([config["seconds"] for config in aligned]))
+    steps1 = s["align_steps"] if row.stage1 else 0
+    steps2 = s["instruct_steps"] if row.stage2 else 0
+    samples = steps1 * s["align_batch"]
+    curves, curve = [], []
     if row.stage2:
+        samples += steps2 * s["instruct_batch"]
         for config in configs:
-            curves.append([[step * s.instruct_batch, scores["vqa"], scores["caption_f1"]]
+            curves.append([[step * s["instruct_batch"], scores["vqa"], scores["caption_f1"]]
                            for step, scores in config["measured"]])
-    curve = [[points[0][0], float(np.mean([vqa for _, vqa, _ in points]))]
-             for points in zip(*curves)]
+        x, vqa, _ = np.array(curves).transpose(2, 1, 0)  # each (points, seeds)
+        curve = [[int(at), float(mean)] for at, mean in zip(x[:, 0], vqa.mean(1))]
     scores = {}
-    for score in SCORES:
+    for score in names:
         values = [config["scores"][score] for config in configs]
         scores[score] = {"mean": float(np.mean(values)), "values": values}
     return {"name": row.name, "stage1": row.stage1, "stage2": row.stage2, "scores": scores,
             "curve": curve, "curves": curves, "seconds": seconds, "steps": steps1 + steps2,
-            "samples": steps1 * s.align_batch + steps2 * s.instruct_batch}
+            "samples": samples}
 
 
 def samples_to(curve, goal):

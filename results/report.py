@@ -207,7 +207,7 @@ def claim_table(target, runs):
     """An adapter with only its basis swapped, and what to compare it with."""
     moved = {
         "LangBridge, native: aligned on the target itself": "stage1_native_langbridge",
-        "LangBridge, moved: nothing trained on the target": "zero_shot_langbridge",
+        "LangBridge, moved (zero-shot): nothing trained on the target": "zero_shot_langbridge",
         "the same, words shuffled": "zero_shot_shuffled",
         "blind: tuned on the conversations, without the pictures": "blind"}
     rows = [[title, *means(target, name)] for title, name in moved.items()]

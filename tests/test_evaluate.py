@@ -18,6 +18,7 @@ from data.world import COLORS, SHAPES
 from evaluate import (
     ask, chat, grounding, load_vlm, open_data, own_weight, say, score_llm, score_vlm, subspace)
 from model import VLM
+from results.figures import CELL, MAP_GAP
 from train import parse_settings
 
 DATA = parse_settings(["--preset", "laptop", "--device", "cpu"]).data
@@ -73,9 +74,14 @@ def test_visual_tokens_that_are_words_are_explained_by_them(llm):
 
 
 def test_an_mlp_says_the_words_that_its_outputs_are_near(llm):
-    said = say(VLM(MLPAdapter(16, 32), *llm), torch.randn(2, 36, 16), ["red", "circle"])
-    assert said.shape == (2, 36, 2)
-    assert said.abs().max() <= 1
+    gpt, encoding = llm
+    mlp, words = MLPAdapter(32, 32), ["red", "circle", "top"]
+    mlp.net = torch.nn.Identity()  # its outputs are its inputs: here, embeddings of words
+    ids = [encoding.encode_single_token(f" {word}") for word in words]
+    x = gpt.embed(torch.tensor(ids)).detach()[None]  # (1, 3, 32)
+    said = say(VLM(mlp, *llm), x, words)
+    assert said.shape == (1, 3, 3)
+    assert said[0].argmax(-1).tolist() == [0, 1, 2]
 
 
 def test_an_edited_bridge_says_what_it_was_told_to(llm):
@@ -147,6 +153,14 @@ def test_a_word_that_the_llm_has_never_read_is_named(out, picture):
     assert "never read 'sun'" in done.stderr and "'there'" not in done.stderr
 
 
+@pytest.mark.parametrize("question, word", [
+    ("größe?", "größe"), ("7 objects", "7"), ("цвет", "цвет")])
+def test_words_of_any_alphabet_are_named(out, picture, question, word):
+    for flags in ([], ["--trace"]):
+        done = run_here("evaluate.py", "--out", out, "--image", picture, "--ask", question, *flags)
+        assert f"never read {word!r}" in done.stderr
+
+
 @pytest.mark.parametrize("name", ["mlp_align", "langbridge_instruct"])
 def test_a_word_map_of_either_adapter_has_both(out, picture, tmp_path, name):
     path = tmp_path / "words.png"
@@ -154,18 +168,17 @@ def test_a_word_map_of_either_adapter_has_both(out, picture, tmp_path, name):
                     "--model", name)
     assert done.returncode == 0, done.stderr
     with Image.open(path) as drawn:
-        assert drawn.size[0] > 1000
+        assert drawn.size[0] == 3 * (6 * CELL + MAP_GAP) + MAP_GAP  # the picture, and two panels
 
 
 def test_a_word_map_is_drawn_and_a_word_is_swapped(out, picture, tmp_path):
     path = tmp_path / "words.png"
     done = run_here("evaluate.py", "--out", out, "--image", picture, "--map", path)
     assert done.returncode == 0, done.stderr
-    with Image.open(path) as drawn:
-        assert drawn.size[0] > 1000
-    done = run_here("evaluate.py", "--out", out, "--image", picture, "--swap", "red=blue",
-                    "--ask", "what color is the circle?")
-    assert done.returncode == 0, done.stderr
+    args = ["--out", out, "--image", picture, "--map"]
+    assert run_here("evaluate.py", *args, tmp_path / "swapped.png", "--swap", "red=blue"
+                    ).returncode == 0
+    assert (tmp_path / "swapped.png").read_bytes() != path.read_bytes()
 
 
 @pytest.mark.parametrize("args, says", [
@@ -177,6 +190,9 @@ def test_a_word_map_is_drawn_and_a_word_is_swapped(out, picture, tmp_path):
     (["--image", "PICTURE", "--trace", "--model", "blind_instruct"], "sees no picture"),
     (["--image", "PICTURE", "--trace", "--swap", "red=blue"], "not with --swap"),
     (["--image", "PICTURE", "--map", "no.png", "--model", "blind_instruct"], "no adapter"),
+    (["--image", "PICTURE", "--map", "words"], "ends in .png"),
+    (["--image", "PICTURE", "--model", "vit"], "no model that sees pictures"),
+    (["--model", "llm_source"], "no model that sees pictures"),
     (["--image", "PICTURE", "--ask", "  "], "the question is empty"),
     (["--image", "PICTURE", "--ask", "<|bos|>what?"], "'<|bos|>'"),
     (["--image", "PICTURE", "--ask", "what? " * 300], "does not fit"),

@@ -91,7 +91,7 @@ def test_generation_stops_at_the_stop_token_of_each_row(llm):
 
 
 def test_a_text_longer_than_the_context_is_refused(llm):
-    with pytest.raises(ValueError, match="513 tokens do not fit"):
+    with pytest.raises(Refused, match="513 tokens do not fit"):
         llm(torch.zeros(1, 513, 32))
 
 
@@ -180,7 +180,7 @@ def test_answers_do_not_depend_on_what_else_is_asked(llm, encoding):
 
 def test_a_question_that_leaves_no_room_for_an_answer_is_refused(llm, encoding):
     vlm, features = VLM(MLPAdapter(16, 32), llm, encoding).eval(), torch.randn(1, 36, 16)
-    with pytest.raises(ValueError, match="at most"):
+    with pytest.raises(Refused, match="at most"):
         vlm.answer(features, [(0, "what color? " * 200)])
 
 

@@ -1,15 +1,14 @@
 """What the READMEs say is what the commands said, and figures are drawn."""
 import re
-from pathlib import Path
 
 import numpy as np
 import pytest
+from conftest import ROOT
 from PIL import Image
 
 from results.figures import Line, contact_sheet, line_plot, word_map
 from results.report import fill, table_names
 
-ROOT = Path(__file__).parent.parent
 RESULTS = ROOT / "results"
 TUTORIAL = (ROOT / "README.md").read_text(encoding="utf-8")
 REPORT = (RESULTS / "README.md").read_text(encoding="utf-8")

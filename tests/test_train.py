@@ -14,7 +14,8 @@ import torch
 import torch.nn as nn
 from conftest import ROOT, WORDS, assert_refused, command, make_llm, run, run_here
 
-from adapter import LangBridge, MLPAdapter
+import train
+from adapter import LangBridge, MLPAdapter, fingerprint, load_adapter
 from data.files import Refused, Stage, read_json, read_tensors, write_json, write_tensors
 from data.loop import Loop, Muon, optimizers, orthogonal
 from data.run import Job, lanes
@@ -61,6 +62,13 @@ def test_a_checkpoint_of_other_settings_is_refused(tmp_path):
     stage.save_state(step=3)
     with pytest.raises(Refused, match="lr was 0.1, now 0.2"):
         Stage(tmp_path, "a_stage", {"lr": 0.2}).load_state("cpu")
+
+
+@pytest.mark.parametrize("name, read", [("x.json", read_json), ("x.pt", read_tensors)])
+def test_a_damaged_file_is_named(tmp_path, name, read):
+    (tmp_path / name).write_bytes(b"{half of it")
+    with pytest.raises(Refused, match=f"cannot read .*{name}"):
+        read(tmp_path / name)
 
 
 def test_a_file_that_cannot_be_written_leaves_the_old_one_as_it_was(tmp_path, monkeypatch):
@@ -207,6 +215,45 @@ def test_an_adapter_is_the_same_again_with_the_same_seed(out):
         assert not all(torch.equal(a[name], other[name]) for name in a)
 
 
+def test_all_adapters_meet_the_same_samples_in_the_same_order(out, tmp_path, monkeypatch):
+    met, picture_loss = {}, train.picture_loss
+
+    def note(s, vlm, features, pictures, texts):
+        met.setdefault(type(vlm.adapter).__name__, []).append((pictures, texts))
+        return picture_loss(s, vlm, features, pictures, texts)
+
+    monkeypatch.setattr(train, "picture_loss", note)
+    s = replace(load_settings(out), align_steps=3, instruct_steps=3)
+    for make, kinds in ((train.align, ["mlp", "langbridge"]),
+                        (train.instruct, ["mlp", "langbridge", "blind"])):
+        met.clear()
+        for kind in kinds:
+            make(s, Stage(tmp_path, f"{kind}_{make.__name__}", {}), kind)
+        first, *others = met.values()
+        assert len(first) == 3 and first[0] != first[1]
+        assert len(met) == len(kinds) and all(other == first for other in others)
+
+
+def test_stage_2_trains_the_adapter_and_the_llm_and_samples_no_words(out):
+    for kind in ("mlp", "langbridge"):
+        before, after = (load_adapter(out / f"{kind}_{phase}") for phase in ("align", "instruct"))
+        assert fingerprint(before) != fingerprint(after)
+    assert before.drawn == 0.25 and after.drawn == 0.0
+    llms = [load_llm(out / name) for name in ("llm_source", "langbridge_instruct")]
+    (base, _), (tuned, _) = llms
+    assert not torch.equal(base.head.weight, tuned.head.weight)
+
+
+def test_tokens_outside_answers_weigh_what_the_setting_says(tmp_path):
+    logs = []
+    for weight in ("0.1", "0"):
+        out = tmp_path / weight
+        run_here("train.py", "--preset", "smoke", "--stages", "llm_source", "--out", out,
+                 "--llm_source_steps", "2", "--llm_text_weight", weight, "--threads", "1")
+        logs.append((out / "llm_source" / "log.csv").read_text(encoding="utf-8"))
+    assert logs[0] != logs[1]
+
+
 # ---- stages side by side -------------------------------------------------------------------------
 
 def write_pid(s, stage):
@@ -344,6 +391,10 @@ def test_the_code_of_the_gpu_preset_runs(tmp_path):
     (["--preset", "desktop"], "laptop"),
     (["--vit_steps", "many"], "invalid int value: 'many'"),
     (["--vit_steps", "0"], "--vit_steps 0: expected 1 or more"),
+    (["--llm_lr", "-1"], "--llm_lr -1.0: expected 0 or more"),
+    (["--llm_lr", "nan"], "--llm_lr nan: expected 0 or more"),
+    (["--llm_captions", "7"], "--llm_captions 7.0: expected a share"),
+    (["--device", "meta"], "--device cpu"),
     (["--threads", "-2"], "--threads -2: expected 0 or more"),
     (["--test_pictures", "1"], "--test_pictures 1: expected 2 or more"),
     (["--llm_source_V", "200"], "--llm_source_V 200: expected 300 or more"),
@@ -383,6 +434,18 @@ def test_help_explains_every_setting():
     for f in fields(Settings):
         assert f"--{f.name}" in said
         assert f.metadata["help"].split()[0] in said
+
+
+@pytest.mark.parametrize("flags", [
+    ["--align_K", "3"], ["--llm_source_V", "300", "--llm_target_V", "300"]])
+def test_the_smallest_vocabularies_can_be_trained_and_examined(tmp_path, flags):
+    args = ["--out", tmp_path / "out", "--threads", "1", "--device", "cpu"]
+    done = run_here("train.py", "--preset", "smoke", "--llm_source_steps", "2",
+                    "--llm_target_steps", "2", "--vit_steps", "2", "--align_steps", "2",
+                    "--instruct_steps", "2", *flags, *args)
+    assert done.returncode == 0, done.stderr
+    done = run_here("evaluate.py", "--out", tmp_path / "out")
+    assert done.returncode == 0, done.stderr
 
 
 def test_a_loaded_model_scores_what_the_trained_one_scored(out):

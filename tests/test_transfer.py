@@ -1,5 +1,6 @@
 """python transfer.py: an adapter moves to another LLM, and nothing of it changes but its basis."""
 import doctest
+from dataclasses import replace
 
 import pytest
 import torch
@@ -9,10 +10,11 @@ import transfer
 from adapter import LangBridge, MLPAdapter, fingerprint, load_adapter
 from data.files import read_json
 from evaluate import load_vlm
+from model import load_llm
 from results import collect
 from results.collect import samples_to
-from train import load_settings
-from transfer import MEASURE_AT, ROWS, SWEEPS, Move, label, shuffle_words, stitch
+from train import load_settings, new_adapter
+from transfer import MEASURE_AT, ROWS, SWEEPS, Move, bring, label, shuffle_words, stitch
 
 TARGET = "transfer/llm_target/seed1"
 
@@ -116,6 +118,43 @@ def test_tables_and_figures_are_written(moved):
         assert f"| {row.name} |" in text
 
 
+def test_every_row_starts_from_the_adapter_that_it_names(moved):
+    """Fresh ones are untrained, all others are those of their stage; only shuffled words differ."""
+    s, pair = load_settings(moved), ("llm_source", "llm_target")
+    move = Move(replace(s, seed=1), *pair, own=False)
+    llm, encoding = load_llm(moved / "llm_target")
+    for row in ROWS:
+        adapter = bring(move.row_s, row, move, llm, encoding)
+        if row.start == "none":
+            assert adapter is None
+            continue
+        if row.start == "fresh":
+            expected = new_adapter(move.s, row.kind, llm, pair)
+        else:
+            expected = load_adapter(move.start_of(row).folder)
+        if row.start == "stitched":
+            adapter, _ = adapter
+        assert fingerprint(adapter) == fingerprint(expected), row.name
+        if row.kind == "langbridge":
+            assert (adapter.tokens == expected.tokens) == (row.start != "shuffled")
+
+
+def test_another_budget_of_stage_2_has_stages_of_its_own(moved):
+    usual = Move(load_settings(moved), "llm_source", "llm_target", own=False)
+    other = Move(load_settings(moved), "llm_source", "llm_target", own=False, steps=3)
+    for row in ROWS:
+        if row.stage2:
+            assert usual.stage_of(row).name != other.stage_of(row).name
+            assert other.stage_of(row).settings["instruct_steps"] == 3
+
+
+def test_without_what_train_makes_nothing_is_trained(out, tmp_path):
+    for name in ("settings.json", "vit", "llm_source", "llm_target"):
+        (tmp_path / name).symlink_to(out / name)
+    assert_refused(run_here("transfer.py", "--out", tmp_path, "--seeds", "0"), "_align")
+    assert not (tmp_path / "transfer" / "llm_target").exists()
+
+
 def test_every_stage_2_has_the_same_budget_and_is_measured_at_the_same_moments(result):
     curves = [[samples for samples, _ in row["curve"]] for row in result["rows"] if row["stage2"]]
     assert all(curve == curves[0] for curve in curves)
@@ -164,6 +203,9 @@ def test_a_shuffled_row_is_loaded_with_its_words_shuffled(moved):
     (["--source", "nowhere"], "nowhere"),
     (["--full-seeds", "--source", "nowhere"], "use one or the other"),
     (["--ablate", "width"], "coefficients"),
+    (["--ablate", "K", "--reverse"], "--ablate does not go with --reverse"),
+    (["--no-stage2"], "needs --ablate"),
+    (["--device", "cuda:77"], "--device cpu"),
 ])
 def test_a_wrong_flag_is_answered_in_one_line(out, args, says):
     assert_refused(run_here("transfer.py", "--out", out, *args), says)

@@ -234,11 +234,11 @@ def test_scores_are_told_for_each_number_of_objects():
 
 def test_an_edit_asks_what_follows_from_the_new_colour():
     edits = color_edits(100, World())
-    assert {edit.kind for edit in edits} == {"color", "other"}
+    assert {edit.follows for edit in edits} == {True, False}
     for edit in edits:
         scene = make_scene("test", 0, edit.picture)
         assert edit.new not in [o.color for o in scene]
-        if edit.kind == "color":
+        if edit.follows:
             assert (edit.answer, edit.answer_after) == (edit.old, edit.new)
             assert edit.question == edit.question_after
         else:
