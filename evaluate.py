@@ -43,10 +43,10 @@ def open_data(out):
     return load_data(read_json(Path(out) / "vit" / "config.json").get("data", {}))
 
 
-def held_out(out, device="cpu"):
-    """The frozen features of the two splits of the exam: {split: (pictures, N, D)}"""
+def held_out(out, device="cpu", splits=None):
+    """The frozen features of the exam's splits, or of others: {split: (pictures, N, D)}"""
     features = read_tensors(Path(out) / "vit" / "features.pt", mmap=True)
-    return {split: features[split].float().to(device) for split in open_data(out).EXAM}
+    return {split: features[split].float().to(device) for split in splits or open_data(out).EXAM}
 
 
 def load_vlm(out, name):
@@ -259,11 +259,11 @@ def steering(vlm, features, data):
 def evaluate(out, names):
     """Scores with intervals, and what the adapters say: into evaluate.json, with figures."""
     data, features = open_data(out), held_out(out)
-    result, said = {"checkpoints": {}}, {}
+    result, vlms, said = {"checkpoints": {}}, {}, {}
     print(f"{'':22}" + "".join(f"{score:>24}" for score in SCORES) + "   (95% interval)")
     for name in names:
-        _, vlm = load_vlm(out, name)
-        said[name] = examine_vlm(vlm, features, data)
+        _, vlms[name] = load_vlm(out, name)
+        said[name] = examine_vlm(vlms[name], features, data)
         scores, bounds = data.score(said[name]), data.intervals(said[name])
         result["checkpoints"][name] = scores | {
             "intervals": bounds, "by_objects": data.by_objects(said[name])}
@@ -275,28 +275,26 @@ def evaluate(out, names):
     shown = said.get("langbridge_instruct", said[names[0]])
     show_answers(out / "mistakes.png", shown, data, count=10)
     if {"langbridge_align", "mlp_align", "langbridge_instruct"} <= set(names):
-        result |= look_inside(out, features["test"], data)
+        result |= look_inside(out, vlms, features["test"], data)
     write_json(out / "evaluate.json", result)
     print(f"written: {out / 'evaluate.json'}")
 
 
-def look_inside(out, features, data):
+def look_inside(out, vlms, features, data):
     """What the adapters say, in numbers: grounding, subspace, steering."""
     print("\nwhat the adapters say")
-    words = readable(load_adapter(out / "langbridge_align").tokens)
+    words = readable(vlms["langbridge_align"].adapter.tokens)
     grounded = {"chance": {}}
     for key, name in (("langbridge", "langbridge_align"), ("mlp_nearest", "mlp_align"),
                       ("langbridge_after_instruct", "langbridge_instruct")):
-        _, vlm = load_vlm(out, name)
-        own, chance = grounding(vlm, features, words, data)
+        own, chance = grounding(vlms[name], features, words, data)
         grounded[key], grounded["chance"][key] = own, chance
         said = [f"its {kind} in {own[kind]:.3f} (another picture's {chance[kind]:.3f})"
                 for kind in own]
         print(f"  {key}: among the 5 words that an object's patches say most: {', '.join(said)}")
     steered = {}
     for stage in ("align", "instruct"):
-        _, vlm = load_vlm(out, f"langbridge_{stage}")
-        steered[stage] = steering(vlm, features, data)
+        steered[stage] = steering(vlms[f"langbridge_{stage}"], features, data)
     steered |= steered["instruct"]  # again at the top: this is the model that a user meets
     print(f"  a colour swapped in every patch, after instruct: {steered['n']} edits, the colour "
           f"answer follows in {steered['changed_as_edited']:.3f}, others stay in "

@@ -309,10 +309,11 @@ def prepare_point(s, what, setting, value, seeds):
 def measure_point(moves, rows):
     """A point of a sweep: {"K", "params", "own_weight", "native", "zero_shot", "transferred"}"""
     aligned = [move.adapter("llm_source", "langbridge", "align") for move in moves]
-    vlms = [load_vlm(move.s.out, stage.name)[1] for move, stage in zip(moves, aligned)]
-    features, adapter = held_out(moves[0].s.out)["test"], vlms[0].adapter
-    point = {"K": len(adapter.tokens), "params": size_of(adapter),
-             "own_weight": [own_weight(vlm, features, moves[0].s.data) for vlm in vlms]}
+    features, data, weights = held_out(moves[0].s.out)["test"], moves[0].s.data, []
+    for move, stage in zip(moves, aligned):
+        _, vlm = load_vlm(move.s.out, stage.name)
+        weights.append(own_weight(vlm, features, data))
+    point = {"K": len(vlm.adapter.tokens), "params": size_of(vlm.adapter), "own_weight": weights}
     stages = {"native": aligned}
     for row in rows:
         stages[row.name.removesuffix("_langbridge")] = [move.stage_of(row) for move in moves]
@@ -360,10 +361,9 @@ def parse(argv):
     for name in ("steps", "threads"):
         if getattr(args, name) < 0:
             raise Refused(f"--{name} {getattr(args, name)}: expected 0 for the default, or more")
-    usual = parser.parse_args(["--out", args.out])
     if args.ablate:
         for name in ("reverse", "source", "target", "full_seeds", "corpus", "rows", "steps"):
-            if getattr(args, name) != getattr(usual, name):
+            if getattr(args, name) != parser.get_default(name):
                 raise Refused(f"--ablate does not go with --{name.replace('_', '-')}")
     elif args.no_stage2:
         raise Refused("--no-stage2 needs --ablate; without it, see --rows")

@@ -17,6 +17,8 @@ from itertools import pairwise
 import regex  # comes with tiktoken, and understands the same patterns
 import tiktoken
 
+from data.files import read_json, write_text
+
 BOS = "<|bos|>"  # starts every document: the only special token
 PATTERNS = {  # the chunks of a text; the two LLMs cut differently, as GPT-2 and GPT-4 do
     "source": r" ?[a-z]+| ?[0-9]+| ?[^\sa-z0-9]+|\s",
@@ -82,12 +84,12 @@ def save_encoding(encoding, path):
         except UnicodeDecodeError:
             tokens.append({"hex": token.hex()})
     data = {"name": encoding.name, "pattern": encoding._pat_str, "special": BOS, "tokens": tokens}
-    path.write_text(json.dumps(data, ensure_ascii=False, indent=0), encoding="utf-8")
+    write_text(path, json.dumps(data, ensure_ascii=False, indent=0))
 
 
 def load_encoding(path):
     """The vocabulary that save_encoding wrote."""
-    data = json.loads(path.read_text(encoding="utf-8"))
+    data = read_json(path)
     tokens = []
     for token in data["tokens"]:
         is_text = isinstance(token, str)

@@ -23,13 +23,14 @@ import torch.nn.functional as F
 sys.path.insert(0, str(Path(__file__).parent.parent))  # the project, one folder up
 
 from adapter import NOTHING, LangBridge
-from data.files import Refused, Stage, read_tensors, write_json
+from data.files import Refused, Stage, write_json
 from data.loop import Loop, autocast, optimizers
 from data.run import Job, Parser, lanes, run_command, seed_list
-from evaluate import own_weight, score_vlm
+from evaluate import held_out, own_weight, score_vlm
 from model import VLM, load_llm
 from results.report import across, tries_table
-from train import check, load_settings, open_stage, picture_loss, shared_words
+from train import (check, load_settings, open_stage, picture_loss, shared_words,
+                   training_features)
 
 SCORES = ("vqa", "caption_f1", "pope_acc")
 SPLITS = ("val", "test")
@@ -173,13 +174,13 @@ def attempt(s, stage, tried):
                     s.align_drawn, **tried.adapter).to(s.device)
     adapter.set_basis(*llms["source"])
     vlms = [VLM(adapter, *llm) for llm in sources]
-    features = read_tensors(out / "vit" / "features.pt", mmap=True)
+    features = training_features(s)  # (pictures, N, D)
 
     loop = Loop(s, stage, [adapter], optimizers(s.align_matrix_lr, s.align_lr, adapter),
                 s.align_steps)
     for step in loop:
         rng = random.Random(f"align/{s.seed}/{step}")  # the samples that train.align meets
-        pictures = [rng.randrange(len(features["train"])) for _ in range(s.align_batch)]
+        pictures = [rng.randrange(len(features)) for _ in range(s.align_batch)]
         texts = [data.description(i, rng) for i in pictures]
         vlm = vlms[step % len(vlms)]
         if tried.two_sources:
@@ -188,11 +189,11 @@ def attempt(s, stage, tried):
             adapter.drawn = 0.0
         adapter.penalty = 0.0
         with autocast(s):
-            loss = picture_loss(s, vlm, features["train"], pictures, texts)
+            loss = picture_loss(s, vlm, features, pictures, texts)
         loop.update(loss + adapter.penalty)
 
     adapter.set_basis(*llms["source"])
-    exam = {split: features[split].float().to(s.device) for split in SPLITS}
+    exam = held_out(out, s.device, SPLITS)
     facts = {"K": len(words), "own_weight": own_weight(vlms[0], exam["test"], data)}
     for name, llm in llms.items():
         vlm = VLM(adapter.set_basis(*llm), *llm)
