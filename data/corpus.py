@@ -23,7 +23,7 @@ same tokens in training and in use.
 import random
 
 from data.bpe import BOS, PATTERNS, train_bpe
-from data.world import CAPTION_REQUESTS, PLACES, World, any_caption, ask_any, make_scene
+from data.world import CAPTION_REQUESTS, PAIRS, PLACES, any_caption, ask_any, make_scene
 
 GRID = 6  # tiles a side: a place of the 3 x 3 board is 2 x 2 tiles
 NOTHING = " ."  # the word for an empty tile
@@ -53,16 +53,12 @@ STORIES = {  # who does what to what, and when: words that only one of the vocab
 
 def raster(scene, rng):
     """GRID lines of words. An object fills 2 x 2 tiles; each of its rows holds its colour and its
-    shape, in random order. In the rich world, its size replaces one of the two in the lower row."""
+    shape, in random order."""
     tiles = [[NOTHING] * GRID for _ in range(GRID)]
     for obj in scene:
-        upper, lower = tiles[2 * obj.row], tiles[2 * obj.row + 1]
-        columns = slice(2 * obj.col, 2 * obj.col + 2)
-        words = [f" {obj.color}", f" {obj.shape}"]
-        upper[columns] = rng.sample(words, 2)
-        if obj.size:
-            words[rng.randrange(2)] = f" {obj.size}"
-        lower[columns] = rng.sample(words, 2)
+        for line in (tiles[2 * obj.row], tiles[2 * obj.row + 1]):
+            words = [f" {obj.color}", f" {obj.shape}"]
+            line[2 * obj.col:2 * obj.col + 2] = rng.sample(words, 2)
     return "".join("".join(line) + "\n" for line in tiles)
 
 
@@ -70,8 +66,8 @@ def sentences(scene, dialect, rng):
     """The scene in prose, in the order of its objects."""
     said = []
     for o in scene:
-        words = " ".join([o.size, o.color, o.shape]).strip()  # the plain world has no sizes
-        said.append(rng.choice(SENTENCES[dialect]).format(object=words, place=PLACES[o.place]))
+        wording = rng.choice(SENTENCES[dialect])
+        said.append(wording.format(object=f"{o.color} {o.shape}", place=PLACES[o.place]))
     return " " + " ".join(said) + "\n"
 
 
@@ -97,9 +93,10 @@ def description(scene, rng):
     return turn(rng.choice(CAPTION_REQUESTS), any_caption(scene, rng))
 
 
-def conversation(scene, rng, turns, captions=0.3):
+def conversation(scene, rng, turns, captions=0.3, pairs=PAIRS):
     """Up to `turns` turns about a scene, each its description with probability `captions`, else a
-    question; what was asked before is dropped, so there is at most one description.
+    question about these pairs of colour and shape; what was asked before is dropped, so there is
+    at most one description.
 
     Nothing is asked twice: copying the first answer is easier to learn than looking at the scene,
     and would be learned instead.
@@ -109,7 +106,7 @@ def conversation(scene, rng, turns, captions=0.3):
         if rng.random() < captions:
             about, new = "caption", description(scene, rng)
         else:
-            qa = ask_any(scene, rng)
+            qa = ask_any(scene, rng, pairs)
             about, new = qa.about, turn(qa.question, qa.answer)
         if about not in told:
             told.add(about)
@@ -119,14 +116,14 @@ def conversation(scene, rng, turns, captions=0.3):
     return pieces
 
 
-def document(dialect, seed, index, rasters=0.6, turns=8, captions=0.3, stories=0.05, world=World()):
+def document(dialect, seed, index, rasters=0.6, turns=8, captions=0.3, stories=0.05):
     """Document `index` of an LLM's corpus: a scene in words and a conversation about it, or, with
     probability `stories`, a story. A share `rasters` of the scenes are rasters. The rest are prose,
     with the objects in random order, and their descriptions keep that order."""
     rng = random.Random(f"document/{dialect}/{seed}/{index}")
     if rng.random() < stories:
         return story(dialect, rng)
-    scene = make_scene(f"text:{dialect}", seed, index, world)
+    scene = make_scene(f"text:{dialect}", seed, index)
     if rng.random() < rasters:
         body = raster(scene, rng)
     else:
@@ -135,12 +132,12 @@ def document(dialect, seed, index, rasters=0.6, turns=8, captions=0.3, stories=0
     return [(PREFIX + body, 0.0)] + conversation(scene, rng, turns, captions)
 
 
-def train_tokenizer(dialect, vocab_size, seed, documents=3000, world=World()):
+def train_tokenizer(dialect, vocab_size, seed, documents=3000):
     """A BPE vocabulary learned from the first documents of an LLM's corpus (of the usual mixture,
     whatever share of rasters the LLM then reads)."""
     texts = []
     for i in range(documents):
-        pieces = document(dialect, seed, i, world=world)
+        pieces = document(dialect, seed, i)
         texts.append("".join(text for text, _ in pieces).replace(BOS, ""))
     order = seed + sum(dialect.encode())  # each dialect numbers its bytes differently
     return train_bpe(texts, vocab_size, PATTERNS[dialect], order, name=dialect)

@@ -12,8 +12,8 @@ import numpy as np
 
 from data import corpus, scoring
 from data.files import Refused
-from data.world import (CAPTION_REQUESTS, COLORS, PLACES, SHAPES, World, draw, draw_split, keywords,
-                        make_scene, patches_of, twin)
+from data.world import (CAPTION_REQUESTS, COLORS, COMP_PAIRS, PLACES, SEEN_PAIRS, SHAPES, draw,
+                        draw_split, keywords, make_scene, patches_of, twin)
 
 
 class SeenObject(NamedTuple):
@@ -32,13 +32,14 @@ class ShapeData:
     SPLITS, EXAM, count(split)                   the names and the sizes of the splits
     pictures(split, indices)                     (n, size, size, 3) uint8, for the ViT's features
     alt_texts(seed, n), pairs(seed, step, n)     the ViT: its tokenizer, its batches
-    test_pairs(k, n)                             how well it finds the text of a picture
+    test_pairs(split, k, n)                      how well it finds the text of a picture
     tokenizer(dialect, V, seed)                  the LLMs: their vocabulary
     document(dialect, seed, index, ..)           the LLMs: their corpus, in pieces (data/corpus.py)
-    examine_reading(answer, dialect, seed)       the LLMs: their scores
+    examine_reading(answer, dialect)             the LLMs: their scores
     description(index, rng)                      align: the caption of a training picture
     conversation(index, rng, turns, captions)    instruct: a conversation about it
-    examine(answer, pictures), chance(pictures)  the exam of a VLM; the scores of guessing
+    examine(answer, pictures)                    the exam of a VLM
+    chance(pictures), majority(pictures)         the scores of guessing
     score(said), intervals(said), by_objects(said)   what an exam is worth
     edits(pictures)                              what should change when patches are edited
     request, example_questions()                 what a user may ask
@@ -46,24 +47,18 @@ class ShapeData:
     objects(split, index, side)                  what the side x side patches of a picture show
     seen(split, values)                          the same for many pictures, with patches' values
     """
-    max_objects: int = 3  # most objects in a scene
-    rich: bool = False  # sizes, relations (left of, above), synonyms and more wordings
     size: int = 48  # picture side in pixels
     train_pictures: int = 12000
     test_pictures: int = 600
 
     SPLITS = ("train", "val", "test", "comp")
-    EXAM = ("test", "comp")  # the splits that a VLM is examined on
+    EXAM = ("val", "test", "comp")  # the splits that a VLM is examined on
     score = staticmethod(scoring.summarize)
     intervals = staticmethod(scoring.intervals)
     by_objects = staticmethod(scoring.by_objects)
     request = CAPTION_REQUESTS[0]  # asks for a caption
     kinds = {"color": COLORS, "shape": SHAPES}
     place_words = sorted(set(" ".join(PLACES).split()))
-
-    @property
-    def world(self):
-        return World(self.max_objects, self.rich)
 
     def config(self):
         return {"kind": "shapes", **asdict(self)}
@@ -73,52 +68,58 @@ class ShapeData:
         return counts.get(split, self.test_pictures // 2)  # val and comp have half as many
 
     def pictures(self, split, indices):
-        return draw_split(split, indices, self.size, self.world)
+        return draw_split(split, indices, self.size)
 
     def alt_texts(self, seed, n):
-        return [keywords(make_scene("train", seed, i, self.world)) for i in range(n)]
-
-    def with_texts(self, scenes, seed):
-        pictures = np.stack([draw(scene, self.size, seed) for scene in scenes])
-        return pictures, [keywords(scene) for scene in scenes]
+        return [keywords(make_scene("train", seed, i)) for i in range(n)]
 
     def pairs(self, seed, step, n):
         half, rng = n // 2, random.Random(f"twins/{seed}/{step}")
         indices = range(step * half, (step + 1) * half)  # of seed + 1: captions use seed 0
-        scenes = [make_scene("train", seed + 1, i, self.world) for i in indices]
-        return self.with_texts(scenes + [twin(scene, rng) for scene in scenes], step)
+        scenes = [make_scene("train", seed + 1, i) for i in indices]
+        scenes += [twin(scene, rng) for scene in scenes]
+        pictures = [draw(scene, f"pairs/{seed}/{step}/{k}", self.size)
+                    for k, scene in enumerate(scenes)]
+        return np.stack(pictures), [keywords(scene) for scene in scenes]
 
-    def test_pairs(self, k, n=100):
+    def test_pairs(self, split, k, n=100):
         indices = range(k * n, (k + 1) * n)
-        return self.with_texts([make_scene("test", 0, i, self.world) for i in indices], 0)
+        texts = [keywords(make_scene(split, 0, i)) for i in indices]
+        return self.pictures(split, indices), texts
 
     def tokenizer(self, dialect, V, seed):
-        return corpus.train_tokenizer(dialect, V, seed, world=self.world)
+        return corpus.train_tokenizer(dialect, V, seed)
 
     def document(self, dialect, seed, index, rasters, turns, captions):
-        return corpus.document(dialect, seed, index, rasters, turns, captions, world=self.world)
+        return corpus.document(dialect, seed, index, rasters, turns, captions)
 
     def description(self, index, rng):
-        return corpus.description(make_scene("train", 0, index, self.world), rng)
+        return corpus.description(make_scene("train", 0, index), rng)
 
     def conversation(self, index, rng, turns, captions=0.3):
-        return corpus.conversation(make_scene("train", 0, index, self.world), rng, turns, captions)
+        return corpus.conversation(make_scene("train", 0, index), rng, turns, captions, SEEN_PAIRS)
 
-    def examine_reading(self, answer, dialect, seed):
-        n = 5 * self.test_pictures // 3
-        return scoring.examine_reading(answer, dialect, seed, n, self.world)
+    def examine_reading(self, answer, dialect):
+        scores = {}
+        for split in ("val", "test"):
+            n = self.count(split)
+            scores[split] = scoring.examine_reading(answer, dialect, f"text:{split}", n)
+        return scores["test"] | {"val": scores["val"]}
 
     def examine(self, answer, pictures):
-        return scoring.examine(answer, pictures, self.world)
+        return scoring.examine(answer, pictures)
 
     def chance(self, pictures):
-        return scoring.score_chance(pictures, self.world)
+        return scoring.score_chance(pictures)
+
+    def majority(self, pictures):
+        return scoring.score_majority(pictures, self.train_pictures)
 
     def edits(self, pictures):
-        return scoring.color_edits(pictures, self.world)
+        return scoring.color_edits(pictures)
 
     def example_questions(self):
-        _, questions, _ = scoring.benchmark("test", self.test_pictures, self.world)
+        _, questions, _ = scoring.benchmark("test", self.test_pictures)
         examples = {}  # one of each type
         for _, qa in questions:
             examples.setdefault(qa.type, qa.question)
@@ -126,26 +127,32 @@ class ShapeData:
 
     def objects(self, split, index, side):
         seen = []
-        for o in make_scene(split, 0, index, self.world):
+        for o in make_scene(split, 0, index):
             words = {"color": o.color, "shape": o.shape}
             seen.append(SeenObject(words, PLACES[o.place].split(), patches_of(o.place, side)))
         return seen
 
     def seen(self, split, values):
-        """Each SeenObject of a split's first pictures, and the values of its patches. `values` has
-        shape (pictures, N, ..), a torch tensor or a numpy array."""
+        """Each SeenObject of a split's first pictures, of 'comp' those of unseen pairs alone, and
+        the values of its patches. `values` has shape (pictures, N, ..), torch or numpy."""
         side = int(values.shape[1] ** 0.5)
         for i, patches in enumerate(values):
             for o in self.objects(split, i, side):
-                yield o, patches[o.patches]
+                unseen = (o.words["color"], o.words["shape"]) in COMP_PAIRS
+                if unseen or split != "comp":
+                    yield o, patches[o.patches]
 
 
 def load_data(config):
-    """Rebuild the object from its config(). Raises Refused for an unknown kind."""
+    """Rebuild the object from its config(). Raises Refused for one of another version."""
     kinds = {"shapes": ShapeData}
     fields = dict(config)
     kind = fields.pop("kind", None)
+    another = "a folder of another version of this project must be made again"
     if kind not in kinds:
-        raise Refused(f"unknown kind of data {kind!r}, expected one of {', '.join(kinds)}; a "
-                      "folder of another version of this project must be made again")
-    return kinds[kind](**fields)
+        raise Refused(f"unknown kind of data {kind!r}, expected one of {', '.join(kinds)}; "
+                      f"{another}")
+    try:
+        return kinds[kind](**fields)
+    except TypeError:
+        raise Refused(f"data of kind {kind!r} have no such settings as {fields}; {another}")

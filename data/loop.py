@@ -40,16 +40,21 @@ class Muon(torch.optim.Optimizer):
 def orthogonal(x):
     """U S V^T -> U V^T, approximately, for each matrix: x (matrices, rows, columns) -> the same.
 
-    Five steps of a Newton-Schulz iteration, with Jordan's coefficients, drive all singular values
-    towards 1.
+    Five steps x <- p(x x^T) x of a Newton-Schulz iteration, p(a) = 3.4445 - 4.7750 a + 2.0315 a^2
+    (Jordan's coefficients), drive all singular values towards 1. Because a = x x^T becomes
+    p(a) a p(a), the steps need x itself only at the end: where rows are few, that is much cheaper.
     """
     if x.size(1) > x.size(2):
         return orthogonal(x.mT).mT
     x = x / (x.norm(dim=(1, 2), keepdim=True) + 1e-7)
-    for _ in range(5):
-        a = x @ x.mT  # (matrices, rows, rows)
-        x = 3.4445 * x + (-4.7750 * a + 2.0315 * a @ a) @ x
-    return x
+    one = torch.eye(x.size(1), device=x.device)
+    a = x @ x.mT  # (matrices, rows, rows)
+    p = steps = 3.4445 * one - 4.7750 * a + 2.0315 * a @ a
+    for _ in range(4):
+        a = p @ a @ p
+        p = 3.4445 * one - 4.7750 * a + 2.0315 * a @ a
+        steps = p @ steps  # the product of all p
+    return steps @ x
 
 
 def optimizers(matrix_lr, lr, *modules):
@@ -72,7 +77,7 @@ class Loop:
 
         loop = Loop(s, stage, [model], optimizers(..), steps)
         for step in loop:
-            loop.update(loss)  # of this step's batch, which depends only on the step
+            loop.update([loss])  # of this step's batch, which depends only on the step
 
     A killed stage resumes as if nothing had happened: a checkpoint holds everything that a step
     depends on. Losses go to log.csv. measure() runs after each number of steps in `measure_at`:
@@ -127,14 +132,17 @@ class Loop:
         if self.step in self.measure_at:
             self.measured.append([self.step, self.measure()])
 
-    def update(self, loss):
-        """One optimiser step. (No clipping: Muon's and AdamW's steps do not grow with the
-        gradient.)"""
-        value = loss.item()
+    def update(self, losses):
+        """One optimiser step to lower the sum of the losses of a batch's parts. What a part needs
+        in memory is freed before the next one is computed: small parts stay in a CPU's cache. (No
+        clipping: Muon's and AdamW's steps do not grow with the gradient.)"""
+        value = 0.0
+        for loss in losses:
+            loss.backward()
+            value += loss.item()
         if not math.isfinite(value):
             raise Refused(f"{self.stage.name}: the loss is {value} at step {self.step}; lower the "
                           f"learning rate and delete {str(self.stage.folder)!r}")
-        loss.backward()
         for optimizer in self.optimizers:
             optimizer.step()
             optimizer.zero_grad()

@@ -8,7 +8,7 @@ import signal
 import sys
 import threading
 import time
-from concurrent.futures import ProcessPoolExecutor, as_completed
+from concurrent.futures import FIRST_COMPLETED, ProcessPoolExecutor, wait
 from concurrent.futures.process import BrokenProcessPool
 from contextlib import contextmanager
 from dataclasses import fields
@@ -82,28 +82,32 @@ def run_command(main):
 # ---- stages side by side ------------------------------------------------------------------------
 
 class Job(NamedTuple):
-    """A stage to be made: make(s, stage, **arguments)"""
+    """A stage to be made, make(s, stage, **arguments), when those in `after` are finished."""
     make: Callable
     s: Any  # settings
     stage: Stage
     arguments: dict = {}
+    after: tuple = ()  # stages
 
 
 def work(job):
     """Make a stage, unless it is there already."""
-    if job.stage.config() is not None:
-        print(f"{job.stage.name}: already finished", flush=True)
-        return
-    job.make(job.s, job.stage, **job.arguments)
+    if job.stage.config() is None:
+        job.make(job.s, job.stage, **job.arguments)
+
+
+def say_scores(job):
+    """A line about a stage that is finished. Scores on val, for these may guide a choice."""
     config = job.stage.config()
-    scores = config.get("scores", config)
-    said = [f"{k} {v:.3f}" for k, v in scores.items() if isinstance(v, float) and "second" not in k]
+    scores = config["scores"].get("val", config["scores"])
+    said = [f"{name} {value:.3f}" for name, value in scores.items() if isinstance(value, float)]
     print(f"{job.stage.name}: {', '.join(said)}  ({config['seconds']:.0f} s)", flush=True)
 
 
 @contextmanager
-def lanes(s, most):
-    """Yields run(jobs): at most `most` stages at a time, each in a process of its own.
+def lanes(s, most, say=say_scores):
+    """Yields run(jobs): at most `most` stages at a time, each in a process of its own. Of the jobs
+    that could begin, the first in the list does. say(job) is called when one is finished.
 
     On a CPU, two stages on one thread each finish sooner than one after the other on two threads. A
     lane keeps its thread count even when others idle: sums would round differently, and a resumed
@@ -111,28 +115,42 @@ def lanes(s, most):
     """
     count = min(s.threads, most) if s.device == "cpu" else 1
     if count == 1:
-        yield one_by_one
+        yield lambda jobs: one_by_one(jobs, say)
         return
     # otherwise glibc returns large blocks to the system and refetches them at every step
     os.environ.setdefault("MALLOC_MMAP_THRESHOLD_", str(2 ** 25))
     os.environ.setdefault("MALLOC_TRIM_THRESHOLD_", str(2 ** 30))
     context = multiprocessing.get_context("spawn")
     with ProcessPoolExecutor(count, context, begin_lane, (s.threads // count,)) as pool:
-        def run(jobs):
-            for done in as_completed([pool.submit(work, job) for job in jobs]):
-                done.result()
-
         try:
-            yield run
+            yield lambda jobs: side_by_side(pool, count, jobs, say)
         except BaseException:
             for process in multiprocessing.active_children():
                 process.terminate()
             raise
 
 
-def one_by_one(jobs):
+def one_by_one(jobs, say):
+    """Each job comes after those it needs."""
     for job in jobs:
         work(job)
+        say(job)
+
+
+def side_by_side(pool, count, jobs, say):
+    """The same, `count` at a time."""
+    waiting, running = list(jobs), {}
+    while waiting or running:
+        unfinished = {job.stage.folder for job in [*waiting, *running.values()]}
+        ready = [job for job in waiting
+                 if not any(stage.folder in unfinished for stage in job.after)]
+        for job in ready[:count - len(running)]:
+            waiting.remove(job)
+            running[pool.submit(work, job)] = job
+        for future in wait(running, return_when=FIRST_COMPLETED).done:
+            job = running.pop(future)
+            future.result()  # raises what the stage raised
+            say(job)
 
 
 def begin_lane(threads):

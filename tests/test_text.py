@@ -8,7 +8,7 @@ import pytest
 import data.bpe as bpe
 from data.bpe import load_encoding, merge, save_encoding, shared_tokens
 from data.corpus import NOTHING, conversation, document, encode, raster, train_tokenizer
-from data.world import COLORS, PLACES, SHAPES, SIZES, World, make_scene
+from data.world import COLORS, PLACES, SHAPES, make_scene
 
 
 @pytest.fixture(scope="module")
@@ -63,10 +63,6 @@ def test_the_vocabularies_differ(encodings):
 def test_the_words_of_the_world_are_single_tokens_of_both(encodings):
     words = {*COLORS, *SHAPES, *" ".join(PLACES).split(), NOTHING.strip()}
     assert as_tokens(words) <= set(shared_tokens(*encodings))
-    rich = []
-    for dialect in ("source", "target"):
-        rich.append(train_tokenizer(dialect, 512, 0, documents=1000, world=World(5, rich=True)))
-    assert as_tokens({*words, *SIZES}) <= set(shared_tokens(*rich))
 
 
 def test_merging_replaces_every_occurrence():
@@ -82,14 +78,6 @@ def test_a_raster_shows_each_object_where_it_is():
     for o, above, below in tiles_of(scene, lines):
         assert set(above) == set(below) == {o.color, o.shape}
     assert text.count(NOTHING) == 36 - 4 * len(scene)
-
-
-def test_a_raster_of_the_rich_world_names_all_attributes_of_each_object():
-    for i in range(100):
-        scene = make_scene("test", 0, i, World(rich=True))
-        lines = raster(scene, random.Random(i)).splitlines()
-        for o, above, below in tiles_of(scene, lines):
-            assert set(above + below) == {o.color, o.shape, o.size}
 
 
 def test_nothing_is_asked_twice_in_a_conversation():

@@ -11,25 +11,22 @@ import pytest
 import data.world as world
 from data.dataset import ShapeData, load_data
 from data.files import Refused
-from data.scoring import by_objects, color_edits, examine, intervals, summarize
+from data.scoring import (
+    by_objects, color_edits, examine, intervals, score_chance, score_majority, summarize)
 from data.world import (
-    ANSWERS, COLORS, COMP_PAIRS, NUMBERS, PLACES, QUESTION_TYPES, QUESTIONS, RICH_QUESTIONS,
-    RICH_TYPES, RICH_WORDINGS, SHAPES, SYNONYMS, WORDINGS, World, ask, caption, draw, make_scene,
-    parse_caption, patches_of, score_caption, twin, types_of)
+    ANSWERS, COLORS, COMP_PAIRS, NUMBERS, PAIRS, PLACES, QUESTION_TYPES, QUESTIONS, SEEN_PAIRS,
+    SHAPES, SIDES, WORDINGS, Object, ask, belongs, caption, draw, make_scene, parse_caption,
+    patches_of, score_caption, side_of, twin)
 
-RICH = World(max_objects=5, rich=True)
+SPLITS = ("train", "val", "test", "comp", "text:source", "text:target", "text:val", "text:test")
 
 
-def scenes(split, n=300, world=World()):
-    return [make_scene(split, 0, i, world) for i in range(n)]
+def scenes(split, n=300):
+    return [make_scene(split, 0, i) for i in range(n)]
 
 
 def pairs_of(scene):
-    return {(o.color, o.shape) for o in scene}
-
-
-def words_of(texts):
-    return set(" ".join(texts).replace("?", "").replace(".", "").split())
+    return {o.pair for o in scene}
 
 
 # ---- scenes and pictures -----------------------------------------------------------------------
@@ -41,25 +38,60 @@ def test_the_examples_of_the_docstrings_are_true():
 
 def test_a_scene_is_a_function_of_split_seed_and_index():
     assert make_scene("train", 0, 7) == make_scene("train", 0, 7)
-    assert scenes("train") != scenes("val") != scenes("test")
-    assert (draw(make_scene("test", 0, 3)) == draw(make_scene("test", 0, 3))).all()
+    assert make_scene("train", 0, 7) != make_scene("train", 1, 7)
+    scene = make_scene("test", 0, 3)
+    assert (draw(scene, "test/3") == draw(scene, "test/3")).all()
+    assert (draw(scene, "test/3") != draw(scene, "test/4")).mean() > 0.9
 
 
-def test_a_drawing_is_seeded_by_what_the_scene_shows_and_by_nothing_else():
-    plain = world.Object("red", "circle", 4)
-    large = world.Object("blue", "star", 8, "large")
-    assert world.drawing_seed([plain, large], 3) == (
-        "draw/3/[Object(color='red', shape='circle', place=4), "
-        "Object(color='blue', shape='star', place=8, size='large')]")
+def test_no_two_splits_share_a_scene_except_the_texts_and_pictures_that_are_trained_on():
+    shown = {split: {frozenset(scene) for scene in scenes(split, 3000)} for split in SPLITS}
+    training = {"train", "text:source", "text:target"}
+    for a in SPLITS:
+        for b in SPLITS:
+            if a != b and not {a, b} <= training:
+                assert not shown[a] & shown[b], (a, b)
+    assert shown["train"] & shown["text:source"] & shown["text:target"]
+
+
+def test_the_stages_meet_the_scenes_of_the_splits_that_are_held_apart():
+    shapes, read = ShapeData(train_pictures=50, test_pictures=60), []
+    for split in shapes.SPLITS:
+        drawn = draw(make_scene(split, 0, 1), f"{split}/1")
+        assert (shapes.pictures(split, [1])[0] == drawn).all()
+
+    def answer(asked):
+        read.extend(body for body, _ in asked if " at the " in body)
+        return [""] * len(asked)
+
+    shapes.examine_reading(answer, "source")
+    held_out = {frozenset((o.color, o.shape, PLACES[o.place]) for o in scene)
+                for split in ("text:val", "text:test") for scene in scenes(split, 100)}
+    assert len(read) == 30 + 60
+    assert all(frozenset(parse_caption(body)) in held_out for body in read)
+
+
+def test_every_split_has_scenes_of_one_object_and_sides_are_as_large_as_they_say():
+    sides = Counter(side_of([Object(*pair, place)]) for pair in PAIRS for place in range(9))
+    assert sides.total() == 432 and all(sides[side] >= 30 for side in SIDES)
+    assert 0.5 < sides["train"] / 432 < 0.7
+    for split in SPLITS:
+        sizes = Counter(len(scene) for scene in scenes(split, 600))
+        assert set(sizes) == {1, 2, 3} and min(sizes.values()) > 150
+
+
+def test_the_order_of_objects_does_not_move_a_scene_to_another_side():
+    rng = random.Random(0)
+    for scene in scenes("text:test", 50):
+        shuffled = rng.sample(scene, len(scene))
+        assert side_of(shuffled) == side_of(scene) == "text:test"
 
 
 def test_unseen_pairs_are_in_no_training_picture_and_in_every_comp_picture():
     for split in ("train", "val", "test"):
-        assert not any(pairs_of(scene) & COMP_PAIRS for scene in scenes(split, 2000))
-    assert all(pairs_of(scene) & COMP_PAIRS for scene in scenes("comp", 2000))
+        assert not any(pairs_of(scene) & set(COMP_PAIRS) for scene in scenes(split, 2000))
+    assert all(pairs_of(scene) & set(COMP_PAIRS) for scene in scenes("comp", 2000))
     assert len(COMP_PAIRS) >= 0.15 * len(COLORS) * len(SHAPES)
-    rng = random.Random(0)
-    assert not any(pairs_of(twin(scene, rng)) & COMP_PAIRS for scene in scenes("train"))
 
 
 def test_each_half_of_an_unseen_pair_is_seen_plenty():
@@ -71,27 +103,12 @@ def test_each_half_of_an_unseen_pair_is_seen_plenty():
         assert min(seen[color], seen[shape]) > 200
 
 
-def test_the_rich_world_has_the_same_objects_with_sizes_that_can_be_seen():
-    for plain, rich in zip(scenes("test", 20), scenes("test", 20, World(rich=True))):
-        assert plain == [o._replace(size="") for o in rich]
-        assert all(o.size in world.SIZES for o in rich)
-
-    def painted(size):
-        """The share of pixels unlike the background, with one object of this size."""
-        shares = []
-        for seed in range(20):
-            picture = draw([world.Object("red", "square", 4, size)], seed=seed).astype(int)
-            shares.append((np.abs(picture - picture[0, 0]).sum(-1) > 120).mean())
-        return np.mean(shares)
-
-    assert 0 < painted("small") < 0.6 * painted("large")
-
-
-def test_a_twin_differs_in_one_word():
+def test_a_twin_is_a_training_scene_that_differs_in_one_word():
     rng = random.Random(0)
-    for scene in scenes("train") + scenes("train", world=RICH):
+    for scene in scenes("train"):
         other = twin(scene, rng)
         assert len(set(scene) - set(other)) == len(set(other) - set(scene)) == 1
+        assert belongs(other, "train")
 
 
 def test_the_patches_of_a_place_are_those_its_object_covers():
@@ -101,25 +118,20 @@ def test_the_patches_of_a_place_are_those_its_object_covers():
 
 # ---- captions and questions --------------------------------------------------------------------
 
-@pytest.mark.parametrize("kind, wordings", [(World(), WORDINGS), (RICH, RICH_WORDINGS)])
-def test_every_wording_of_a_caption_can_be_read_back(kind, wordings):
-    for scene in scenes("test", world=kind):
-        for i in range(len(wordings)):
+def test_every_wording_of_a_caption_can_be_read_back():
+    for scene in scenes("test"):
+        for i in range(len(WORDINGS)):
             assert score_caption(caption(scene, i), scene) == (len(scene),) * 3
 
 
-def test_a_caption_of_the_rich_world_must_tell_the_sizes():
-    for scene in scenes("test", world=RICH):
-        right, _, _ = score_caption(caption([o._replace(size="") for o in scene]), scene)
-        assert right == 0
-
-
-def test_an_invented_or_half_said_object_is_not_right():
+def test_an_invented_a_half_said_or_a_repeated_object_is_not_right():
     scene = make_scene("test", 0, 1)
+    n = len(scene)
     invented = caption(scene) + " a red circle at the top left."
-    assert score_caption(invented, scene) == (len(scene), len(scene) + 1, len(scene))
+    assert score_caption(invented, scene) == (n, n + 1, n)
+    assert score_caption(caption(scene) * 2, scene) == (n, 2 * n, n)
     assert score_caption(caption(scene), [])[2] == 0
-    assert parse_caption("a red circle") == {("red", "circle", "", "")}
+    assert parse_caption("a red circle") == [("red", "circle", "")]
     assert score_caption("a red circle", scene)[0] == 0
 
 
@@ -132,22 +144,18 @@ def true_answers(scene, about):
         return ["yes" if these else "no"]
     if about.type == "where":
         return [PLACES[o.place] for o in these]
-    if about.type != "relation":
-        return [getattr(o, about.type) for o in these]
-    [first] = these
-    [other] = [o for o in scene if (o.color, o.shape) == (about.other_color, about.other_shape)]
-    (row, col), (row2, col2) = divmod(first.place, 3), divmod(other.place, 3)
-    true = {"left of": col < col2, "right of": col > col2, "above": row < row2, "below": row > row2}
-    return ["yes" if true[about.relation] else "no"]
+    return [getattr(o, about.type) for o in these]
 
 
-def test_answers_are_possible_and_follow_from_the_scene():
+@pytest.mark.parametrize("split, pairs", [
+    ("test", SEEN_PAIRS), ("comp", COMP_PAIRS), ("text:test", PAIRS)])
+def test_answers_are_possible_and_follow_from_the_scene(split, pairs):
     rng = random.Random(0)
-    for scene in scenes("test") + scenes("test", world=RICH):
-        for type in types_of(scene):
-            qa = ask(scene, type, rng)
+    for scene in scenes(split):
+        for type in QUESTION_TYPES:
+            qa = ask(scene, type, rng, pairs)
             if qa is None:
-                assert type in ("color", "shape", "relation")
+                assert type in ("color", "shape")
                 continue
             assert qa.answer in (NUMBERS[:len(scene) + 1] if type == "count" else ANSWERS[type])
             assert qa.type == qa.about.type == type
@@ -156,33 +164,28 @@ def test_answers_are_possible_and_follow_from_the_scene():
 
 def test_yes_and_no_are_balanced_and_a_no_is_hard():
     rng = random.Random(0)
-    asked = [(scene, ask(scene, "exists", rng)) for scene in scenes("test", 2000)]
+    asked = [(scene, ask(scene, "exists", rng, SEEN_PAIRS)) for scene in scenes("test", 2000)]
     assert 0.46 < np.mean([qa.answer == "yes" for _, qa in asked]) < 0.54
     for scene, qa in asked:
         if qa.answer == "no":
             assert any(qa.about.color == o.color or qa.about.shape == o.shape for o in scene)
 
 
-@pytest.mark.parametrize("type", ["size", "relation"])
-def test_the_answers_of_the_rich_world_are_balanced(type):
-    rng = random.Random(0)
-    asked = [ask(scene, type, rng) for scene in scenes("test", 2000, RICH)]
-    answers = Counter(qa.answer for qa in asked if qa)
-    assert 0.46 < answers[ANSWERS[type][0]] / answers.total() < 0.54
-
-
-def test_synonyms_are_asked_with_and_never_answered():
-    rng, synonyms = random.Random(0), set(SYNONYMS.values())
-    asked = [ask(scene, type, rng) for scene in scenes("train", 300, RICH) for type in RICH_TYPES]
-    assert synonyms <= words_of(qa.question for qa in asked if qa)
-    assert not synonyms & words_of(qa.answer for qa in asked if qa)
-    plain = [ask(scene, type, rng) for scene in scenes("train") for type in QUESTION_TYPES]
-    assert not synonyms & words_of(qa.question for qa in plain if qa)
+def test_the_name_of_a_pair_does_not_give_the_answer_away():
+    """Outside comp no unseen pair is asked about, in training neither; in comp nothing else is."""
+    rng, shapes = random.Random(0), ShapeData(train_pictures=500)
+    unseen = {f"{color} {shape}" for color, shape in COMP_PAIRS}
+    told = "".join(text for i in range(500) for text, _ in shapes.conversation(i, rng, 8))
+    assert not any(pair in told for pair in unseen) and "red circle" in told
+    said = examine(lambda split, items: [""] * len(items), {"val": 300, "test": 300, "comp": 300})
+    for split in ("val", "test", "comp"):
+        about = [a.qa.about for a in said[split].questions + said[split].pope
+                 if a.qa.type in ("exists", "where")]
+        assert all(((o.color, o.shape) in COMP_PAIRS) == (split == "comp") for o in about)
 
 
 def test_every_question_has_two_wordings():
     assert all(len(set(wordings)) >= 2 for wordings in QUESTIONS.values())
-    assert all(len(set(wordings)) >= 2 for wordings in RICH_QUESTIONS.values())
 
 
 def test_an_unknown_question_type_names_the_known_ones():
@@ -199,7 +202,7 @@ def exam(accuracy):
     def answer(split, items):
         return [qa.answer if rng.random() < accuracy else "?" for _, qa in items]
 
-    return examine(answer, {"test": 300, "comp": 100}, World())
+    return examine(answer, {"val": 50, "test": 300, "comp": 100})
 
 
 def test_the_truth_scores_one_and_nonsense_zero():
@@ -207,6 +210,7 @@ def test_the_truth_scores_one_and_nonsense_zero():
     scores = ["vqa", "caption_f1", "caption_exact", "pope_acc", "comp_vqa", "comp_caption_f1"]
     assert all(truth[name] == 1 for name in scores)
     assert all(nonsense[name] == 0 for name in scores)
+    assert truth["val"]["vqa"] == 1 and nonsense["val"]["pope_acc"] == 0
 
 
 def test_the_exam_on_unseen_pairs_asks_about_these_only():
@@ -216,11 +220,11 @@ def test_the_exam_on_unseen_pairs_asks_about_these_only():
         color = qa.answer if qa.type == "color" else qa.about.color
         shape = qa.answer if qa.type == "shape" else qa.about.shape
         assert (color, shape) in COMP_PAIRS
-    assert comp.questions and not comp.pope
+    assert len(comp.questions) == 2 * len(comp.pope) == 200
 
 
 def test_an_interval_holds_the_score_and_has_the_width_of_a_binomial():
-    said = exam(0.8)
+    said = {split: said for split, said in exam(0.8).items() if split != "val"}
     scores, bounds = summarize(said), intervals(said)
     for name, (low, high) in bounds.items():
         assert low < scores[name] < high
@@ -232,8 +236,17 @@ def test_scores_are_told_for_each_number_of_objects():
     assert by_objects(exam(1.0)) == {n: {"vqa": 1, "caption_f1": 1} for n in (1, 2, 3)}
 
 
+def test_guessing_scores_little_and_the_likeliest_answers_are_not_worth_more_than_half():
+    pictures = {"val": 30, "test": 300, "comp": 150}
+    chance, majority = score_chance(pictures), score_majority(pictures, 2000)
+    for scores in (chance, majority):
+        assert 0.1 < scores["vqa"] < 0.4 and scores["caption_f1"] < 0.05
+        assert 0.4 < scores["pope_acc"] < 0.6 and 0.4 < scores["comp_pope_acc"] < 0.6
+    assert majority["vqa_by_type"]["count"] > chance["vqa_by_type"]["count"]
+
+
 def test_an_edit_asks_what_follows_from_the_new_colour():
-    edits = color_edits(100, World())
+    edits = color_edits(100)
     assert {edit.follows for edit in edits} == {True, False}
     for edit in edits:
         scene = make_scene("test", 0, edit.picture)
@@ -248,9 +261,14 @@ def test_an_edit_asks_what_follows_from_the_new_colour():
 
 # ---- the object that the stages see ------------------------------------------------------------
 
-@pytest.fixture(params=[False, True], ids=["plain", "rich"])
-def shapes(request):
-    return ShapeData(rich=request.param, train_pictures=50, test_pictures=21)
+def test_the_data_of_an_older_version_are_refused():
+    with pytest.raises(Refused, match="another version"):
+        load_data({"kind": "shapes", "max_objects": 5, "rich": True, "size": 96})
+
+
+@pytest.fixture
+def shapes():
+    return ShapeData(train_pictures=50, test_pictures=21)
 
 
 def test_a_split_has_as_many_pictures_as_it_says(shapes):
@@ -282,11 +300,12 @@ def test_the_second_half_of_a_batch_are_twins_that_differ_in_one_word(shapes):
     assert len(np.unique(pictures, axis=0)) == 32
 
 
-def test_pictures_for_retrieval_are_the_first_of_the_test_split_in_order(shapes):
-    pictures, texts = shapes.test_pairs(1, n=5)
-    assert (pictures == shapes.pictures("test", range(5, 10))).all()
+@pytest.mark.parametrize("split", ["val", "test"])
+def test_pictures_for_retrieval_are_the_first_of_a_split_in_order(shapes, split):
+    pictures, texts = shapes.test_pairs(split, 1, n=5)
+    assert (pictures == shapes.pictures(split, range(5, 10))).all()
     for text, index in zip(texts, range(5, 10)):
-        for o in shapes.objects("test", index, 6):
+        for o in shapes.objects(split, index, 6):
             assert {*o.words.values(), *o.place} <= set(text.split())
 
 
@@ -318,7 +337,6 @@ def test_the_patches_of_an_object_are_those_where_its_picture_shows_it():
 
 def test_example_questions_have_one_of_each_type():
     assert len(ShapeData().example_questions()) == len(QUESTION_TYPES)
-    assert len(ShapeData(5, rich=True).example_questions()) == len(RICH_TYPES)
 
 
 def test_reading_is_examined_on_sentences_then_on_rasters_and_then_with_captions(shapes):
@@ -328,10 +346,13 @@ def test_reading_is_examined_on_sentences_then_on_rasters_and_then_with_captions
         exams.append(asked)
         return ["yes"] * len(asked)
 
-    scores = shapes.examine_reading(answer, "source", seed=0)
-    assert [len(asked) for asked in exams] == [35, 35, 11]  # 5/3 of 21, and a third of that
-    assert all(" at the " in scene for scene, _ in exams[0])
-    assert all(scene.count("\n") == 6 for scene, _ in exams[1] + exams[2])
-    assert {question for _, question in exams[2]} == {shapes.request}
-    assert 0 < scores["raster_qa_by_type"]["exists"] < 1 and scores["raster_caption_f1"] == 0
-    assert scores["text_qa_by_type"]["color"] == 0 < scores["text_qa"] < 0.5
+    scores = shapes.examine_reading(answer, "source")
+    assert [len(asked) for asked in exams] == [10, 10, 3, 21, 21, 7]  # val, then test
+    assert all(" at the " in scene for scene, _ in exams[0] + exams[3])
+    rasters = exams[1] + exams[2] + exams[4] + exams[5]
+    assert all(scene.count("\n") == 6 for scene, _ in rasters)
+    assert {question for _, question in exams[2] + exams[5]} == {shapes.request}
+    for of_split in (scores, scores["val"]):
+        assert 0 < of_split["raster_qa_by_type"]["exists"]
+        assert of_split["text_qa_by_type"]["color"] == of_split["raster_caption_f1"] == 0
+    assert 0 < scores["text_qa"] < 0.5
