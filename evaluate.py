@@ -80,7 +80,7 @@ def words_read(out, name):
 
 # ---- scores -------------------------------------------------------------------------------------
 
-def score_llm(llm, encoding, data, dialect, seed):
+def score_llm(llm, encoding, data, dialect):
     """Reading comprehension: data.examine_reading with an LLM's greedy answers."""
     device, newline = llm.embedding.weight.device, encoding.encode_single_token(b"\n")
     llm.eval()
@@ -96,7 +96,7 @@ def score_llm(llm, encoding, data, dialect, seed):
                 answers[i] = encoding.decode(tokens).strip()
         return answers
 
-    return data.examine_reading(answer, dialect, seed)
+    return data.examine_reading(answer, dialect)
 
 
 def examine_vlm(vlm, features, data):
@@ -258,7 +258,7 @@ def steering(vlm, features, data):
 
 def evaluate(out, names):
     """Scores with intervals, and what the adapters say: into evaluate.json, with figures."""
-    data, features = open_data(out), held_out(out)
+    data, features = open_data(out), held_out(out, splits=["test", "comp"])
     result, vlms, said = {"checkpoints": {}}, {}, {}
     print(f"{'':22}" + "".join(f"{score:>24}" for score in SCORES) + "   (95% interval)")
     for name in names:
@@ -269,9 +269,10 @@ def evaluate(out, names):
             "intervals": bounds, "by_objects": data.by_objects(said[name])}
         cells = [f"{scores[k]:10.3f} ({bounds[k][0]:.3f}-{bounds[k][1]:.3f})" for k in SCORES]
         print(f"{name:22}" + "".join(cells), flush=True)
-    chance = data.chance({split: len(x) for split, x in features.items()})
-    print(f"{'chance':22}" + "".join(f"{chance[score]:10.3f}{'':14}" for score in SCORES))
-    result["chance"] = chance
+    pictures = {split: len(x) for split, x in features.items()}
+    for name, guess in (("majority", data.majority), ("chance", data.chance)):
+        result[name] = guess(pictures)
+        print(f"{name:22}" + "".join(f"{result[name][k]:10.3f}{'':14}" for k in SCORES))
     shown = said.get("langbridge_instruct", said[names[0]])
     show_answers(out / "mistakes.png", shown, data, count=10)
     if {"langbridge_align", "mlp_align", "langbridge_instruct"} <= set(names):

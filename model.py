@@ -97,16 +97,17 @@ class Cache:
 
 
 def rotary(length, c):
-    """cos and sin (length, c/2) of the angles of rotary positions (RoPE, arXiv 2104.09864)."""
+    """Turns e^(i angle) for each position and pair of channels: (length, c/2), complex (RoPE,
+    arXiv 2104.09864)."""
     frequencies = 10000 ** -(torch.arange(0, c, 2) / c)  # (c/2,)
     angles = torch.arange(length)[:, None] * frequencies  # (length, c/2)
-    return angles.cos(), angles.sin()
+    return torch.polar(torch.ones_like(angles), angles)
 
 
-def rotate(x, cos, sin):
-    """Turn each pair of channels by the angle of its position: x (B, H, T, c) -> (B, H, T, c)"""
-    a, b = x.chunk(2, dim=-1)  # 2 x (B, H, T, c/2)
-    return torch.cat([a * cos - b * sin, a * sin + b * cos], dim=-1)
+def rotate(x, turns):
+    """Turn each pair of channels by the angle of its position: x (.., T, c) -> (.., T, c)"""
+    pairs = torch.view_as_complex(x.float().unflatten(-1, (-1, 2)))  # (.., T, c/2), complex
+    return torch.view_as_real(pairs * turns).flatten(-2)
 
 
 def attention(q, k, v):
@@ -129,18 +130,16 @@ class CausalSelfAttention(nn.Module):
         self.conv = ShortConv(config.C)
         self.qkv = nn.Linear(config.C, 3 * config.C, bias=False)
         self.out = nn.Linear(config.C, config.C, bias=False)
-        cos, sin = rotary(config.context, config.C // config.H)
-        self.register_buffer("cos", cos, persistent=False)
-        self.register_buffer("sin", sin, persistent=False)
+        turns = rotary(config.context, config.C // config.H)
+        self.register_buffer("turns", turns, persistent=False)
 
     def forward(self, x, cache=None):
         B, T, C = x.shape
         x, past = self.conv(x, cache.attention_past if cache else None)
         qkv = self.qkv(x).view(B, T, 3, self.H, C // self.H)
-        q, k, v = qkv.permute(2, 0, 3, 1, 4)  # 3 x (B, H, T, C/H)
-        start = cache.keys.size(2) if cache else 0
-        cos, sin = self.cos[start:start + T], self.sin[start:start + T]
-        q, k = rotate(norm(q), cos, sin), rotate(norm(k), cos, sin)
+        qkv = qkv.permute(2, 0, 3, 1, 4)  # (3, B, H, T, C/H)
+        start, v = cache.keys.size(2) if cache else 0, qkv[2]
+        q, k = rotate(norm(qkv[:2]), self.turns[start:start + T]).type_as(v)  # 2 x (B, H, T, C/H)
         if cache:
             k = torch.cat([cache.keys, k], dim=2)  # (B, H, S, C/H)
             v = torch.cat([cache.values, v], dim=2)  # (B, H, S, C/H)
@@ -339,12 +338,12 @@ class VLM(nn.Module):
         """Logits (n, V) for the n text ids that are `wanted`, each from everything before it.
 
         Only the wanted ones go through the head, the largest matrix of a small LLM.
-        features (B, N, D), ids (B, T), wanted (B, T) bool
+        features (B, N, D), ids (B, T), wanted (n,): indices into the B T ids
         """
         picture = self.picture(features)  # (B, prefix + N + rows, C)
         x = torch.cat([picture, self.llm.embed(ids)], dim=1)[:, :-1]
         hidden = self.llm.hidden(x, last=ids.size(1))  # (B, T, C)
-        return self.llm.head(hidden[wanted])  # (n, V)
+        return self.llm.head(hidden.flatten(0, 1)[wanted])  # (n, V)
 
     @torch.no_grad()
     def answer(self, features, asked, batch=200):

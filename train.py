@@ -1,6 +1,6 @@
 """From random weights to a model that answers questions about pictures, in one command.
 
-    python train.py                    everything into out/, in the preset that fits the machine
+    python train.py                    everything, into out/
     python train.py --preset smoke     the same in a few seconds, to see that it runs
     python train.py --help             every setting, with the laptop's values
 
@@ -32,12 +32,12 @@ import torch.nn as nn
 import torch.nn.functional as F
 
 from adapter import BASES, COEFFICIENTS, NOTHING, LangBridge, MLPAdapter, load_adapter, save_adapter
-from data.bpe import BOS, PATTERNS, load_encoding, shared_tokens, train_bpe
+from data.bpe import BOS, PATTERNS, load_encoding, tokens_of, train_bpe
 from data.corpus import encode
 from data.dataset import ShapeData
 from data.files import Refused, Stage, read_json, read_tensors, write_json, write_tensors
 from data.loop import Loop, autocast, optimizers
-from data.run import Job, Parser, lanes, run_command, seconds_in, stopwatch
+from data.run import Job, Parser, lanes, run_command, say_scores, seconds_in, stopwatch
 from evaluate import (examine_vlm, held_out, load_vlm, score_llm, score_vlm, show_answers,
                       subspace)
 from model import GPT, VLM, GPTConfig, load_llm, save_llm
@@ -56,33 +56,31 @@ def setting(default, help, choices=None):
 @dataclass
 class Settings:
     out: str = setting("out", "output folder; run the same command again to resume")
-    preset: str = setting("auto", "auto: gpu if there is one, else laptop; smoke takes seconds",
-                          ["auto", "laptop", "smoke", "gpu"])
+    preset: str = setting("laptop", "smoke takes seconds, and learns nothing",
+                          ["laptop", "smoke"])
     device: str = setting("auto", "cpu, cuda, mps, or auto")
     precision: str = setting("auto", "bf16 by autocast; auto: bf16 on cuda, else fp32",
                              ["auto", "fp32", "bf16"])
     stages: str = setting("all", "only these stages, separated by commas")
     threads: int = setting(0, "CPU threads in all; 0: as many as there are cores")
     save_every: int = setting(60, "seconds between checkpoints")
-    parts: int = setting(2, "split a batch about pictures by length: more parts, less padding")
+    parts: int = setting(2, "split a batch by length of texts: less padding and memory")
     seed: int = setting(0, "seeds weights, documents and the order of data")
     # the world
-    max_objects: int = setting(3, "most objects in a scene, 1 to 6")
-    rich: bool = setting(False, "sizes, relations (left of, above), synonyms and more wordings")
     pictures: int = setting(12000, "training pictures for align and instruct")
     test_pictures: int = setting(600, "test pictures, each with a caption and three questions")
     # the language models
     llm_source_V: int = setting(512, "vocabulary of the source LLM")
     llm_source_C: int = setting(128, "width")
     llm_source_layers: int = setting(2, "depth")
-    llm_source_steps: int = setting(2000, "pretraining steps")
+    llm_source_steps: int = setting(1300, "pretraining steps")
     llm_target_V: int = setting(640, "vocabulary of the target LLM")
     llm_target_C: int = setting(160, "width")
     llm_target_layers: int = setting(3, "depth")
-    llm_target_steps: int = setting(1800, "pretraining steps")
+    llm_target_steps: int = setting(1200, "pretraining steps")
     llm_H: int = setting(4, "attention heads of both")
     llm_batch: int = setting(10, "documents per step; many small steps beat a few large ones")
-    llm_turns: int = setting(8, "at most this many questions and captions per scene")
+    llm_turns: int = setting(10, "at most this many questions and captions per scene")
     llm_captions: float = setting(0.3, "probability that a turn is the description (one at most)")
     llm_rasters: float = setting(0.6, "share of scenes given as a grid of words, not in sentences")
     llm_text_weight: float = setting(0.1, "loss weight of tokens outside answers")
@@ -94,25 +92,25 @@ class Settings:
     vit_D: int = setting(128, "width")
     vit_H: int = setting(4, "attention heads")
     vit_layers: int = setting(3, "depth")
-    vit_steps: int = setting(1500, "pretraining steps")
+    vit_steps: int = setting(1200, "pretraining steps")
     vit_batch: int = setting(32, "pairs per step; half are twins of the others, one attribute off")
     vit_matrix_lr: float = setting(0.01, "learning rate of the hidden matrices (Muon)")
     vit_lr: float = setting(0.001, "learning rate of everything else (AdamW)")
     # stage 1: the adapter on captions
-    align_K: int = setting(0, "words of a LangBridge; 0: all shared words in conversations")
+    align_K: int = setting(0, "words of a LangBridge; 0: all that conversations use")
     align_hidden: int = setting(256, "hidden width of a LangBridge")
     align_coefficients: str = setting("softplus", "how outputs become weights", COEFFICIENTS)
     align_basis: str = setting("words", "what it mixes: words, or words minus their mean", BASES)
     align_drawn: float = setting(0.25, "share of patches that say one sampled word in training")
-    align_steps: int = setting(600, "steps")
+    align_steps: int = setting(400, "steps")
     align_batch: int = setting(32, "pictures per step")
-    align_matrix_lr: float = setting(0.01, "learning rate of the adapter's matrices (Muon)")
-    align_lr: float = setting(0.003, "learning rate of its biases (AdamW)")
+    align_matrix_lr: float = setting(0.02, "learning rate of the adapter's matrices (Muon)")
+    align_lr: float = setting(0.006, "learning rate of its biases (AdamW)")
     # stage 2: adapter and LLM on conversations
-    instruct_steps: int = setting(800, "steps")
+    instruct_steps: int = setting(550, "steps")
     instruct_batch: int = setting(16, "pictures per step")
     instruct_turns: int = setting(4, "turns of a conversation, at most")
-    instruct_captions: float = setting(0.3, "probability that a turn is the caption (one at most)")
+    instruct_captions: float = setting(0.5, "probability that a turn is the caption (one at most)")
     instruct_matrix_lr: float = setting(0.006, "learning rate of the matrices of both (Muon)")
     instruct_lr: float = setting(0.001, "learning rate of everything else (AdamW)")
 
@@ -127,8 +125,7 @@ class Settings:
     @property
     def data(self):
         """What there is to see and to read."""
-        return ShapeData(self.max_objects, self.rich, self.vit_size, self.pictures,
-                         self.test_pictures)
+        return ShapeData(self.vit_size, self.pictures, self.test_pictures)
 
 
 PRESETS = {
@@ -138,13 +135,6 @@ PRESETS = {
         llm_target_C=48, llm_target_layers=2, llm_target_steps=30, llm_batch=4, llm_turns=4,
         vit_D=32, vit_layers=1, vit_steps=20, vit_batch=16, align_hidden=32, align_steps=20,
         align_batch=8, instruct_steps=20, instruct_batch=8),
-    "gpu": dict(
-        parts=1, max_objects=5, rich=True, pictures=40000, test_pictures=1000,
-        llm_source_C=256, llm_source_layers=3, llm_source_steps=4000, llm_target_C=384,
-        llm_target_layers=4, llm_target_steps=4000, llm_H=8, llm_batch=32, llm_turns=12,
-        vit_size=96, vit_patch=16, vit_D=256, vit_H=8, vit_layers=4, vit_steps=1500, vit_batch=128,
-        align_hidden=1024, align_steps=1500, align_batch=64,
-        instruct_steps=1000, instruct_batch=64),
 }
 
 
@@ -159,8 +149,6 @@ def parse_settings(argv):
         s.device = "cuda" if torch.cuda.is_available() else "cpu"
     if s.precision == "auto":
         s.precision = "bf16" if s.device == "cuda" else "fp32"
-    if s.preset == "auto":
-        s.preset = "gpu" if s.device == "cuda" else "laptop"
     for name, value in PRESETS[s.preset].items():
         if name not in given:
             setattr(s, name, value)
@@ -182,7 +170,7 @@ def check(s):
     expect("stages", s.stages == "all" or set(s.stages.split(",")) <= set(STAGES),
            f"some of {', '.join(STAGES)}, or all")
     least = {"threads": 0, "save_every": 0, "seed": 0, "align_K": 0, "vit_batch": 2,
-             "test_pictures": 2, "llm_source_V": 300, "llm_target_V": 300}  # 256 are the bytes
+             "test_pictures": 4, "llm_source_V": 300, "llm_target_V": 300}  # 256 are the bytes
     for name, value in asdict(s).items():
         if type(value) is int:
             expect(name, value >= least.get(name, 1), f"{least.get(name, 1)} or more")
@@ -190,7 +178,6 @@ def check(s):
             expect(name, 0 <= value < math.inf, "0 or more")
         elif type(value) is float:
             expect(name, 0 <= value <= 1, "a share between 0 and 1")
-    expect("max_objects", s.max_objects <= 6, "1 to 6")
     for llm in ("llm_source", "llm_target"):
         expect(f"{llm}_C", getattr(s, f"{llm}_C") % (2 * s.llm_H) == 0,
                f"a multiple of twice the {s.llm_H} heads")
@@ -226,7 +213,7 @@ def open_stage(s, name):
         prefixes = ("llm_", "vit_", "align_")
     else:
         prefixes = ("llm_", "vit_", "align_", "instruct_")
-    prefixes += ("seed", "precision", "max_objects", "rich", "pictures", "test_pictures")
+    prefixes += ("seed", "precision", "pictures", "test_pictures")
     return Stage(s.out, name, {k: v for k, v in asdict(s).items() if k.startswith(prefixes)})
 
 
@@ -247,9 +234,56 @@ def weighted_loss(logits, ids, weights):
     return (F.cross_entropy(logits.float(), ids, reduction="none") * weights).sum()
 
 
+class Sample(NamedTuple):
+    """A text that is learned, and the picture that it is about, if any."""
+    ids: list  # tokens
+    weights: list  # of each token in the loss
+    picture: int | None = None
+
+
+def by_length(samples, parts):
+    """A batch in parts, each of texts of like length, so that little is padded. Yields lists."""
+    samples = sorted(samples, key=lambda sample: len(sample.ids))
+    size = math.ceil(len(samples) / parts)
+    for start in range(0, len(samples), size):
+        yield samples[start:start + size]
+
+
+def padded(part):
+    """The ids and the weights of a part's samples, 0 for padding: 2 x (B, T)"""
+    ids = pad([sample.ids for sample in part], torch.long)
+    return ids, pad([sample.weights for sample in part], torch.float)
+
+
+def targets(ids, weights, device):
+    """What is to be predicted: of ids and weights (B, T), the indices into the B T positions whose
+    weight is not 0, and the ids and the weights there: 3 x (n,)."""
+    wanted = weights.flatten().nonzero().squeeze(1)
+    found = wanted, ids.flatten()[wanted], weights.flatten()[wanted]
+    return [x.to(device) for x in found]
+
+
 def marked(pieces):
     """The text of a document, with the [answers] in brackets."""
     return "".join(f"[{text}]" if weight else text for text, weight in pieces)
+
+
+def text_losses(s, llm, encoding, documents):
+    """The mean loss of predicting each token of some documents from those before it, in parts: it
+    is the sum of what is yielded."""
+    samples = []
+    for document in documents:
+        ids, weights = encode(encoding, document)
+        samples.append(Sample(ids, [max(w, s.llm_text_weight) for w in weights]))
+    total = sum(sum(sample.weights[1:]) for sample in samples)
+    for part in by_length(samples, s.parts):
+        ids, weights = padded(part)  # 2 x (B, T)
+        wanted, answers, weights = targets(ids[:, 1:], weights[:, 1:], s.device)  # 3 x (n,)
+        with autocast(s):
+            hidden = llm.hidden(llm.embed(ids[:, :-1].to(s.device)))  # (B, T - 1, C)
+            logits = llm.head(hidden.flatten(0, 1)[wanted])  # (n, V)
+            loss = weighted_loss(logits, answers, weights) / total
+        yield loss
 
 
 def pretrain_llm(s, stage):
@@ -269,23 +303,13 @@ def pretrain_llm(s, stage):
           f"{marked(document(0))}", flush=True)
     loop = Loop(s, stage, [llm], optimizers(s.llm_matrix_lr, s.llm_lr, llm), steps)
     for step in loop:
-        ids, weights = [], []
-        for i in range(step * s.llm_batch, (step + 1) * s.llm_batch):
-            tokens, importance = encode(encoding, document(i))
-            ids.append(tokens)
-            weights.append([max(w, s.llm_text_weight) for w in importance])
-        ids = pad(ids, torch.long).to(s.device)  # (B, T)
-        weights = pad(weights, torch.float).to(s.device)[:, 1:]  # (B, T - 1), 0 for padding
-        with autocast(s):
-            logits = llm(llm.embed(ids[:, :-1]))  # (B, T - 1, V)
-            loss = weighted_loss(logits.flatten(0, 1), ids[:, 1:].flatten(), weights.flatten())
-        loop.update(loss / weights.sum())
+        documents = [document(i) for i in range(step * s.llm_batch, (step + 1) * s.llm_batch)]
+        loop.update(text_losses(s, llm, encoding, documents))
     save_llm(llm, encoding, stage.folder)
     text = "".join(piece for i in range(2000) for piece, _ in document(i)).replace(BOS, "")
     words = sorted(set(re.findall("[a-z]+", text)))  # that it has read: evaluate.py warns of others
-    scores = score_llm(llm, encoding, data, dialect, s.seed)
     stage.finish(seconds=loop.seconds, params=size_of(llm), vocab=encoding.n_vocab, words=words,
-                 **scores)
+                 scores=score_llm(llm, encoding, data, dialect))
 
 
 # ---- pictures: the vision encoder ---------------------------------------------------------------
@@ -318,73 +342,73 @@ def pretrain_vit(s, stage):
         pictures, ids, mask = batch(*data.pairs(s.seed, step, s.vit_batch))
         with autocast(s):
             loss = clip.loss(pictures, ids, mask)
-        loop.update(loss)
+        loop.update([loss])
     save_vit(clip.vit, stage.folder)
 
-    hits = []
-    with torch.no_grad():
-        for k in range(5):
-            found = clip(*batch(*data.test_pairs(k, 100))).argmax(1).cpu()  # (100,)
-            hits.append((found == torch.arange(100)).float().mean().item())
+    @torch.no_grad()
+    def retrieval(split):
+        """How often a picture finds its own text among those of 100 pictures."""
+        hits = []
+        for k in range(3):
+            pictures, texts = data.test_pairs(split, k, 100)
+            found = clip(*batch(pictures, texts)).argmax(1).tolist()  # some texts are alike
+            hits += [texts[j] == text for j, text in zip(found, texts)]
+        return float(np.mean(hits))
+
     began = time.perf_counter()
     features = {split: encode_pictures(clip.vit, data, split) for split in data.SPLITS}
     write_tensors(stage.folder / "features.pt", features)
-    stage.finish(data=data.config(), seconds=loop.seconds,
-                 seconds_features=time.perf_counter() - began, params=size_of(clip.vit),
-                 retrieval_top1=float(np.mean(hits)), **probe(features, data))
+    took = time.perf_counter() - began
+    probed = probe(features, data)
+    scores = {"retrieval_top1": retrieval("test"), **probed["test"]}
+    scores |= {f"comp_{name}": accuracy for name, accuracy in probed["comp"].items()}
+    scores["val"] = {"retrieval_top1": retrieval("val"), **probed["val"]}
+    stage.finish(data=data.config(), seconds=loop.seconds, seconds_features=took,
+                 params=size_of(clip.vit), scores=scores)
 
 
 # ---- pictures as words: the adapters ------------------------------------------------------------
 
-def shared_words(s, source, target):
-    """The words of a LangBridge: tokens of both LLMs, those that conversations use most first.
+def words_of(s, encoding):
+    """The words of a LangBridge, as byte strings: the tokens of conversations, most used first.
 
-    Unused ones come last, and only if align_K asks for more.
+    Nothing is asked of the LLMs that it may be moved to. Unused tokens come last, and only if
+    align_K asks for more.
     """
-    encoding = load_encoding(Path(s.out) / source / "tokenizer.json")
-    others = load_encoding(Path(s.out) / target / "tokenizer.json")
-    shared, text = set(shared_tokens(encoding, others)), ""
+    text = ""
     for i in range(1000):
         text += "".join(piece for piece, _ in s.data.conversation(i, random.Random(i), turns=4))
     ids, times = np.unique(encoding.encode(text), return_counts=True)
     ranked = ids[np.argsort(-times, kind="stable")].tolist()
-    words = [encoding.decode_single_token_bytes(i) for i in ranked]
-    used = [NOTHING] + [word for word in words if word in shared and word != NOTHING]
+    used = [encoding.decode_single_token_bytes(i) for i in ranked]
+    words = [NOTHING] + [word for word in used if word != NOTHING]
     if s.align_K == 0:
-        return used
-    return (used + sorted(shared - set(used)))[:s.align_K]
+        return words
+    return (words + [token for token in tokens_of(encoding) if token not in words])[:s.align_K]
 
 
-def new_adapter(s, kind, llm, pair):
-    """An untrained adapter to an LLM; a LangBridge has the words that a pair of LLMs shares."""
+def new_adapter(s, kind, llm, encoding):
+    """An untrained adapter to an LLM; a LangBridge has words of its tokenizer."""
     torch.manual_seed(s.seed)
     if kind == "mlp":
         return MLPAdapter(s.vit_D, llm.config.C).to(s.device)
-    return LangBridge(s.vit_D, shared_words(s, *pair), s.align_hidden, s.align_coefficients,
+    return LangBridge(s.vit_D, words_of(s, encoding), s.align_hidden, s.align_coefficients,
                       s.align_basis, s.align_drawn).to(s.device)
 
 
-class Sample(NamedTuple):
-    """A picture of the training split and a text about it."""
-    picture: int
-    ids: list  # tokens
-    weights: list  # 1 for each token of an answer, 0 for the others
-
-
-def picture_loss(s, vlm, features, pictures, texts):
-    """The mean loss of answers about training pictures; features (pictures, N, D)."""
-    samples = [Sample(i, *encode(vlm.encoding, text)) for i, text in zip(pictures, texts)]
-    samples.sort(key=lambda sample: len(sample.ids))  # a part of like lengths has little padding
-    size = math.ceil(len(samples) / s.parts)
-    loss = 0.0
-    for start in range(0, len(samples), size):
-        part = samples[start:start + size]
+def picture_losses(s, vlm, features, pictures, texts):
+    """The mean loss of answers about training pictures, in parts: it is the sum of what is yielded.
+    features (pictures, N, D)"""
+    samples = [Sample(*encode(vlm.encoding, text), i) for i, text in zip(pictures, texts)]
+    total = sum(sum(sample.weights) for sample in samples)
+    for part in by_length(samples, s.parts):
         x = features[[sample.picture for sample in part]].float().to(s.device)  # (B, N, D)
-        ids = pad([sample.ids for sample in part], torch.long).to(s.device)  # (B, T)
-        weights = pad([sample.weights for sample in part], torch.float).to(s.device)  # (B, T)
-        wanted = weights > 0  # only these need logits
-        loss = loss + weighted_loss(vlm(x, ids, wanted), ids[wanted], weights[wanted])
-    return loss / sum(sum(sample.weights) for sample in samples)
+        ids, weights = padded(part)  # 2 x (B, T)
+        wanted, answers, weights = targets(ids, weights, s.device)  # 3 x (n,)
+        with autocast(s):
+            logits = vlm(x, ids.to(s.device), wanted)  # (n, V)
+            loss = weighted_loss(logits, answers, weights) / total
+        yield loss
 
 
 def training_features(s):
@@ -402,15 +426,15 @@ def announce(s, stage, trained, vlm, steps, batch, sample):
         print(f"the first sample ([answers] are learned):\n[picture] {marked(sample)}", flush=True)
 
 
-def align(s, stage, kind, llm_name="llm_source", pair=("llm_source", "llm_target"), study=False):
+def align(s, stage, kind, llm_name="llm_source", study=False):
     """Stage 1: from captions, the adapter alone learns to say pictures in the frozen LLM's words.
 
-    `kind` is mlp or langbridge; the words of a LangBridge are those that the `pair` of LLMs shares.
-    With `study`, it is tracked how close visual tokens come to words (evaluate.subspace).
+    `kind` is mlp or langbridge. With `study`, it is tracked how close visual tokens come to words
+    (evaluate.subspace).
     """
     llm, encoding = load_llm(Path(s.out) / llm_name)
     llm.to(s.device).requires_grad_(False)
-    adapter = new_adapter(s, kind, llm, pair).set_basis(llm, encoding)
+    adapter = new_adapter(s, kind, llm, encoding).set_basis(llm, encoding)
     vlm, data, exam = VLM(adapter, llm, encoding), s.data, held_out(s.out, s.device)
     features = training_features(s)  # (pictures, N, D)
     announce(s, stage, [adapter], vlm, s.align_steps, s.align_batch,
@@ -428,9 +452,7 @@ def align(s, stage, kind, llm_name="llm_source", pair=("llm_source", "llm_target
         rng = random.Random(f"align/{s.seed}/{step}")  # all adapters meet the same samples
         pictures = [rng.randrange(len(features)) for _ in range(s.align_batch)]
         texts = [data.description(i, rng) for i in pictures]
-        with autocast(s):
-            loss = picture_loss(s, vlm, features, pictures, texts)
-        loop.update(loss)
+        loop.update(picture_losses(s, vlm, features, pictures, texts))
     save_adapter(adapter, stage.folder)
     stage.finish(base=llm_name, seconds=loop.seconds, measured=loop.measured, params=size_of(vlm),
                  scores=score_vlm(vlm, exam, data))
@@ -469,9 +491,7 @@ def instruct(s, stage, kind, llm_name="llm_source", adapter=None, measure=None, 
         rng = random.Random(f"instruct/{s.seed}/{step}")
         pictures = [rng.randrange(len(features)) for _ in range(s.instruct_batch)]
         texts = [conversation(i, rng) for i in pictures]
-        with autocast(s):
-            loss = picture_loss(s, vlm, features, pictures, texts)
-        loop.update(loss)
+        loop.update(picture_losses(s, vlm, features, pictures, texts))
     save_llm(llm, encoding, stage.folder)
     if adapter is not None:
         save_adapter(adapter, stage.folder)
@@ -481,15 +501,16 @@ def instruct(s, stage, kind, llm_name="llm_source", adapter=None, measure=None, 
 
 # ---- the whole run ------------------------------------------------------------------------------
 
-WAVES = [  # stages made side by side; each wave builds on the ones before
-    {"llm_target": (pretrain_llm, {}), "llm_source": (pretrain_llm, {}), "vit": (pretrain_vit, {})},
-    {"langbridge_align": (align, {"kind": "langbridge", "study": True}),
-     "mlp_align": (align, {"kind": "mlp", "study": True})},
-    {"langbridge_instruct": (instruct, {"kind": "langbridge"}),
-     "mlp_instruct": (instruct, {"kind": "mlp"}),
-     "blind_instruct": (instruct, {"kind": "blind"})},
-]
-STAGES = [name for wave in WAVES for name in wave]
+STAGES = {  # name: (how it is made, with what, after which), the most urgent first
+    "llm_source": (pretrain_llm, {}, []),
+    "vit": (pretrain_vit, {}, []),
+    "langbridge_align": (align, {"kind": "langbridge", "study": True}, ["llm_source", "vit"]),
+    "langbridge_instruct": (instruct, {"kind": "langbridge"}, ["langbridge_align"]),
+    "llm_target": (pretrain_llm, {}, []),
+    "mlp_align": (align, {"kind": "mlp", "study": True}, ["llm_source", "vit"]),
+    "mlp_instruct": (instruct, {"kind": "mlp"}, ["mlp_align"]),
+    "blind_instruct": (instruct, {"kind": "blind"}, ["llm_source", "vit"]),
+}
 
 
 def main(s):
@@ -501,26 +522,38 @@ def main(s):
     write_json(out / "settings.json", asdict(s))
     print(f"nanoLangBridge: preset {s.preset}, device {s.device}, {s.precision}, {s.threads} "
           f"threads, torch {torch.__version__}, into {out}/", flush=True)
-    wanted = STAGES if s.stages == "all" else s.stages.split(",")
+    clock, began = out / "seconds.json", time.perf_counter()
+
+    def say(job):
+        say_scores(job)
+        if job.stage.name == "langbridge_instruct":
+            minutes = (time.perf_counter() - began) / 60
+            print(f"\nAfter {minutes:.1f} minutes the first model can be asked, in another "
+                  "terminal, while its controls and the target LLM are trained:\n"
+                  f"  python evaluate.py --out {out} --image results/picture.png\n", flush=True)
+
+    wanted = list(STAGES) if s.stages == "all" else s.stages.split(",")
     if not all(done):
-        with stopwatch(out / "seconds.json"), lanes(s, most=3) as run:
-            for wave in WAVES:
-                run([Job(make, s, stages[name], arguments)
-                     for name, (make, arguments) in wave.items() if name in wanted])
+        jobs = [Job(make, s, stages[name], arguments, [stages[first] for first in after])
+                for name, (make, arguments, after) in STAGES.items()
+                if name in wanted and stages[name].config() is None]
+        with stopwatch(clock), lanes(s, 3, say) as run:
+            run(jobs)
     if s.stages != "all":
         return
     configs = {name: stage.config() for name, stage in stages.items()}
-    chance = s.data.chance({split: s.data.count(split) for split in s.data.EXAM})
-    seconds = seconds_in(out / "seconds.json")
-    shared_vocab = len(load_adapter(out / "langbridge_align").tokens)
-    r = collect_run(configs, chance, seconds, shared_vocab, seed=s.seed, preset=s.preset,
-                    device=s.device, torch=torch.__version__)
+    pictures = {split: s.data.count(split) for split in s.data.EXAM}
+    words = load_adapter(out / "langbridge_align").tokens
+    others = tokens_of(load_encoding(out / "llm_target" / "tokenizer.json"))
+    r = collect_run(configs, s.data.chance(pictures), s.data.majority(pictures), seconds_in(clock),
+                    seed=s.seed, preset=s.preset, device=s.device, torch=torch.__version__,
+                    K=len(words), shared_vocab=len(set(words) & set(others)))
     write_json(out / "results.json", r)
     print(f"\n{results_table([r])}")
     _, vlm = load_vlm(out, "langbridge_instruct")
-    said = examine_vlm(vlm, {"test": held_out(out)["test"]}, s.data)
+    said = examine_vlm(vlm, held_out(out, splits=["test"]), s.data)
     show_answers(out / "samples.png", said, s.data, count=6)
-    print(f"\n{seconds / 60:.1f} minutes. Scores: {out}/results.json. Try next:\n"
+    print(f"\n{seconds_in(clock) / 60:.1f} minutes. Scores: {out}/results.json. Try next:\n"
           f"  python evaluate.py --out {out} --image results/picture.png\n"
           f"  python transfer.py --out {out}")
 

@@ -205,7 +205,8 @@ def linear_probe(x, y, x_test, y_test, classes):
 def probe(features, data, train_pictures=3000):
     """Linear probes: can an object's colour, and its shape, be read off its patches, concatenated?
 
-    features: {split: (pictures, N, D)}; returns {"probe_" + kind: accuracy}.
+    features: {split: (pictures, N, D)}; returns {split: {"probe_" + kind: accuracy}} for the splits
+    other than train. In 'comp' the objects are those of unseen pairs.
     """
     def labelled(split, pictures, kind):
         x, y = [], []
@@ -214,11 +215,12 @@ def probe(features, data, train_pictures=3000):
             y.append(data.kinds[kind].index(seen.words[kind]))
         return torch.stack(x), torch.tensor(y)
 
-    accuracy = {}
+    accuracy = {split: {} for split in features if split != "train"}
     for kind, words in data.kinds.items():
         x, y = labelled("train", train_pictures, kind)
-        x_test, y_test = labelled("test", None, kind)
-        accuracy[f"probe_{kind}"] = linear_probe(x, y, x_test, y_test, len(words))
+        for split, of_split in accuracy.items():
+            x_test, y_test = labelled(split, None, kind)
+            of_split[f"probe_{kind}"] = linear_probe(x, y, x_test, y_test, len(words))
     return accuracy
 
 

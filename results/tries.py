@@ -24,13 +24,12 @@ sys.path.insert(0, str(Path(__file__).parent.parent))  # the project, one folder
 
 from adapter import NOTHING, LangBridge
 from data.files import Refused, Stage, write_json
-from data.loop import Loop, autocast, optimizers
+from data.loop import Loop, optimizers
 from data.run import Job, Parser, lanes, run_command, seed_list
 from evaluate import held_out, own_weight, score_vlm
 from model import VLM, load_llm
 from results.report import across, tries_table
-from train import (check, load_settings, open_stage, picture_loss, shared_words,
-                   training_features)
+from train import check, load_settings, open_stage, picture_losses, training_features, words_of
 
 SCORES = ("vqa", "caption_f1", "pope_acc")
 SPLITS = ("val", "test")
@@ -81,7 +80,7 @@ TRIES = {
     "varying-none": Try("the same, nothing drawn", dict(align_drawn=0.0), varying_words=True),
     "nearer": Try(
         "starts nearer to 'nothing here' (8 instead of 4 on its bias)", adapter=dict(start=8.0)),
-    "faster": Try("twice the learning rate", dict(align_matrix_lr=0.02, align_lr=0.006)),
+    "slower": Try("half the learning rate", dict(align_matrix_lr=0.01, align_lr=0.003)),
 }
 
 
@@ -92,8 +91,8 @@ class Tried(LangBridge):
 
     langbridge  the arguments of a LangBridge
     noise       in training: noise on the basis, as a share of the spread of its entries
-    entropy     in training: times the mean entropy of the weights, added to `penalty` by each pass;
-                the loop adds that to the loss
+    entropy     in training: times the mean entropy of the weights, the `penalty` of the last pass,
+                which the loop adds to the loss
     top         how many words a patch may say at once, the heaviest ones; 0: all
     whitened    whether the basis is the nearest one whose words are orthogonal
     same_size   whether every visual token is rescaled to the average length of a word
@@ -125,7 +124,7 @@ class Tried(LangBridge):
             beta = kept / kept.sum(-1, keepdim=True)
         if self.training and self.entropy > 0:
             entropy = -(beta * beta.clamp(min=1e-9).log()).sum(-1)  # (B, N)
-            self.penalty = self.penalty + self.entropy * entropy.mean()
+            self.penalty = self.entropy * entropy.mean()
         return beta
 
     def forward(self, x):
@@ -166,7 +165,7 @@ def attempt(s, stage, tried):
         sources.append(load_llm(second_source(s)))
     for llm, _ in [*sources, llms["target"]]:
         llm.to(s.device).requires_grad_(False)
-    words = shared_words(s, "llm_source", "llm_target")
+    words = words_of(s, llms["source"][1])
     if tried.varying_words:
         words = varying(words, llms["source"][1], data)
     torch.manual_seed(s.seed)
@@ -187,10 +186,8 @@ def attempt(s, stage, tried):
             adapter.set_basis(vlm.llm, vlm.encoding)
         if step >= tried.drawn_until * s.align_steps:
             adapter.drawn = 0.0
-        adapter.penalty = 0.0
-        with autocast(s):
-            loss = picture_loss(s, vlm, features, pictures, texts)
-        loop.update(loss + adapter.penalty)
+        losses = picture_losses(s, vlm, features, pictures, texts)
+        loop.update(loss + adapter.penalty / s.parts for loss in losses)
 
     adapter.set_basis(*llms["source"])
     exam = held_out(out, s.device, SPLITS)
@@ -200,8 +197,9 @@ def attempt(s, stage, tried):
         facts[name] = {}
         for split, x in exam.items():
             scores = score_vlm(vlm, {split: x}, data)
+            scores = scores.get(split, scores)  # val has its own
             facts[name][split] = {score: scores[score] for score in SCORES}
-    stage.finish(seconds=loop.seconds, scores=facts["target"]["test"], **facts)
+    stage.finish(seconds=loop.seconds, scores=facts["target"], **facts)
 
 
 def second_source(s):

@@ -16,7 +16,7 @@ from adapter import Edited, LangBridge, MLPAdapter
 from data.files import Refused, read_json
 from data.world import COLORS, SHAPES
 from evaluate import (
-    ask, chat, grounding, load_vlm, open_data, own_weight, say, score_llm, score_vlm, subspace)
+    ask, chat, grounding, load_vlm, open_data, own_weight, say, score_llm, subspace)
 from model import VLM
 from results.figures import CELL, MAP_GAP
 from train import parse_settings
@@ -94,7 +94,7 @@ def test_an_edited_bridge_says_what_it_was_told_to(llm):
 
 
 def test_an_llm_that_knows_nothing_reads_nothing(llm):
-    scores = score_llm(*llm, parse_settings(["--preset", "smoke"]).data, "source", 0)
+    scores = score_llm(*llm, parse_settings(["--preset", "smoke"]).data, "source")
     assert scores["text_qa"] < 0.2 and scores["raster_caption_f1"] < 0.2
 
 
@@ -106,7 +106,7 @@ def test_everything_is_measured_and_written(out):
     r = read_json(out / "evaluate.json")
     assert set(r["checkpoints"]) == set(evaluate.CHECKPOINTS)
     assert set(r["checkpoints"]["mlp_align"]["intervals"]) == {
-        "vqa", "caption_f1", "pope_acc", "comp_vqa", "comp_caption_f1"}
+        "vqa", "caption_f1", "pope_acc", "comp_vqa", "comp_caption_f1", "comp_pope_acc"}
     assert {"langbridge", "mlp_nearest", "chance"} <= set(r["grounding"])
     assert {"n", "changed_as_edited", "others_kept"} <= set(r["steering"])
     for kind in ("mlp", "langbridge"):
