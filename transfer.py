@@ -1,6 +1,7 @@
 """Move an adapter to another LLM, with controls for what else might explain the effect.
 
     python transfer.py                      after train.py: from the source LLM to the target
+    python transfer.py --seeds 0,1,2 --rows all   every row, with three seeds
     python transfer.py --reverse            from the target to the source
     python transfer.py --full-seeds         a train.py run per seed, so LLMs and ViT vary too
     python transfer.py --corpus sentences   LLMs that have never read a raster
@@ -8,21 +9,21 @@
     python transfer.py --ablate WHAT        one setting varies
 
     row                           the adapter                          stage 1, 2 on the target
-    native_mlp                    trained on the target                yes      yes
-    native_langbridge             trained on the target                yes      yes
-    transferred_langbridge        from the source, basis swapped       no       yes
-    fresh_langbridge, fresh_mlp   random                               no       yes
-    shuffled_basis                from the source, words mixed up      no       yes
-    blind                         none: no picture                              yes
     zero_shot_langbridge          from the source, basis swapped       no       no
-    zero_shot_stitched_mlp        from the source, then a linear map   no       no
     zero_shot_shuffled            from the source, words mixed up      no       no
+    zero_shot_stitched_mlp        from the source, then a linear map   no       no
     stage1_native_langbridge/mlp  trained on the target                yes      no
+    transferred_langbridge        from the source, basis swapped       no       yes
+    native_langbridge/mlp         trained on the target                yes      yes
+    blind                         none: no picture                              yes
+    fresh_langbridge/mlp          random                               no       yes     (--rows all)
+    shuffled_basis                from the source, words mixed up      no       yes     (--rows all)
 
-A row named _after_instruct starts from the source's adapter after stage 2 instead of stage 1. Every
-row's stage 2 has the same budget, by default a quarter of train.py's: short enough for the start to
-matter. A seed decides the adapters and the order of data in both stages. Finished stages are
-reused. Writes transfer.json, .md and .png into --out, with the mode in the name.
+A row named _after_instruct (with --rows all) starts from the source's adapter after stage 2 instead
+of stage 1. Every row's stage 2 has the same budget, by default two fifths of train.py's: short
+enough for the start to matter. A seed decides the adapters and the order of data in both stages.
+Finished stages are reused. Writes transfer.json, .md and .png into --out, with the mode in the
+name.
 """
 import os
 import shutil
@@ -38,11 +39,12 @@ import train
 from adapter import fingerprint, load_adapter
 from data.bpe import shared_tokens
 from data.files import Refused, read_json, write_json, write_text
-from data.run import Job, Parser, lanes, run_command, seconds_in, seed_list, stopwatch
+from data.run import (Job, Parser, lanes, run_command, say_scores, seconds_in, seed_list,
+                      stopwatch)
 from data.scoring import SCORES
 from evaluate import held_out, load_vlm, own_weight, score_vlm
 from model import VLM, load_llm
-from results.collect import collect_transfer, print_transfer
+from results.collect import collect_transfer, print_transfer, row_head, row_line
 from results.figures import plot_curves, plot_sweep
 from results.report import ablation_table, transfer_table
 from train import (Settings, align, check, instruct, load_settings, new_adapter, open_stage,
@@ -70,22 +72,22 @@ class Row(NamedTuple):
         return self.start in ("moved", "shuffled", "stitched")
 
 
-ROWS = [
-    Row("native_mlp", "mlp", "native", stage2=True, headline=True),
-    Row("native_langbridge", "langbridge", "native", stage2=True, headline=True),
+ROWS = [  # the most telling first
+    Row("zero_shot_langbridge", "langbridge", "moved", headline=True),
+    Row("zero_shot_shuffled", "langbridge", "shuffled", headline=True),
+    Row("zero_shot_stitched_mlp", "mlp", "stitched", headline=True),
+    Row("stage1_native_langbridge", "langbridge", "native", headline=True),
     Row("transferred_langbridge", "langbridge", "moved", stage2=True, headline=True),
-    Row("transferred_langbridge_after_instruct", "langbridge", "moved", True, "instruct"),
+    Row("native_langbridge", "langbridge", "native", stage2=True, headline=True),
+    Row("stage1_native_mlp", "mlp", "native", headline=True),
+    Row("native_mlp", "mlp", "native", stage2=True, headline=True),
+    Row("blind", "blind", "none", stage2=True, headline=True),
     Row("fresh_langbridge", "langbridge", "fresh", stage2=True),
     Row("fresh_mlp", "mlp", "fresh", stage2=True),
     Row("shuffled_basis", "langbridge", "shuffled", stage2=True),
-    Row("blind", "blind", "none", stage2=True),
-    Row("zero_shot_langbridge", "langbridge", "moved", headline=True),
+    Row("transferred_langbridge_after_instruct", "langbridge", "moved", True, "instruct"),
     Row("zero_shot_langbridge_after_instruct", "langbridge", "moved", after="instruct"),
-    Row("zero_shot_stitched_mlp", "mlp", "stitched", headline=True),
-    Row("zero_shot_shuffled", "langbridge", "shuffled", headline=True),
     Row("zero_shot_shuffled_after_instruct", "langbridge", "shuffled", after="instruct"),
-    Row("stage1_native_langbridge", "langbridge", "native", headline=True),
-    Row("stage1_native_mlp", "mlp", "native", headline=True),
 ]
 
 
@@ -128,8 +130,7 @@ def bring(s, row, move, llm, encoding):
     if row.start == "none":
         return None
     if row.start == "fresh":
-        adapter = new_adapter(s, row.kind, llm, (move.source, move.target))
-        return adapter.set_basis(llm, encoding)
+        return new_adapter(s, row.kind, llm, encoding).set_basis(llm, encoding)
     adapter = load_adapter(move.start_of(row).folder).to(s.device)
     if row.start == "stitched":
         source, its_encoding = load_llm(Path(s.out) / move.source)
@@ -173,12 +174,12 @@ class Move:
     source: str
     target: str
     own: bool  # whether the seed is train.py's, so that its adapters can be used
-    steps: int = 0  # of stage 2 in every row; 0: a quarter of train.py's
+    steps: int = 0  # of stage 2 in every row; 0: two fifths of train.py's
     root: str = "transfer"
     curves: bool = True  # whether to record learning curves
 
     def __post_init__(self):
-        self.row_s = replace(self.s, instruct_steps=self.steps or self.s.instruct_steps // 4)
+        self.row_s = replace(self.s, instruct_steps=self.steps or self.s.instruct_steps * 2 // 5)
 
     def folder_of(self, llm):
         return f"{self.root}/{label(llm)}/seed{self.s.seed}"
@@ -211,40 +212,37 @@ class Move:
             name = f"steps{self.steps}/{name}"
         return open_stage(self.row_s, f"{self.folder_of(self.target)}/{name}")
 
-    def waves(self, rows):
-        """Jobs in three waves: stage 1, stage 2 of adapters that move after it, the rows.
-
-        Several rows start from the same adapter, (kind, LLM): it is made once.
-        """
-        stage1, stage2, makers = {}, {}, []
+    def jobs(self, rows):
+        """The rows' jobs, each after those of the adapter that it starts from."""
+        jobs = {}  # by folder: several rows may start from one adapter
         for row in rows:
-            llm = self.llm_of(row)
-            if (row.from_source or row.stage1) and not self.by_train(llm):
-                about = {"kind": row.kind, "llm_name": llm}
-                stage1[row.kind, llm] = Job(align, self.s, self.adapter(llm, row.kind, "align"),
-                                            about | {"pair": (self.source, self.target)})
-                if row.after == "instruct":
-                    stage2[row.kind, llm] = Job(instruct, self.s, self.start_of(row), about)
-            elif row.from_source or row.stage1:
-                read_json(self.start_of(row).folder / "config.json")  # or Refused, before all
+            after = []
+            if row.from_source or row.stage1:
+                after = [self.start_of(row)]
+                for job in self.adapter_jobs(row):
+                    jobs.setdefault(job.stage.folder, job)
             if row.stage2 or not row.stage1:
-                about = {"row": row, "move": self}
-                makers.append(Job(make_row, self.row_s, self.stage_of(row), about))
-        return list(stage1.values()), list(stage2.values()), makers
+                stage, about = self.stage_of(row), {"row": row, "move": self}
+                jobs[stage.folder] = Job(make_row, self.row_s, stage, about, after)
+        return list(jobs.values())
+
+    def adapter_jobs(self, row):
+        """The jobs that train the adapter that a row starts from; none if train.py has."""
+        llm, start = self.llm_of(row), self.start_of(row)
+        if self.by_train(llm):
+            read_json(start.folder / "config.json")  # or Refused, before anything is made
+            return []
+        about, aligned = {"kind": row.kind, "llm_name": llm}, self.adapter(llm, row.kind, "align")
+        jobs = [Job(align, self.s, aligned, about)]
+        if row.after == "instruct":
+            jobs.append(Job(instruct, self.s, start, about, [aligned]))
+        return jobs
 
 
-def run_moves(s, moves, rows):
-    """Make all adapters and rows."""
-    aligns, instructs, makers = [], [], []
-    for move in moves:
-        stage1, stage2, last = move.waves(rows)
-        aligns += stage1
-        instructs += stage2
-        makers += last
-    with lanes(s, most=len(moves) * len(rows)) as run:
-        run(aligns)
-        run(instructs)
-        run(makers)
+def run_moves(s, moves, rows, say=say_scores):
+    """Make all adapters and rows, one seed after the other."""
+    with lanes(s, len(moves) * len(rows), say) as run:
+        run([job for move in moves for job in move.jobs(rows)])
 
 
 def label(llm):
@@ -339,19 +337,19 @@ def parse(argv):
     parser = Parser(__doc__)
     add = parser.add_argument
     add("--out", default="out", help="the folder that train.py wrote (default: out)")
-    add("--seeds", type=seed_list, default="0,1,2",
-        help="seeds of the adapters and of both stages (default: 0,1,2)")
+    add("--seeds", type=seed_list, help="seeds of the adapters and of both stages (default: 0; "
+        "0,1,2 with --ablate and --full-seeds)")
     add("--reverse", action="store_true", help="from the target LLM to the source LLM")
     add("--source", default="llm_source", help="LLM folder that the adapter comes from")
     add("--target", default="llm_target", help="LLM folder that it is moved to")
     add("--full-seeds", action="store_true", help="each seed has LLMs and a ViT of its own: "
-        "train.py into OUT-seed1 and so on; headline rows only")
+        "train.py into OUT-seed1 and so on")
     add("--corpus", choices=["both", "sentences"], default="both", help="sentences: LLMs that "
-        "never read a raster, in OUT-sentences with the ViT of --out; headline rows only")
-    add("--rows", choices=["all", "headline"],
-        help="headline: native, transferred, zero-shot and its controls (default: all)")
+        "never read a raster, in OUT-sentences with the ViT of --out")
+    add("--rows", choices=["headline", "all"], default="headline",
+        help="all: fresh adapters, words shuffled before stage 2, adapters after instruct, too")
     add("--steps", type=int, default=0,
-        help="steps of stage 2 on the target, in every row (default: a quarter of train.py's)")
+        help="steps of stage 2 on the target, in every row (default: two fifths of train.py's)")
     add("--ablate", choices=list(SWEEPS), help="vary one setting; of the other flags "
         "only --out, --seeds, --no-stage2, --threads and --device apply")
     add("--no-stage2", action="store_true", help="with --ablate: do not tune on the target")
@@ -371,7 +369,7 @@ def parse(argv):
     if own_llms and (args.source, args.target) != ("llm_source", "llm_target"):
         raise Refused("--source and --target name one pair of LLMs, --full-seeds and --corpus make "
                       "their own: use one or the other")
-    args.rows = args.rows or ("headline" if own_llms else "all")
+    args.seeds = args.seeds or ([0, 1, 2] if args.ablate or args.full_seeds else [0])
     if args.reverse:
         args.source, args.target = args.target, args.source
     return args
@@ -427,14 +425,28 @@ def main():
     out, name = Path(args.out), name_of(args)
     clock = out / "transfer" / f"seconds{name.removeprefix('transfer')}.json"
     clock.parent.mkdir(exist_ok=True)
+    pictures = {split: s.data.count(split) for split in ("test", "comp")}
+    guesses = {"chance": s.data.chance(pictures), "majority": s.data.majority(pictures)}
+    by_folder = {move.stage_of(row).folder: row for move in moves for row in rows}
+
+    def say(job):
+        row = by_folder.get(job.stage.folder)
+        if row is None:
+            return say_scores(job)  # an adapter that a row needs
+        seed = f", seed {job.s.seed}" if len(moves) > 1 else ""
+        print(row_line(row.name + seed, row.stage1, row.stage2, job.stage.config()["scores"]),
+              flush=True)
+
+    print(f"\n{row_head()}\n" + "\n".join(
+        row_line(name, "", "", scores) for name, scores in guesses.items()), flush=True)
     if any(move.stage_of(row).config() is None for move in moves for row in rows):
         with stopwatch(clock):
-            run_moves(s, moves, rows)
+            run_moves(s, moves, rows, say)
     configs = {row.name: [move.stage_of(row).config() for move in moves] for row in rows}
     aligned = {row.name: [move.start_of(row).config() for move in moves]
                for row in rows if row.stage1}
     result = collect_transfer(rows, SCORES, configs, aligned, seeds=args.seeds,
-                              source=label(args.source), target=label(args.target))
+                              source=label(args.source), target=label(args.target), **guesses)
     result["seconds"] = seconds_in(clock)
     write_json(out / f"{name}.json", result)
     write_text(out / f"{name}.md", transfer_table(result))
@@ -443,8 +455,9 @@ def main():
     (row,) = [row for row in ROWS if row.name == "transferred_langbridge"]
     transferred = moves[0].stage_of(row).name
     print(f"\n{seconds_in(clock) / 60:.1f} minutes. {out}/{name}.json, .md and .png. Try next:\n"
-          f"  python evaluate.py --out {out} --model {transferred} --image results/picture.png\n"
-          f"  python transfer.py --out {out} --reverse")
+          f"  python evaluate.py --out {moves[0].s.out} --model {transferred} "
+          "--image results/picture.png\n"
+          f"  python transfer.py --out {out} {'--rows all' if args.reverse else '--reverse'}")
 
 
 if __name__ == "__main__":

@@ -17,21 +17,18 @@ RATIOS = [  # of rows, in transfer.json's "relative"
 
 # ---- train.py -----------------------------------------------------------------------------------
 
-def collect_run(configs, chance, seconds, shared_vocab, **facts):
-    """results.json from {stage: its config.json}, the scores of chance and the whole run's seconds;
-    facts: seed, preset, device, torch."""
+def collect_run(configs, chance, majority, seconds, **facts):
+    """results.json from {stage: its config.json}, the scores of guessing, and the whole run's
+    seconds; facts: seed, preset, device, torch, K, shared_vocab."""
     def took(*stages):
         return sum(configs[stage]["seconds"] for stage in stages)
 
-    def some(stage, names):
-        return {name: configs[stage][name] for name in names}
+    def part(stage, *names):
+        return {name: configs[stage][name] for name in names} | configs[stage]["scores"]
 
     def scores(kind):
         return {phase: configs[f"{kind}_{phase}"]["scores"] for phase in ("align", "instruct")}
 
-    llm = ["params", "vocab", "text_qa", "raster_qa", "raster_caption_f1", "text_qa_by_type",
-           "raster_qa_by_type"]
-    probes = [name for name in configs["vit"] if name.startswith("probe_")]
     return {
         **facts,
         "seconds": {
@@ -40,11 +37,12 @@ def collect_run(configs, chance, seconds, shared_vocab, **facts):
             "align": took("mlp_align", "langbridge_align"),
             "instruct": took("mlp_instruct", "langbridge_instruct", "blind_instruct"),
             "total": seconds},
-        "llm": {"source": some("llm_source", llm), "target": some("llm_target", llm)},
-        "shared_vocab": shared_vocab,
-        "vit": some("vit", ["params", "retrieval_top1", *probes]),
+        "llm": {dialect: part(f"llm_{dialect}", "params", "vocab")
+                for dialect in ("source", "target")},
+        "vit": part("vit", "params"),
         "vlm": {"mlp": scores("mlp"), "langbridge": scores("langbridge"),
-                "blind": configs["blind_instruct"]["scores"], "chance": chance}}
+                "blind": configs["blind_instruct"]["scores"], "majority": majority,
+                "chance": chance}}
 
 
 # ---- transfer.py --------------------------------------------------------------------------------
@@ -115,15 +113,30 @@ def samples_to(curve, goal):
     return None
 
 
+# ---- for the terminal ----------------------------------------------------------------------------
+
+SHOWN = ("vqa", "caption_f1", "pope_acc", "comp_vqa")
+
+
+def row_head():
+    return f"{'':48}stage 1  stage 2" + "".join(f"{score:>12}" for score in SHOWN)
+
+
+def row_line(name, stage1, stage2, scores):
+    """A row; each stage is True, False, or "" where it means nothing."""
+    had = [{True: "yes", False: "no"}.get(stage, stage) for stage in (stage1, stage2)]
+    return f"{name:48}{had[0]:>7}{had[1]:>9}" + "".join(f"{scores[k]:12.3f}" for k in SHOWN)
+
+
 def print_transfer(r):
-    """The rows of a transfer.json for the terminal."""
-    scores = list(r["rows"][0]["scores"])
-    print(f"\n{'':40}stage 1  stage 2" + "".join(f"{score:>12}" for score in scores))
+    """The rows of a transfer.json, means over its seeds, and their ratios."""
+    print(f"\n{row_head()}")
     for row in r["rows"]:
-        stage1, stage2 = ("yes" if row[stage] else "no" for stage in ("stage1", "stage2"))
-        means = "".join(f"{row['scores'][score]['mean']:12.3f}" for score in scores)
-        print(f"{row['name']:40}{stage1:>7}{stage2:>9}{means}")
+        means = {score: values["mean"] for score, values in row["scores"].items()}
+        print(row_line(row["name"], row["stage1"], row["stage2"], means))
+    for name in ("majority", "chance"):
+        print(row_line(name, "", "", r[name]))
     for name, values in r["relative"].items():
-        print(f"{name + ':':56}" + "".join(f"{values[score]:12.3f}" for score in scores))
+        print(f"{name + ':':64}" + "".join(f"{values[score]:12.3f}" for score in SHOWN))
     print(f"hash of the moved adapter's trained parameters, before and after the swap: "
           f"{r['adapter_hash']['before']} and {r['adapter_hash']['after']}")

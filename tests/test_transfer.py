@@ -63,7 +63,8 @@ def test_every_row_has_a_name_of_its_own_and_its_controls():
     names = [row.name for row in ROWS]
     assert len(names) == len(set(names)) == 15
     headline = {row.name for row in ROWS if row.headline}
-    assert {"native_mlp", "zero_shot_langbridge", "zero_shot_shuffled"} <= headline
+    assert {"native_mlp", "zero_shot_langbridge", "zero_shot_shuffled", "blind"} <= headline
+    assert [row.headline for row in ROWS] == [True] * 9 + [False] * 6
 
 
 def test_an_llm_elsewhere_has_a_label_of_its_own(tmp_path):
@@ -86,7 +87,8 @@ def test_what_train_has_made_is_used_and_not_made_again(out):
 @pytest.fixture(scope="module")
 def moved(out):
     """The out folder after transfer.py with one seed that is not train.py's."""
-    run("transfer.py", "--out", out, "--seeds", "1")
+    done = run("transfer.py", "--out", out, "--seeds", "1", "--rows", "all")
+    (out / "said.txt").write_text(done.stdout, encoding="utf-8")
     return out
 
 
@@ -107,6 +109,25 @@ def test_transfer_json_has_every_row_and_every_score(result):
             "zero_shot_vs_stage1_native_langbridge"} <= set(result["relative"])
 
 
+def test_rows_are_told_when_they_are_finished_after_what_guessing_scores(moved):
+    said = (moved / "said.txt").read_text(encoding="utf-8")
+    names = [line.split()[0] for line in said.splitlines()
+             if len(line) == 112 and line.split()[-1].startswith("0.")]
+    told, table = names[:len(ROWS) + 2], names[len(ROWS) + 2:]
+    assert told[:2] == ["chance", "majority"] and set(told[2:]) == {row.name for row in ROWS}
+    assert told.index("zero_shot_langbridge") < told.index("native_mlp")
+    assert table[:len(ROWS)] == [row.name for row in ROWS]
+    assert "words llm_target lacks" in said
+
+
+def test_by_default_it_is_one_seed_and_the_headline():
+    args = transfer.parse([])
+    assert (args.seeds, args.rows) == ([0], "headline")
+    assert transfer.parse(["--full-seeds"]).seeds == [0, 1, 2]
+    assert transfer.parse(["--ablate", "K"]).seeds == [0, 1, 2]
+    assert transfer.parse(["--seeds", "4"]).seeds == [4]
+
+
 def test_the_swap_leaves_every_trained_parameter_as_it_was(result):
     assert result["adapter_hash"]["before"] == result["adapter_hash"]["after"]
 
@@ -120,8 +141,7 @@ def test_tables_and_figures_are_written(moved):
 
 def test_every_row_starts_from_the_adapter_that_it_names(moved):
     """Fresh ones are untrained, all others are those of their stage; only shuffled words differ."""
-    s, pair = load_settings(moved), ("llm_source", "llm_target")
-    move = Move(replace(s, seed=1), *pair, own=False)
+    move = Move(replace(load_settings(moved), seed=1), "llm_source", "llm_target", own=False)
     llm, encoding = load_llm(moved / "llm_target")
     for row in ROWS:
         adapter = bring(move.row_s, row, move, llm, encoding)
@@ -129,7 +149,7 @@ def test_every_row_starts_from_the_adapter_that_it_names(moved):
             assert adapter is None
             continue
         if row.start == "fresh":
-            expected = new_adapter(move.s, row.kind, llm, pair)
+            expected = new_adapter(move.s, row.kind, llm, encoding)
         else:
             expected = load_adapter(move.start_of(row).folder)
         if row.start == "stitched":
@@ -166,14 +186,14 @@ def test_transferring_again_redoes_nothing(moved):
         return {path: path.stat().st_mtime_ns for path in (moved / "transfer").rglob("*.pt")}
 
     before = when()
-    again = run_here("transfer.py", "--out", moved, "--seeds", "1", "--threads", "1")
+    again = run_here("transfer.py", "--out", moved, "--seeds", "1", "--rows", "all", "--threads",
+                     "1")
     assert again.returncode == 0, again.stderr
     assert len(before) > 10 and before == when()
 
 
 def test_an_adapter_also_moves_from_the_target_to_the_source(moved):
-    done = run_here("transfer.py", "--out", moved, "--seeds", "1", "--reverse", "--rows",
-                    "headline", "--threads", "1")
+    done = run_here("transfer.py", "--out", moved, "--seeds", "1", "--reverse", "--threads", "1")
     assert done.returncode == 0, done.stderr
     r = read_json(moved / "transfer_reverse.json")
     assert (r["source"], r["target"]) == ("llm_target", "llm_source")
