@@ -96,9 +96,10 @@ def line_plot(path, title, panels, xlabel, note, log=False, ylim=(0, 1), names_o
     """
     names = list(dict.fromkeys(name for _, lines in panels for name in lines))
     inks = {name: INKS[i % len(INKS)] for i, name in enumerate(names)}
-    legend = PLOT_TOP + PLOT_HEIGHT + 58  # its top; it has three names a row
-    height = legend + 32 + 22 * math.ceil(len(names) / 3)
-    picture = Image.new("RGB", (len(panels) * (PLOT_WIDTH + 80) + 20, height), "white")
+    legend, width = PLOT_TOP + PLOT_HEIGHT + 58, len(panels) * (PLOT_WIDTH + 80) + 20
+    per_row = width // 360  # names in a row of the legend
+    height = legend + 32 + 22 * math.ceil(len(names) / per_row)
+    picture = Image.new("RGB", (width, height), "white")
     pen = ImageDraw.Draw(picture, "RGBA")
     pen.text((PLOT_LEFT, 12), title, fill="black", font_size=19)
     for k, (ylabel, lines) in enumerate(panels):
@@ -110,7 +111,7 @@ def line_plot(path, title, panels, xlabel, note, log=False, ylim=(0, 1), names_o
         for name, line in lines.items():
             axes.draw_line(line, inks[name])
     for i, name in enumerate(names):
-        x, y = PLOT_LEFT + i % 3 * 330, legend + i // 3 * 22
+        x, y = PLOT_LEFT + i % per_row * 330, legend + i // per_row * 22
         pen.line([(x, y + 8), (x + 24, y + 8)], fill=inks[name], width=4)
         pen.text((x + 32, y), name, fill="black", font_size=14)
     pen.text((PLOT_LEFT, height - 24), note, fill=NOTE_INK, font_size=13)
