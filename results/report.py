@@ -54,19 +54,54 @@ def markdown_table(header, rows):
 
 # ---- the report's tables -------------------------------------------------------------------------
 
+MODELS = {  # title: where its scores are in results.json
+    "MLP, after align": "mlp/align", "LangBridge, after align": "langbridge/align",
+    "MLP, after instruct": "mlp/instruct", "LangBridge, after instruct": "langbridge/instruct",
+    "blind: no picture, same tuning": "blind",
+    "majority: each question's most frequent answer": "majority", "chance": "chance"}
+
+READING = {"text_qa": "answers from sentences", "raster_qa": "answers from rasters",
+           "raster_caption_f1": "describes rasters (F1)"}
+
+
 def results_table(runs):
     """The scores of several seeds of train.py (their results.json), as two tables."""
     first, seeds = runs[0], ", ".join(str(run["seed"]) for run in runs)
-    models = {
-        "MLP, after align": "mlp/align", "LangBridge, after align": "langbridge/align",
-        "MLP, after instruct": "mlp/instruct", "LangBridge, after instruct": "langbridge/instruct",
-        "blind: no picture, same tuning": "blind", "chance": "chance"}
     scores = ["vqa", "caption_f1", "pope_acc", "comp_vqa", "comp_caption_f1"]
-    exam = rows_across(runs, models, ["vlm/{}/" + score for score in scores])
+    exam = rows_across(runs, MODELS, ["vlm/{}/" + score for score in scores])
     return "\n\n".join([
         f"Seeds {seeds}, preset {first['preset']}, {first['device']}: mean (lowest to highest).",
         markdown_table(["on the test split", *scores], exam),
         markdown_table(["the parts", "score"], rows_of_parts(runs))])
+
+
+def precision_table(runs):
+    """One seed in float32 and in bfloat16 (two results.json): 'the first / the second'."""
+    def both(path):
+        return " / ".join(f"{value:.3f}" for value in across(runs, path))
+
+    models = [title for title, where in MODELS.items() if where not in ("majority", "chance")]
+    rows = [[title, *(both(f"vlm/{MODELS[title]}/{score}") for score in SHORT_SCORES)]
+            for title in models]
+    parts = [[f"{llm} LLM", *(both(f"llm/{llm}/{score}") for score in READING)]
+             for llm in ("source", "target")]
+    return "\n\n".join([
+        markdown_table(["float32 / bfloat16", *SHORT_SCORES.values()], rows),
+        markdown_table(["float32 / bfloat16", *READING.values()], parts)])
+
+
+def types_table(runs):
+    """The same by type of question, means alone; 'comp' is about unseen pairs."""
+    types = ["color", "shape", "where", "count", "exists"]
+    asked = [f"vqa_by_type/{type}" for type in types]
+    asked += [f"comp_vqa_by_type/{type}" for type in types if type != "count"]  # no pair in it
+    asked += ["pope_yes_rate", "comp_pope_acc", "comp_pope_yes_rate"]
+    by_type = []
+    for title, where in MODELS.items():
+        values = [np.mean(across(runs, f"vlm/{where}/{name}")) for name in asked]
+        by_type.append([title, *(f"{value:.3f}".removeprefix("0") for value in values)])
+    header = [name.replace("vqa_by_type/", "").replace("_", " ") for name in asked]
+    return markdown_table(["mean over the seeds", *header], by_type)
 
 
 def rows_of_parts(runs):
@@ -80,7 +115,9 @@ def rows_of_parts(runs):
         captions = across(runs, f"llm/{llm}/raster_caption_f1")
         rows.append([f"{llm} LLM describes rasters (F1)", spread(captions)])
     vit = {"ViT: retrieval among 100 pairs": "retrieval_top1",
-           "ViT: linear probe, colour": "probe_color", "ViT: linear probe, shape": "probe_shape"}
+           "ViT: linear probe, colour": "probe_color", "ViT: linear probe, shape": "probe_shape",
+           "the same on unseen pairs, colour": "comp_probe_color",
+           "the same on unseen pairs, shape": "comp_probe_shape"}
     return rows + rows_across(runs, vit, ["vit/{}"])
 
 
@@ -130,6 +167,9 @@ def transfer_table(r):
         else:
             samples = f"{r['samples_to_95'][row['name']]:,.0f}"
         rows.append([row["name"], *stages, *cells, f"{row['seconds']:.0f}", samples])
+    for guess in ("majority", "chance"):
+        if guess in r:  # not in those of commit 561629a
+            rows.append([guess, "", "", *(f"{r[guess][score]:.3f}" for score in scores), "", ""])
     ratios = []
     for name, values in r["relative"].items():
         name = name.replace("_vs_", " / ").replace("zero_shot", "zero-shot").replace("_", " ")
@@ -181,6 +221,31 @@ def tries_table(r):
     return markdown_table(["stage 1 with", "words", *names, "weight on own words"], rows)
 
 
+def bench_table(r):
+    """bench.json: what takes how long, beside what it is compared with."""
+    def seconds(value):
+        return "never" if value is None else f"{value:.3g} s"
+
+    step, generate, ask, skill = (r[name] for name in ("step", "generate", "ask", "skill"))
+    rows = [["a training step: nanoGPT's design / ours", seconds(step["gpt2"]),
+             seconds(step["ours"]), f"{1 / step['ratio']:.2f}"]]
+    ours = skill["designs"]["ours"]
+    for design, of in skill["designs"].items():
+        if design != "ours":
+            both = of["seconds_to_goal"], ours["seconds_to_goal"]
+            ratio = f"{both[0] / both[1]:.1f}" if None not in both else ""
+            _, rate, times = design.split("-")
+            rows.append([f"until {skill['goal']} on rasters: nanoGPT's design, {times} steps, "
+                         f"rate {rate} / ours",
+                         f"{seconds(both[0])} (of {of['seconds']:.0f}; at the end "
+                         f"{of['curve'][-1][1]:.3f})", seconds(both[1]), ratio])
+    rows.append(["generating 40 tokens: without the cache / with it", seconds(generate["uncached"]),
+                 seconds(generate["cached"]), f"{generate['ratio']:.1f}"])
+    rows.append(["a cold `--ask` / a cold `import torch`", seconds(ask["ask"]),
+                 seconds(ask["import_torch"]), f"{ask['ratio']:.2f}"])
+    return markdown_table(["medians", "the first", "the second", "ratio"], rows)
+
+
 # ---- the tutorial's tables: means alone ----------------------------------------------------------
 
 SHORT_SCORES = {
@@ -203,6 +268,11 @@ def scores_of_seeds(r):
     return seeds
 
 
+def guesses(runs):
+    return [["each question's most frequent answer", *means(runs, "vlm/majority")],
+            ["chance", *means(runs, "vlm/chance")]]
+
+
 def claim_table(target, runs):
     """An adapter with only its basis swapped, and what to compare it with."""
     moved = {
@@ -211,7 +281,7 @@ def claim_table(target, runs):
         "the same, words shuffled": "zero_shot_shuffled",
         "blind: tuned on the conversations, without the pictures": "blind"}
     rows = [[title, *means(target, name)] for title, name in moved.items()]
-    rows.append(["chance", *means(runs, "vlm/chance")])
+    rows += guesses(runs)
     return markdown_table(["on the target LLM", *SHORT_SCORES.values()], rows)
 
 
@@ -226,8 +296,9 @@ def main_table(target, runs):
                       ("transferred LangBridge", "transferred_langbridge"),
                       ("fresh MLP", "fresh_mlp"), ("fresh LangBridge", "fresh_langbridge"),
                       ("blind: no picture", "blind")):
-        rows.append(["target", name, "instruct", *means(target, row)])
-    rows.append(["", "chance", "", *means(runs, "vlm/chance")])
+        if row in target[0]:  # fresh ones are not among the headline rows
+            rows.append(["target", name, "instruct", *means(target, row)])
+    rows += [["", name, "", *scores] for name, *scores in guesses(runs)]
     return markdown_table(["LLM", "adapter", "after", *SHORT_SCORES.values()], rows)
 
 
@@ -239,7 +310,8 @@ def read_json(path):
 
 def table_names(folder):
     """Every NAME that can be filled in from the files in this folder."""
-    names = ["claim", "main results", "seeds", "findings", "tries.json"]
+    names = ["claim", "main results", "seeds", "types", "bf16", "findings", "tries.json",
+             "bench.json"]
     names += sorted(path.name for path in folder.glob("transfer*.json"))
     sweeps = sorted(path.stem.removeprefix("ablate_") for path in folder.glob("ablate_*.json"))
     return names + [f"ablate {what}" for what in sweeps]
@@ -256,10 +328,16 @@ def table(name, folder):
         return make(scores_of_seeds(read_json(folder / "transfer.json")), runs)
     if name == "seeds":
         return results_table(runs)
+    if name == "bf16":
+        return precision_table([read_json(folder / "seed0.json"), read_json(folder / "bf16.json")])
+    if name == "types":
+        return types_table(runs)
     if name == "findings":
         return findings_table([read_json(path) for path in sorted(folder.glob("evaluate*.json"))])
     if name == "tries.json":
         return tries_table(read_json(folder / name))
+    if name == "bench.json":
+        return bench_table(read_json(folder / name))
     if name.startswith("transfer"):
         return transfer_table(read_json(folder / name))
     what = name.removeprefix("ablate ")  # the report explains the columns once for all sweeps
