@@ -116,7 +116,8 @@ def test_rows_are_told_when_they_are_finished_after_what_guessing_scores(moved):
     assert told.index("\nchance ") < told.index("\nmajority ") < told.index("zero_shot_langbridge ")
     for part in (told, table):
         for row in ROWS:
-            assert re.search(rf"{row.name} +(yes|no) +(yes|no)( +[01]\.\d{{3}}){{4}}", part), row.name
+            scores = r"( +[01]\.\d{3}){4}"
+            assert re.search(rf"{row.name} +(yes|no) +(yes|no){scores}", part), row.name
     assert told.index("zero_shot_langbridge ") < told.index("native_mlp  ")
     assert "words llm_target lacks" in said
 
