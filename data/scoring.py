@@ -19,8 +19,9 @@ from typing import NamedTuple
 import numpy as np
 
 from data.corpus import raster, sentences
-from data.world import (ANSWERS, CAPTION_REQUESTS, COLORS, COMP_PAIRS, PLACES, QA, QUESTION_TYPES,
-                        SEEN_PAIRS, About, ask, ask_any, caption, make_scene, score_caption, unique)
+from data.world import (ANSWERS, CAPTION_REQUESTS, COLORS, COMP_PAIRS, PAIRS, PLACES, QA,
+                        QUESTION_TYPES, SEEN_PAIRS, About, ask, ask_any, caption, make_scene,
+                        score_caption, unique)
 
 
 SCORES = ("vqa", "caption_f1", "pope_acc", "comp_vqa")  # the ones that tables show
@@ -44,6 +45,11 @@ class Said(NamedTuple):
     captions: list  # one text a scene
 
 
+def ask_in_turn(scene, k, rng, pairs=PAIRS, types=QUESTION_TYPES):
+    """A question of the k-th type (cyclically), or of any type if the scene has none of it."""
+    return ask(scene, types[k % len(types)], rng, pairs) or ask_any(scene, rng, pairs, types)
+
+
 def asked_about(split):
     """(types of question, pairs that they are about) in a split's exam; no count is about a pair"""
     if split == "comp":
@@ -59,9 +65,8 @@ def benchmark(split, pictures):
     scenes = [make_scene(split, 0, i) for i in range(pictures)]
     questions, pope = [], []
     for i, scene in enumerate(scenes):
-        for k in (2 * i, 2 * i + 1):  # the types in turn, or any where a scene has none of one
-            qa = ask(scene, types[k % len(types)], rng, pairs) or ask_any(scene, rng, pairs, types)
-            questions.append((i, qa))
+        for k in (2 * i, 2 * i + 1):
+            questions.append((i, ask_in_turn(scene, k, rng, pairs, types)))
         pope.append((i, ask(scene, "exists", rng, pairs)))
     return scenes, questions, pope
 
@@ -205,18 +210,18 @@ def examine_reading(answer, dialect, split, n):
     scores = {}
     for name in ("text_qa", "raster_qa"):
         rng = random.Random(f"{name}/{split}")
-        questions, asked = [], []
-        for i, scene in enumerate(scenes):
-            type = QUESTION_TYPES[i % len(QUESTION_TYPES)]
-            qa = ask(scene, type, rng) or ask_any(scene, rng)
-            is_raster = name == "raster_qa"
-            body = raster(scene, rng) if is_raster else sentences(scene, dialect, rng)
-            questions.append(qa)
+        questions = [ask_in_turn(scene, i, rng) for i, scene in enumerate(scenes)]
+        asked = []
+        for scene, qa in zip(scenes, questions):
+            if name == "raster_qa":
+                body = raster(scene, rng)
+            else:
+                body = sentences(rng.sample(scene, len(scene)), dialect, rng)
             asked.append((body, qa.question))
         texts = answer(asked)
         answered = [Answered(i, qa, texts[i]) for i, qa in enumerate(questions)]
         scores[name], scores[f"{name}_by_type"] = score_answers(answered)
-    few = scenes[:n // 3]
+    few = scenes[:n // 3]  # their rasters continue raster_qa's random stream
     captions = answer([(raster(scene, rng), CAPTION_REQUESTS[0]) for scene in few])
     scores["raster_caption_f1"], _ = score_captions(captions, few)
     return scores

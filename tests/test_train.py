@@ -436,6 +436,16 @@ def test_other_settings_in_the_same_folder_are_refused(out, flag, value, says):
     assert_refused(run_here("train.py", "--preset", "smoke", "--out", out, flag, value), says)
 
 
+def test_the_recipe_runs_in_the_bfloat16_of_a_gpu(tmp_path):
+    done = run_here(
+        "train.py", "--preset", "smoke", "--precision", "bf16", "--llm_source_steps", "3",
+        "--llm_target_steps", "3", "--vit_steps", "3", "--align_steps", "3", "--instruct_steps",
+        "3", "--pictures", "24", "--test_pictures", "20", "--threads", "1", "--device", "cpu",
+        "--out", tmp_path / "out")
+    assert done.returncode == 0, done.stderr
+    assert read_json(tmp_path / "out" / "results.json")["vlm"]["mlp"]["instruct"]["vqa"] >= 0
+
+
 @pytest.mark.parametrize("args, says", [
     (["--vit_stepz", "3"], "did you mean --vit_steps?"),
     (["--preset", "desktop"], "laptop"),

@@ -349,10 +349,12 @@ def test_reading_is_examined_on_sentences_then_on_rasters_and_then_with_captions
     scores = shapes.examine_reading(answer, "source")
     assert [len(asked) for asked in exams] == [10, 10, 3, 21, 21, 7]  # val, then test
     assert all(" at the " in scene for scene, _ in exams[0] + exams[3])
+    places = [[place for _, _, place in parse_caption(scene)] for scene, _ in exams[3]]
+    assert any(said != sorted(said, key=PLACES.index) for said in places)  # in any order
     rasters = exams[1] + exams[2] + exams[4] + exams[5]
     assert all(scene.count("\n") == 6 for scene, _ in rasters)
     assert {question for _, question in exams[2] + exams[5]} == {shapes.request}
     for of_split in (scores, scores["val"]):
-        assert 0 < of_split["raster_qa_by_type"]["exists"]
+        assert 0 < of_split["raster_qa_by_type"]["exists"] <= 1
         assert of_split["text_qa_by_type"]["color"] == of_split["raster_caption_f1"] == 0
-    assert 0 < scores["text_qa"] < 0.5
+    assert 0 < scores["text_qa"] < 0.5 and scores["raster_qa_by_type"]["exists"] < 1
