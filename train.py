@@ -38,6 +38,7 @@ from data.dataset import ShapeData
 from data.files import Refused, Stage, read_json, read_tensors, write_json, write_tensors
 from data.loop import Loop, autocast, optimizers
 from data.run import Job, Parser, lanes, run_command, say_scores, seconds_in, stopwatch
+from data.scoring import join_splits
 from evaluate import (examine_vlm, held_out, load_vlm, score_llm, score_vlm, show_answers,
                       subspace)
 from model import GPT, VLM, GPTConfig, load_llm, save_llm
@@ -286,6 +287,17 @@ def text_losses(s, llm, encoding, documents):
         yield loss
 
 
+def document_of(s, dialect, i):
+    """Document i of an LLM's corpus, as these settings want it."""
+    return s.data.document(dialect, s.seed, i, s.llm_rasters, s.llm_turns, s.llm_captions)
+
+
+def documents_of(s, dialect, step):
+    """The documents of a step."""
+    indices = range(step * s.llm_batch, (step + 1) * s.llm_batch)
+    return [document_of(s, dialect, i) for i in indices]
+
+
 def pretrain_llm(s, stage):
     """A GPT from scratch, on text alone: predict the next token, answers above all."""
     data, dialect = s.data, stage.name.removeprefix("llm_")
@@ -294,19 +306,16 @@ def pretrain_llm(s, stage):
     encoding = data.tokenizer(dialect, V, s.seed)
     llm = GPT(GPTConfig(encoding.n_vocab, C, s.llm_H, layers)).to(s.device)
 
-    def document(i):
-        return data.document(dialect, s.seed, i, s.llm_rasters, s.llm_turns, s.llm_captions)
-
     print(f"{stage.name}: a GPT of {size_of(llm):,} parameters, all trained, on {steps} x "
           f"{s.llm_batch} documents; vocabulary {encoding.n_vocab}; the first loss should be "
           f"ln V = {math.log(encoding.n_vocab):.2f}. The first document ([answers] weigh most):\n"
-          f"{marked(document(0))}", flush=True)
+          f"{marked(document_of(s, dialect, 0))}", flush=True)
     loop = Loop(s, stage, [llm], optimizers(s.llm_matrix_lr, s.llm_lr, llm), steps)
     for step in loop:
-        documents = [document(i) for i in range(step * s.llm_batch, (step + 1) * s.llm_batch)]
-        loop.update(text_losses(s, llm, encoding, documents))
+        loop.update(text_losses(s, llm, encoding, documents_of(s, dialect, step)))
     save_llm(llm, encoding, stage.folder)
-    text = "".join(piece for i in range(2000) for piece, _ in document(i)).replace(BOS, "")
+    text = "".join(piece for i in range(2000) for piece, _ in document_of(s, dialect, i))
+    text = text.replace(BOS, "")
     words = sorted(set(re.findall("[a-z]+", text)))  # that it has read: evaluate.py warns of others
     stage.finish(seconds=loop.seconds, params=size_of(llm), vocab=encoding.n_vocab, words=words,
                  scores=score_llm(llm, encoding, data, dialect))
@@ -359,12 +368,11 @@ def pretrain_vit(s, stage):
     features = {split: encode_pictures(clip.vit, data, split) for split in data.SPLITS}
     write_tensors(stage.folder / "features.pt", features)
     took = time.perf_counter() - began
-    probed = probe(features, data)
-    scores = {"retrieval_top1": retrieval("test"), **probed["test"]}
-    scores |= {f"comp_{name}": accuracy for name, accuracy in probed["comp"].items()}
-    scores["val"] = {"retrieval_top1": retrieval("val"), **probed["val"]}
+    scores = probe(features, data)  # {split: ..}
+    for split in ("val", "test"):
+        scores[split] = {"retrieval_top1": retrieval(split)} | scores[split]
     stage.finish(data=data.config(), seconds=loop.seconds, seconds_features=took,
-                 params=size_of(clip.vit), scores=scores)
+                 params=size_of(clip.vit), scores=join_splits(scores))
 
 
 # ---- pictures as words: the adapters ------------------------------------------------------------
@@ -517,7 +525,7 @@ def main(s):
     torch.set_num_threads(s.threads)
     out = Path(s.out)
     stages = {name: open_stage(s, name) for name in STAGES}
-    done = [stage.config() is not None for stage in stages.values()]  # refuses other settings
+    finished = {name for name in STAGES if stages[name].config()}  # refuses other settings
     out.mkdir(parents=True, exist_ok=True)
     write_json(out / "settings.json", asdict(s))
     print(f"nanoLangBridge: preset {s.preset}, device {s.device}, {s.precision}, {s.threads} "
@@ -532,11 +540,10 @@ def main(s):
                   "terminal, while its controls and the target LLM are trained:\n"
                   f"  python evaluate.py --out {out} --image results/picture.png\n", flush=True)
 
-    wanted = list(STAGES) if s.stages == "all" else s.stages.split(",")
-    if not all(done):
-        jobs = [Job(make, s, stages[name], arguments, [stages[first] for first in after])
-                for name, (make, arguments, after) in STAGES.items()
-                if name in wanted and stages[name].config() is None]
+    wanted = set(STAGES if s.stages == "all" else s.stages.split(",")) - finished
+    jobs = [Job(make, s, stages[name], arguments, [stages[first] for first in after])
+            for name, (make, arguments, after) in STAGES.items() if name in wanted]
+    if jobs:
         with stopwatch(clock), lanes(s, 3, say) as run:
             run(jobs)
     if s.stages != "all":

@@ -429,16 +429,19 @@ def main():
     guesses = {"chance": s.data.chance(pictures), "majority": s.data.majority(pictures)}
     by_folder = {move.stage_of(row).folder: row for move in moves for row in rows}
 
+    def show(name, stage1, stage2, scores):
+        print(row_line(name, stage1, stage2, [scores[score] for score in SCORES]), flush=True)
+
     def say(job):
         row = by_folder.get(job.stage.folder)
         if row is None:
             return say_scores(job)  # an adapter that a row needs
         seed = f", seed {job.s.seed}" if len(moves) > 1 else ""
-        print(row_line(row.name + seed, row.stage1, row.stage2, job.stage.config()["scores"]),
-              flush=True)
+        show(row.name + seed, row.stage1, row.stage2, job.stage.config()["scores"])
 
-    print(f"\n{row_head()}\n" + "\n".join(
-        row_line(name, "", "", scores) for name, scores in guesses.items()), flush=True)
+    print(f"\n{row_head(SCORES)}", flush=True)
+    for guess, scores in guesses.items():
+        show(guess, "", "", scores)
     if any(move.stage_of(row).config() is None for move in moves for row in rows):
         with stopwatch(clock):
             run_moves(s, moves, rows, say)

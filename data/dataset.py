@@ -13,7 +13,7 @@ import numpy as np
 from data import corpus, scoring
 from data.files import Refused
 from data.world import (CAPTION_REQUESTS, COLORS, COMP_PAIRS, PLACES, SEEN_PAIRS, SHAPES, draw,
-                        draw_split, keywords, make_scene, patches_of, twin)
+                        keywords, make_scene, patches_of, twin)
 
 
 class SeenObject(NamedTuple):
@@ -53,6 +53,11 @@ class ShapeData:
 
     SPLITS = ("train", "val", "test", "comp")
     EXAM = ("val", "test", "comp")  # the splits that a VLM is examined on
+    tokenizer = staticmethod(corpus.train_tokenizer)
+    document = staticmethod(corpus.document)
+    examine = staticmethod(scoring.examine)
+    chance = staticmethod(scoring.score_chance)
+    edits = staticmethod(scoring.color_edits)
     score = staticmethod(scoring.summarize)
     intervals = staticmethod(scoring.intervals)
     by_objects = staticmethod(scoring.by_objects)
@@ -68,7 +73,8 @@ class ShapeData:
         return counts.get(split, self.test_pictures // 2)  # val and comp have half as many
 
     def pictures(self, split, indices):
-        return draw_split(split, indices, self.size)
+        return np.stack([draw(make_scene(split, 0, i), f"{split}/{i}", self.size)
+                         for i in indices])
 
     def alt_texts(self, seed, n):
         return [keywords(make_scene("train", seed, i)) for i in range(n)]
@@ -87,12 +93,6 @@ class ShapeData:
         texts = [keywords(make_scene(split, 0, i)) for i in indices]
         return self.pictures(split, indices), texts
 
-    def tokenizer(self, dialect, V, seed):
-        return corpus.train_tokenizer(dialect, V, seed)
-
-    def document(self, dialect, seed, index, rasters, turns, captions):
-        return corpus.document(dialect, seed, index, rasters, turns, captions)
-
     def description(self, index, rng):
         return corpus.description(make_scene("train", 0, index), rng)
 
@@ -100,23 +100,12 @@ class ShapeData:
         return corpus.conversation(make_scene("train", 0, index), rng, turns, captions, SEEN_PAIRS)
 
     def examine_reading(self, answer, dialect):
-        scores = {}
-        for split in ("val", "test"):
-            n = self.count(split)
-            scores[split] = scoring.examine_reading(answer, dialect, f"text:{split}", n)
-        return scores["test"] | {"val": scores["val"]}
-
-    def examine(self, answer, pictures):
-        return scoring.examine(answer, pictures)
-
-    def chance(self, pictures):
-        return scoring.score_chance(pictures)
+        return scoring.join_splits({
+            split: scoring.examine_reading(answer, dialect, f"text:{split}", self.count(split))
+            for split in ("val", "test")})
 
     def majority(self, pictures):
         return scoring.score_majority(pictures, self.train_pictures)
-
-    def edits(self, pictures):
-        return scoring.color_edits(pictures)
 
     def example_questions(self):
         _, questions, _ = scoring.benchmark("test", self.test_pictures)

@@ -106,7 +106,8 @@ class Loop:
             for module in self.modules:
                 module.train()
             for optimizer, rate in zip(self.optimizers, self.rates):
-                optimizer.param_groups[0]["lr"] = rate * self.schedule()
+                for group in optimizer.param_groups:
+                    group["lr"] = rate * self.schedule()
             began = time.perf_counter()
             yield self.step
             self.seconds += time.perf_counter() - began

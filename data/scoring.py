@@ -112,13 +112,22 @@ def score_captions(captions, scenes):
 
 def summarize(said):
     """The scores of what a model said."""
-    scores = {}
+    by_split = {}
     for split, (scenes, questions, pope, captions) in said.items():
         vqa, by_type = score_answers(questions)
         f1, exact = score_captions(captions, scenes)
-        own = {"vqa": vqa, "vqa_by_type": by_type, "caption_f1": f1, "caption_exact": exact,
-               "pope_acc": float(np.mean([a.right for a in pope])),
-               "pope_yes_rate": float(np.mean([a.answer == "yes" for a in pope]))}
+        by_split[split] = {
+            "vqa": vqa, "vqa_by_type": by_type, "caption_f1": f1, "caption_exact": exact,
+            "pope_acc": float(np.mean([a.right for a in pope])),
+            "pope_yes_rate": float(np.mean([a.answer == "yes" for a in pope]))}
+    return join_splits(by_split)
+
+
+def join_splits(by_split):
+    """{split: its scores} as one dict: test's as they are, comp's with comp_ before their names,
+    and val's as a dict of their own, where no table takes them for test's."""
+    scores = {}
+    for split, own in by_split.items():
         if split == "val":
             scores["val"] = own
         elif split == "comp":

@@ -183,11 +183,6 @@ def draw(scene, seed, size=48):
     return (pixels + (down + across) + grain).clip(0, 255).astype(np.uint8)
 
 
-def draw_split(split, indices, size):
-    """Pictures of these scenes of a split, the same on every call: (n, size, size, 3) uint8"""
-    return np.stack([draw(make_scene(split, 0, i), f"{split}/{i}", size) for i in indices])
-
-
 def patches_of(place, side):
     """Indices of the patches that a place of the board covers, if there are side x side patches."""
     row, col = divmod(place, 3)

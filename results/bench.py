@@ -39,7 +39,8 @@ from data.world import ask_any, make_scene
 from model import GPT, GPTConfig, load_llm
 from results.collect import samples_to
 from results.figures import Line, line_plot
-from train import check, load_settings, open_stage, pad, size_of, targets, text_losses
+from train import (Sample, check, documents_of, load_settings, open_stage, padded, size_of, targets,
+                   text_losses)
 
 ROOT = Path(__file__).parent.parent
 RATES = [0.000125, 0.00025, 0.0005, 0.001, 0.002, 0.004]  # of AdamW, for the rival
@@ -104,8 +105,6 @@ class ClippedAdamW(torch.optim.AdamW):
                           {"params": others, "weight_decay": 0.0}], lr, betas=(0.9, 0.95))
 
     def step(self):
-        for group in self.param_groups:
-            group["lr"] = self.param_groups[0]["lr"]  # Loop sets the first one's
         nn.utils.clip_grad_norm_([p for g in self.param_groups for p in g["params"]], 1.0)
         super().step()
 
@@ -123,13 +122,6 @@ def new_llm(s, rate=None):
     return llm, [ClippedAdamW(llm, rate)], encoding
 
 
-def documents_of(s, step):
-    """The documents of a step, the same for all designs."""
-    indices = range(step * s.llm_batch, (step + 1) * s.llm_batch)
-    return [s.data.document("source", s.seed, i, s.llm_rasters, s.llm_turns, s.llm_captions)
-            for i in indices]
-
-
 # ---- the benchmarks ------------------------------------------------------------------------------
 
 def bench_step(s):
@@ -137,7 +129,7 @@ def bench_step(s):
     made = {"ours": new_llm(s), "gpt2": new_llm(s, RATES[0])}
     took = {design: [] for design in made}
     for step in range(40):
-        documents = documents_of(s, step)
+        documents = documents_of(s, "source", step)
         for design, (llm, its_optimizers, encoding) in made.items():
             began = time.perf_counter()
             for loss in text_losses(s, llm, encoding, documents):
@@ -161,22 +153,21 @@ def raster_questions(n):
 
 
 @torch.no_grad()
-def exact_match(s, llm, rows):
+def exact_match(s, llm, samples):
     """The share of answers of which every token is the likeliest after the true ones before it:
-    these are the ones that greedy generation gets right. rows: [([ids], [weights])]"""
-    ids = pad([tokens for tokens, _ in rows], torch.long)  # (B, T)
-    weights = pad([weights for _, weights in rows], torch.float)  # (B, T)
+    these are the ones that greedy generation gets right."""
+    ids, weights = padded(samples)  # 2 x (B, T)
     wanted, answers, _ = targets(ids[:, 1:], weights[:, 1:], s.device)  # 2 x (n,)
     hidden = llm.hidden(llm.embed(ids[:, :-1].to(s.device)))  # (B, T - 1, C)
     likeliest = llm.head(hidden.flatten(0, 1)[wanted]).argmax(-1)  # (n,)
     wrong = (wanted // (ids.size(1) - 1))[likeliest != answers]  # the rows of wrong tokens
-    return 1 - len(wrong.unique()) / len(rows)
+    return 1 - len(wrong.unique()) / len(samples)
 
 
 def learn_to_read(s, stage, rate, steps):
     """Train on the source LLM's documents, and note [seconds, exact match] on the way."""
     llm, its_optimizers, encoding = new_llm(s, rate)
-    exam = [encode(encoding, document) for document in raster_questions(500)]
+    exam = [Sample(*encode(encoding, document)) for document in raster_questions(500)]
 
     def measure():
         llm.eval()
@@ -185,7 +176,7 @@ def learn_to_read(s, stage, rate, steps):
     every = max(1, s.llm_source_steps // 25)
     loop = Loop(s, stage, [llm], its_optimizers, steps, measure, {*range(0, steps, every), steps})
     for step in loop:
-        loop.update(text_losses(s, llm, encoding, documents_of(s, step)))
+        loop.update(text_losses(s, llm, encoding, documents_of(s, "source", step)))
     curve = [point for _, point in loop.measured]
     stage.finish(seconds=loop.seconds, params=size_of(llm), steps=steps, curve=curve,
                  seconds_to_goal=samples_to(curve, GOAL), scores={"exact match": curve[-1][1]})

@@ -115,28 +115,27 @@ def samples_to(curve, goal):
 
 # ---- for the terminal ----------------------------------------------------------------------------
 
-SHOWN = ("vqa", "caption_f1", "pope_acc", "comp_vqa")
+def row_head(names):
+    """The head of a table of rows, with these scores."""
+    return f"{'':48}stage 1  stage 2" + "".join(f"{name:>12}" for name in names)
 
 
-def row_head():
-    return f"{'':48}stage 1  stage 2" + "".join(f"{score:>12}" for score in SHOWN)
-
-
-def row_line(name, stage1, stage2, scores):
+def row_line(name, stage1, stage2, values):
     """A row; each stage is True, False, or "" where it means nothing."""
     had = [{True: "yes", False: "no"}.get(stage, stage) for stage in (stage1, stage2)]
-    return f"{name:48}{had[0]:>7}{had[1]:>9}" + "".join(f"{scores[k]:12.3f}" for k in SHOWN)
+    return f"{name:48}{had[0]:>7}{had[1]:>9}" + "".join(f"{value:12.3f}" for value in values)
 
 
 def print_transfer(r):
     """The rows of a transfer.json, means over its seeds, and their ratios."""
-    print(f"\n{row_head()}")
+    names = list(r["rows"][0]["scores"])
+    print(f"\n{row_head(names)}")
     for row in r["rows"]:
-        means = {score: values["mean"] for score, values in row["scores"].items()}
+        means = [row["scores"][name]["mean"] for name in names]
         print(row_line(row["name"], row["stage1"], row["stage2"], means))
-    for name in ("majority", "chance"):
-        print(row_line(name, "", "", r[name]))
-    for name, values in r["relative"].items():
-        print(f"{name + ':':64}" + "".join(f"{values[score]:12.3f}" for score in SHOWN))
+    for guess in ("majority", "chance"):
+        print(row_line(guess, "", "", [r[guess][name] for name in names]))
+    for ratio, values in r["relative"].items():
+        print(f"{ratio + ':':64}" + "".join(f"{values[name]:12.3f}" for name in names))
     print(f"hash of the moved adapter's trained parameters, before and after the swap: "
           f"{r['adapter_hash']['before']} and {r['adapter_hash']['after']}")

@@ -6,7 +6,7 @@ from conftest import assert_refused, make_llm, run_here
 from data.corpus import PREFIX, encode
 from data.files import read_json
 from results.bench import GPT2, RATES, ClippedAdamW, exact_match, new_llm, raster_questions
-from train import load_settings, parse_settings, size_of
+from train import Sample, load_settings, parse_settings, size_of
 
 
 def test_exact_match_is_what_greedy_generation_gets_right():
@@ -21,7 +21,7 @@ def test_exact_match_is_what_greedy_generation_gets_right():
         if i % 2:  # let it be the truth
             answer = said
         right += said[:len(answer)] == answer
-        rows.append((asked + answer, [0.0] * len(asked) + [1.0] * len(answer)))
+        rows.append(Sample(asked + answer, [0.0] * len(asked) + [1.0] * len(answer)))
     assert 10 <= right < 20
     assert exact_match(s, llm, rows) == pytest.approx(right / 20)
 
