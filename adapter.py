@@ -24,13 +24,14 @@ BASES = ("words", "centered")
 class MLPAdapter(nn.Module):
     """LLaVA's projector: Linear, GELU, Linear (Liu et al. 2024, arXiv 2310.03744, section 3.3).
 
-    x (B, N, D) -> v (B, N, C)
+    x (B, N, D) -> v (B, N, C);  hidden: the width between the two Linears, 0 for C
     """
 
-    def __init__(self, D, C):
+    def __init__(self, D, C, hidden=0):
         super().__init__()
-        self.config = {"kind": "mlp", "D": D, "C": C}
-        self.net = nn.Sequential(nn.Linear(D, C), nn.GELU(), nn.Linear(C, C))
+        hidden = hidden or C
+        self.config = {"kind": "mlp", "D": D, "C": C, "hidden": hidden}
+        self.net = nn.Sequential(nn.Linear(D, hidden), nn.GELU(), nn.Linear(hidden, C))
 
     def hidden_matrices(self):
         """The matrices, for Muon (data/loop.py)."""
@@ -53,7 +54,7 @@ class LangBridge(nn.Module):
     """Each patch as a mixture of words: v = W(x) @ E.
 
     x (B, N, D) -> v (B, N, C);  W: Linear(D, hidden), GELU, Linear(hidden, hidden),
-    Linear(hidden, K); two Linears in a row, as in the paper
+    Linear(hidden, K); two Linears in a row, as in the paper; it reads whitened features
 
     tokens        the K words as byte strings: the adapter knows words, not ids, and looks up
                   their ids in the tokenizer at hand
@@ -87,6 +88,8 @@ class LangBridge(nn.Module):
         K = len(self.tokens)
         self.W = nn.Sequential(nn.Linear(D, hidden), nn.GELU(), nn.Linear(hidden, hidden),
                                nn.Linear(hidden, K))
+        self.register_buffer("mean", torch.zeros(D))  # from whiten
+        self.register_buffer("scale", torch.eye(D))  # (D, D), from whiten
         self.register_buffer("E", None, persistent=False)  # (K, C), from set_basis
         self.register_buffer("present", None, persistent=False)  # (K,) bool, from set_basis
         self.init_weights()
@@ -108,6 +111,18 @@ class LangBridge(nn.Module):
         nn.init.constant_(self.W[-1].bias, everything)
         if NOTHING in self.tokens:
             nn.init.constant_(self.W[-1].bias[self.tokens.index(NOTHING)], nothing)
+
+    def whiten(self, x, floor=0.1):
+        """Let W read (x - mean) S^(-1/2), S the covariance of features x (n, D), no labels needed.
+
+        A ViT's largest directions say little and its small ones tell shapes apart; W would learn
+        from the large ones first. `floor`, times the mean eigenvalue, keeps noise from being blown
+        up. Returns the adapter.
+        """
+        self.mean.copy_(x.mean(0))
+        eigenvalues, Q = torch.linalg.eigh((x - self.mean).T.cov(correction=0))  # (D,), (D, D)
+        self.scale.copy_(Q * (eigenvalues + floor * eigenvalues.mean()).rsqrt() @ Q.T)
+        return self
 
     @property
     def config(self):
@@ -148,7 +163,7 @@ class LangBridge(nn.Module):
         if self.E is None:
             raise RuntimeError("this LangBridge has no LLM to speak to: call "
                                "set_basis(llm, encoding) before it is used")
-        logits = self.W(x).float()  # (B, N, K)
+        logits = self.W((x - self.mean) @ self.scale).float()  # (B, N, K)
         if self.coefficients == "softmax":
             return logits.masked_fill(~self.present, -torch.inf).softmax(-1)  # (B, N, K)
         if self.coefficients == "softplus":
@@ -197,6 +212,73 @@ class Edited(nn.Module):
 
     def forward(self, x):
         return self.weights(x) @ self.E  # (B, N, C)
+
+
+def read_as_words(mlp, llm, encoding, tokens, temperature):
+    """An MLP as a LangBridge: each visual token says the words that it is nearest to.
+
+        beta = softmax_k(v . (e_k - mean of all e) / (C temperature)),  v = mlp(x)
+
+    That is linear in v, so it is one more layer of W: the MLP's own two, then a third that holds
+    the embeddings of the words. From then on its basis can be swapped, and it can be trained.
+    (Embeddings have |e|^2 = C, so v . e / C is a cosine times the length of v in words.) The LLM is
+    the one that the MLP was trained with.
+    """
+    C = llm.config.C
+    if mlp.config["hidden"] != C:
+        raise ValueError(f"only an MLP whose hidden width is {C}, its LLM's, can be read as words")
+    bridge = LangBridge(mlp.config["D"], tokens, hidden=C, coefficients="softmax")
+    bridge.set_basis(llm, encoding).to(bridge.E.device)
+    bridge.W[0].load_state_dict(mlp.net[0].state_dict())
+    bridge.W[2].load_state_dict(mlp.net[2].state_dict())
+    with torch.no_grad():
+        bridge.W[3].weight.copy_((bridge.E - bridge.E.mean(0)) / (C * temperature))
+        bridge.W[3].bias.zero_()
+    return bridge
+
+
+class Written(nn.Module):
+    """What an adapter's patches say, as text: whole words instead of mixtures.
+
+    If `relaid`, the 2 x 2 patches of a tile vote: a tile whose top word is 'nothing here' says so
+    four times; any other writes its two top words in both rows, as rasters do. Else each patch says
+    its own top word. No word list is known, only that an object fills 2 x 2 patches.
+    """
+
+    def __init__(self, adapter, relaid=True):
+        super().__init__()
+        self.adapter, self.relaid = adapter, relaid
+        self.tokens, self.E = adapter.tokens, adapter.E
+
+    def weights(self, x):
+        """x (B, N, D) -> one word per patch (B, N, K)"""
+        beta = self.adapter.weights(x)  # (B, N, K)
+        words = beta.argmax(-1)  # (B, N)
+        if self.relaid:
+            nothing = self.tokens.index(NOTHING)
+            votes = in_tiles(beta).sum(2)  # (B, tiles, K)
+            empty = votes.argmax(-1, keepdim=True) == nothing  # (B, tiles, 1)
+            votes[..., nothing] = -torch.inf
+            pair = votes.topk(2).indices.masked_fill(empty, nothing)  # (B, tiles, 2)
+            words = from_tiles(torch.cat([pair, pair], dim=-1))  # (B, N)
+        return F.one_hot(words, beta.size(-1)).to(beta.dtype)  # (B, N, K)
+
+    def forward(self, x):
+        return self.weights(x) @ self.E  # (B, N, C)
+
+
+def in_tiles(x):
+    """Patches in tiles of 2 x 2: (B, N, ..) -> (B, N / 4, 4, ..), each in raster order"""
+    g = math.isqrt(x.size(1)) // 2
+    x = x.unflatten(1, (g, 2, g, 2)).transpose(2, 3)  # (B, g, g, 2, 2, ..)
+    return x.flatten(3, 4).flatten(1, 2)
+
+
+def from_tiles(x):
+    """The way back: (B, N / 4, 4, ..) -> (B, N, ..)"""
+    g = math.isqrt(x.size(1))
+    x = x.unflatten(1, (g, g)).unflatten(3, (2, 2)).transpose(2, 3)  # (B, g, 2, g, 2, ..)
+    return x.flatten(1, 4)
 
 
 def token(word):

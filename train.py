@@ -31,9 +31,10 @@ import torch
 import torch.nn as nn
 import torch.nn.functional as F
 
-from adapter import BASES, COEFFICIENTS, NOTHING, LangBridge, MLPAdapter, load_adapter, save_adapter
+from adapter import (BASES, COEFFICIENTS, NOTHING, LangBridge, MLPAdapter, fingerprint,
+                     load_adapter, save_adapter)
 from data.bpe import BOS, PATTERNS, load_encoding, tokens_of, train_bpe
-from data.corpus import encode
+from data.corpus import DIALECTS, encode
 from data.dataset import ShapeData
 from data.files import Refused, Stage, read_json, read_tensors, write_json, write_tensors
 from data.loop import Loop, autocast, optimizers
@@ -44,7 +45,7 @@ from evaluate import (examine_vlm, held_out, load_vlm, score_llm, score_vlm, sho
 from model import GPT, VLM, GPTConfig, load_llm, save_llm
 from results.collect import collect_run
 from results.report import results_table
-from vision import CLIP, ViTConfig, encode_pictures, probe, save_vit
+from vision import CLIP, ViTConfig, Wordless, encode_pictures, probe, save_vit
 
 
 # ---- settings -----------------------------------------------------------------------------------
@@ -75,6 +76,7 @@ class Settings:
     llm_source_C: int = setting(128, "width")
     llm_source_layers: int = setting(2, "depth")
     llm_source_steps: int = setting(1300, "pretraining steps")
+    llm_target_dialect: str = setting("target", "how its texts are written", list(DIALECTS)[1:])
     llm_target_V: int = setting(640, "vocabulary of the target LLM")
     llm_target_C: int = setting(160, "width")
     llm_target_layers: int = setting(3, "depth")
@@ -93,6 +95,8 @@ class Settings:
     vit_D: int = setting(128, "width")
     vit_H: int = setting(4, "attention heads")
     vit_layers: int = setting(3, "depth")
+    vit_pairs: str = setting("texts", "what belongs to a picture: an alt text, or (without a word) "
+                             "another drawing of its scene", ["texts", "drawings"])
     vit_steps: int = setting(1200, "pretraining steps")
     vit_batch: int = setting(32, "pairs per step; half are twins of the others, one attribute off")
     vit_matrix_lr: float = setting(0.01, "learning rate of the hidden matrices (Muon)")
@@ -100,6 +104,7 @@ class Settings:
     # stage 1: the adapter on captions
     align_K: int = setting(0, "words of a LangBridge; 0: all that conversations use")
     align_hidden: int = setting(256, "hidden width of a LangBridge")
+    align_mlp_hidden: int = setting(0, "hidden width of an MLP; 0: as wide as the LLM")
     align_coefficients: str = setting("softplus", "how outputs become weights", COEFFICIENTS)
     align_basis: str = setting("words", "what it mixes: words, or words minus their mean", BASES)
     align_drawn: float = setting(0.25, "share of patches that say one sampled word in training")
@@ -115,13 +120,10 @@ class Settings:
     instruct_matrix_lr: float = setting(0.006, "learning rate of the matrices of both (Muon)")
     instruct_lr: float = setting(0.001, "learning rate of everything else (AdamW)")
 
-    def size_of_llm(self, dialect):
-        """(V, C, layers, steps) of an LLM."""
-        if dialect == "source":
-            return (self.llm_source_V, self.llm_source_C, self.llm_source_layers,
-                    self.llm_source_steps)
-        return (self.llm_target_V, self.llm_target_C, self.llm_target_layers,
-                self.llm_target_steps)
+    def of_llm(self, name):
+        """(dialect, V, C, layers, steps) of llm_source or llm_target."""
+        dialect = "source" if name == "llm_source" else self.llm_target_dialect
+        return dialect, *(getattr(self, f"{name}_{what}") for what in ("V", "C", "layers", "steps"))
 
     @property
     def data(self):
@@ -171,6 +173,7 @@ def check(s):
     expect("stages", s.stages == "all" or set(s.stages.split(",")) <= set(STAGES),
            f"some of {', '.join(STAGES)}, or all")
     least = {"threads": 0, "save_every": 0, "seed": 0, "align_K": 0, "vit_batch": 2,
+             "align_mlp_hidden": 0,
              "test_pictures": 4, "llm_source_V": 300, "llm_target_V": 300}  # 256 are the bytes
     for name, value in asdict(s).items():
         if type(value) is int:
@@ -300,8 +303,8 @@ def documents_of(s, dialect, step):
 
 def pretrain_llm(s, stage):
     """A GPT from scratch, on text alone: predict the next token, answers above all."""
-    data, dialect = s.data, stage.name.removeprefix("llm_")
-    V, C, layers, steps = s.size_of_llm(dialect)
+    data = s.data
+    dialect, V, C, layers, steps = s.of_llm(stage.name)
     torch.manual_seed(s.seed)
     encoding = data.tokenizer(dialect, V, s.seed)
     llm = GPT(GPTConfig(encoding.n_vocab, C, s.llm_H, layers)).to(s.device)
@@ -327,52 +330,59 @@ def pretrain_vit(s, stage):
     """A ViT from scratch, contrastively: which alt text belongs to which picture of a batch?
 
     Half of a batch are twins of the other half. To tell a picture from its twin, every detail must
-    be seen, not only those in which random pictures differ.
+    be seen, not only those in which random pictures differ. With --vit_pairs drawings the ViT never
+    meets a word: it asks which other drawing shows the same scene.
     """
     data = s.data
     torch.manual_seed(s.seed)
-    encoding = train_bpe(data.alt_texts(s.seed, 500), 400, PATTERNS["source"], name="alt texts")
     config = ViTConfig(s.vit_size, s.vit_patch, s.vit_D, s.vit_H, s.vit_layers)
-    clip = CLIP(config, encoding.n_vocab).to(s.device)
-    print(f"vit: a ViT of {size_of(clip.vit):,} parameters and its text tower of "
-          f"{size_of(clip.text):,}, all trained, on {s.vit_steps} x {s.vit_batch} pictures with "
-          f"alt texts; the first loss should be about ln {s.vit_batch} = "
-          f"{math.log(s.vit_batch):.2f}", flush=True)
+    if s.vit_pairs == "texts":
+        encoding = train_bpe(data.alt_texts(s.seed, 500), 400, PATTERNS["source"], name="alt texts")
+        model = CLIP(config, encoding.n_vocab).to(s.device)
+    else:
+        model = Wordless(config).to(s.device)
+    print(f"vit: a ViT of {size_of(model.vit):,} parameters and {size_of(model):,} with what "
+          f"teaches it, all trained, on {s.vit_steps} x {s.vit_batch} pictures with {s.vit_pairs}; "
+          f"the first loss should be about ln {s.vit_batch} = {math.log(s.vit_batch):.2f}",
+          flush=True)
 
-    def batch(pictures, texts):
-        """pictures (B, size, size, 3) uint8, ids (B, T), mask (B, T)"""
-        ids = [encoding.encode(text) for text in texts]
+    def batch(pictures, others):
+        """pictures (B, size, size, 3) uint8, and ids (B, T), mask (B, T), or others like them"""
+        pictures = torch.from_numpy(pictures).to(s.device)
+        if s.vit_pairs == "drawings":
+            return pictures, torch.from_numpy(others).to(s.device)
+        ids = [encoding.encode(text) for text in others]
         mask = pad([[1] * len(row) for row in ids], torch.bool)
-        ids = pad(ids, torch.long)
-        return torch.from_numpy(pictures).to(s.device), ids.to(s.device), mask.to(s.device)
+        return pictures, pad(ids, torch.long).to(s.device), mask.to(s.device)
 
-    loop = Loop(s, stage, [clip], optimizers(s.vit_matrix_lr, s.vit_lr, clip), s.vit_steps)
+    loop = Loop(s, stage, [model], optimizers(s.vit_matrix_lr, s.vit_lr, model), s.vit_steps)
     for step in loop:
-        pictures, ids, mask = batch(*data.pairs(s.seed, step, s.vit_batch))
+        pairs = batch(*data.pairs(s.seed, step, s.vit_batch, s.vit_pairs))
         with autocast(s):
-            loss = clip.loss(pictures, ids, mask)
+            loss = model.loss(*pairs)
         loop.update([loss])
-    save_vit(clip.vit, stage.folder)
+    save_vit(model.vit, stage.folder)
 
     @torch.no_grad()
     def retrieval(split):
-        """How often a picture finds its own text among those of 100 pictures."""
+        """How often a picture finds its own text, or other drawing, among those of 100 pictures."""
         hits = []
         for k in range(3):
-            pictures, texts = data.test_pairs(split, k, 100)
-            found = clip(*batch(pictures, texts)).argmax(1).tolist()  # some texts are alike
-            hits += [texts[j] == text for j, text in zip(found, texts)]
+            pictures, others = data.test_pairs(split, k, s.vit_pairs)
+            found = model(*batch(pictures, others)).argmax(1).tolist()
+            hits += [np.array_equal(others[j], other)  # some texts are alike
+                     for j, other in zip(found, others)]
         return float(np.mean(hits))
 
     began = time.perf_counter()
-    features = {split: encode_pictures(clip.vit, data, split) for split in data.SPLITS}
+    features = {split: encode_pictures(model.vit, data, split) for split in data.SPLITS}
     write_tensors(stage.folder / "features.pt", features)
     took = time.perf_counter() - began
     scores = probe(features, data)  # {split: ..}
     for split in ("val", "test"):
         scores[split] = {"retrieval_top1": retrieval(split)} | scores[split]
     stage.finish(data=data.config(), seconds=loop.seconds, seconds_features=took,
-                 params=size_of(clip.vit), scores=join_splits(scores))
+                 params=size_of(model.vit), scores=join_splits(scores))
 
 
 # ---- pictures as words: the adapters ------------------------------------------------------------
@@ -399,9 +409,15 @@ def new_adapter(s, kind, llm, encoding):
     """An untrained adapter to an LLM; a LangBridge has words of its tokenizer."""
     torch.manual_seed(s.seed)
     if kind == "mlp":
-        return MLPAdapter(s.vit_D, llm.config.C).to(s.device)
-    return LangBridge(s.vit_D, words_of(s, encoding), s.align_hidden, s.align_coefficients,
-                      s.align_basis, s.align_drawn).to(s.device)
+        return MLPAdapter(s.vit_D, llm.config.C, s.align_mlp_hidden).to(s.device)
+    adapter = LangBridge(s.vit_D, words_of(s, encoding), s.align_hidden, s.align_coefficients,
+                         s.align_basis, s.align_drawn)
+    return adapter.whiten(training_features(s)[:1000].float().flatten(0, 1)).to(s.device)
+
+
+def training_features(s):
+    """The frozen features of the training pictures: (pictures, N, D)"""
+    return read_tensors(Path(s.out) / "vit" / "features.pt", mmap=True)["train"]
 
 
 def picture_losses(s, vlm, features, pictures, texts):
@@ -417,11 +433,6 @@ def picture_losses(s, vlm, features, pictures, texts):
             logits = vlm(x, ids.to(s.device), wanted)  # (n, V)
             loss = weighted_loss(logits, answers, weights) / total
         yield loss
-
-
-def training_features(s):
-    """The frozen features of the training pictures: (pictures, N, D)"""
-    return read_tensors(Path(s.out) / "vit" / "features.pt", mmap=True)["train"]
 
 
 def announce(s, stage, trained, vlm, steps, batch, sample):
@@ -462,17 +473,17 @@ def align(s, stage, kind, llm_name="llm_source", study=False):
         texts = [data.description(i, rng) for i in pictures]
         loop.update(picture_losses(s, vlm, features, pictures, texts))
     save_adapter(adapter, stage.folder)
+    said = examine_vlm(vlm, exam, data)
     stage.finish(base=llm_name, seconds=loop.seconds, measured=loop.measured, params=size_of(vlm),
-                 scores=score_vlm(vlm, exam, data))
+                 hash=fingerprint(adapter), scores=data.score(said), counts=data.counts(said))
 
 
-def instruct(s, stage, kind, llm_name="llm_source", adapter=None, measure=None, measure_at=()):
+def instruct(s, stage, kind, llm_name="llm_source", adapter=None):
     """Stage 2: adapter and LLM learn from conversations to answer questions about pictures.
 
     `kind` is mlp, langbridge or blind (no adapter, no picture). The adapter is the one that align
     left beside this stage, unless one is given. The basis of a LangBridge is a copy of the LLM's
     embeddings before this stage, and stays so: words keep the meaning that they had for W.
-    measure(vlm, exam) is called after each number of steps in `measure_at`.
     """
     llm, encoding = load_llm(Path(s.out) / llm_name)
     llm.to(s.device)
@@ -488,13 +499,10 @@ def instruct(s, stage, kind, llm_name="llm_source", adapter=None, measure=None, 
     def conversation(i, rng):
         return data.conversation(i, rng, s.instruct_turns, s.instruct_captions)
 
-    def measure_now():
-        return measure(vlm, exam)
-
     announce(s, stage, trained, vlm, s.instruct_steps, s.instruct_batch,
              conversation(0, random.Random(0)))
     loop = Loop(s, stage, trained, optimizers(s.instruct_matrix_lr, s.instruct_lr, *trained),
-                s.instruct_steps, measure_now, measure_at)
+                s.instruct_steps)
     for step in loop:
         rng = random.Random(f"instruct/{s.seed}/{step}")
         pictures = [rng.randrange(len(features)) for _ in range(s.instruct_batch)]
@@ -503,8 +511,10 @@ def instruct(s, stage, kind, llm_name="llm_source", adapter=None, measure=None, 
     save_llm(llm, encoding, stage.folder)
     if adapter is not None:
         save_adapter(adapter, stage.folder)
-    stage.finish(base=llm_name, seconds=loop.seconds, measured=loop.measured, params=size_of(vlm),
-                 scores=score_vlm(vlm, exam, data))
+    said = examine_vlm(vlm, exam, data)
+    stage.finish(base=llm_name, seconds=loop.seconds, params=size_of(vlm),
+                 hash=adapter and fingerprint(adapter),
+                 scores=data.score(said), counts=data.counts(said))
 
 
 # ---- the whole run ------------------------------------------------------------------------------

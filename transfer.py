@@ -1,30 +1,38 @@
 """Move an adapter to another LLM, with controls for what else might explain the effect.
 
     python transfer.py                      after train.py: from the source LLM to the target
-    python transfer.py --seeds 0,1,2 --rows all   every row, with three seeds
+    python transfer.py --full-seeds         a train.py run per seed: other LLMs and another ViT
+    python transfer.py --rows all           more rows
     python transfer.py --reverse            from the target to the source
-    python transfer.py --full-seeds         a train.py run per seed, so LLMs and ViT vary too
+    python transfer.py --budgets            stage 2 of 50 to 800 steps
+    python transfer.py --ablate WHAT        one setting varies
     python transfer.py --corpus sentences   LLMs that have never read a raster
     python transfer.py --source A --target B   any LLM folders, absolute or relative to --out
-    python transfer.py --ablate WHAT        one setting varies
 
-    row                           the adapter                          stage 1, 2 on the target
-    zero_shot_langbridge          from the source, basis swapped       no       no
-    zero_shot_shuffled            from the source, words mixed up      no       no
-    zero_shot_stitched_mlp        from the source, then a linear map   no       no
-    stage1_native_langbridge/mlp  trained on the target                yes      no
-    transferred_langbridge        from the source, basis swapped       no       yes
-    native_langbridge/mlp         trained on the target                yes      yes
-    blind                         none: no picture                              yes
-    fresh_langbridge/mlp          random                               no       yes     (--rows all)
-    shuffled_basis                from the source, words mixed up      no       yes     (--rows all)
+    row                           how the adapter gets to the target     stage 1, 2 there
+    zero_shot_langbridge          its basis is swapped                     no       no
+    zero_shot_shuffled            the same, words mixed up                 no       no
+    zero_shot_mlp_as_words        its nearest words, mixed                 no       no
+    zero_shot_stitched_mlp        through a linear map                     no       no
+    words_as_text_langbridge/mlp  its top words, written as text           no       no
+    probe_as_text                 no adapter: classified, written as text  no       no
+    stage1_native_langbridge/mlp  trained there                            yes      no
+    transferred_langbridge        its basis is swapped                     no       yes
+    native_langbridge/mlp         trained there                            yes      yes
+    blind                         no picture                                        yes
+
+    with --rows all
+    top_words_langbridge/mlp      each patch says its top word             no       no
+    mlp_as_words, stitched_mlp    as above                                 no       yes
+    fresh_langbridge/mlp          random                                   no       yes
+    shuffled_basis                words mixed up                           no       yes
 
 A row named _after_instruct (with --rows all) starts from the source's adapter after stage 2 instead
 of stage 1. Every row's stage 2 has the same budget, by default two fifths of train.py's: short
 enough for the start to matter. A seed decides the adapters and the order of data in both stages.
-Finished stages are reused. Writes transfer.json, .md and .png into --out, with the mode in the
-name.
+Finished stages are reused. Writes transfer.json and .md into --out, with the mode in the name.
 """
+import math
 import os
 import shutil
 import sys
@@ -33,34 +41,37 @@ from pathlib import Path
 from typing import NamedTuple
 
 import torch
-import torch.nn as nn
+import torch.nn.functional as F
 
 import train
-from adapter import fingerprint, load_adapter
-from data.bpe import shared_tokens
+from adapter import (NOTHING, LangBridge, MLPAdapter, Written, fingerprint, from_tiles, in_tiles,
+                     load_adapter, read_as_words, token)
 from data.files import Refused, read_json, write_json, write_text
 from data.run import (Job, Parser, lanes, run_command, say_scores, seconds_in, seed_list,
                       stopwatch)
 from data.scoring import SCORES
-from evaluate import held_out, load_vlm, own_weight, score_vlm
+from evaluate import examine_vlm, held_out, load_vlm, own_weight, score_vlm
 from model import VLM, load_llm
-from results.collect import collect_transfer, print_transfer, row_head, row_line
-from results.figures import plot_curves, plot_sweep
-from results.report import ablation_table, transfer_table
+from results.collect import collect_budgets, collect_transfer, print_transfer, row_head, row_line
+from results.figures import plot_budgets, plot_sweep
+from results.report import ablation_table, budgets_table, transfer_table
 from train import (Settings, align, check, instruct, load_settings, new_adapter, open_stage,
-                   size_of)
+                   size_of, training_features, words_of)
 
-MEASURE_AT = [0, 1, 2, 5, 10, 20, 50, 100]  # percent of stage 2, for the curves
-CURVE_PICTURES = 100  # test pictures behind each point of a curve; final scores use all
+TEMPERATURES = [0.03, 0.06, 0.1, 0.2]  # of an MLP that is read as words; one is chosen on val,
+RIDGES = [0.1, 0.3, 1.0, 3.0]  # and so is one of these, of the linear map,
+CHOSEN_ON = 150  # by so many pictures
+PROBED = 1500  # labelled pictures that the probe has seen
 
 
 class Row(NamedTuple):
     name: str
-    kind: str  # mlp, langbridge or blind
-    start: str  # native, moved, fresh, shuffled, stitched, or none
+    kind: str  # mlp, langbridge, probe or blind
+    start: str  # native, moved, fresh, shuffled, stitched, as_words, probe, or none
     stage2: bool = False  # on the target
     after: str = "align"  # the source's adapter is taken after this stage
-    headline: bool = False
+    written: str = ""  # as text: top (each patch's top word) or relaid (each tile's top two)
+    headline: bool = True
 
     @property
     def stage1(self):
@@ -69,25 +80,38 @@ class Row(NamedTuple):
 
     @property
     def from_source(self):
-        return self.start in ("moved", "shuffled", "stitched")
+        return self.start in ("moved", "shuffled", "stitched", "as_words")
+
+
+def more(*row, **fields):
+    """A row for --rows all."""
+    return Row(*row, **fields, headline=False)
 
 
 ROWS = [  # the most telling first
-    Row("zero_shot_langbridge", "langbridge", "moved", headline=True),
-    Row("zero_shot_shuffled", "langbridge", "shuffled", headline=True),
-    Row("zero_shot_stitched_mlp", "mlp", "stitched", headline=True),
-    Row("stage1_native_langbridge", "langbridge", "native", headline=True),
-    Row("transferred_langbridge", "langbridge", "moved", stage2=True, headline=True),
-    Row("native_langbridge", "langbridge", "native", stage2=True, headline=True),
-    Row("stage1_native_mlp", "mlp", "native", headline=True),
-    Row("native_mlp", "mlp", "native", stage2=True, headline=True),
-    Row("blind", "blind", "none", stage2=True, headline=True),
-    Row("fresh_langbridge", "langbridge", "fresh", stage2=True),
-    Row("fresh_mlp", "mlp", "fresh", stage2=True),
-    Row("shuffled_basis", "langbridge", "shuffled", stage2=True),
-    Row("transferred_langbridge_after_instruct", "langbridge", "moved", True, "instruct"),
-    Row("zero_shot_langbridge_after_instruct", "langbridge", "moved", after="instruct"),
-    Row("zero_shot_shuffled_after_instruct", "langbridge", "shuffled", after="instruct"),
+    Row("zero_shot_langbridge", "langbridge", "moved"),
+    Row("zero_shot_shuffled", "langbridge", "shuffled"),
+    Row("zero_shot_mlp_as_words", "mlp", "as_words"),
+    Row("zero_shot_stitched_mlp", "mlp", "stitched"),
+    Row("words_as_text_langbridge", "langbridge", "moved", written="relaid"),
+    Row("words_as_text_mlp", "mlp", "as_words", written="relaid"),
+    Row("probe_as_text", "probe", "probe", written="relaid"),
+    Row("stage1_native_langbridge", "langbridge", "native"),
+    Row("transferred_langbridge", "langbridge", "moved", stage2=True),
+    Row("native_langbridge", "langbridge", "native", stage2=True),
+    Row("stage1_native_mlp", "mlp", "native"),
+    Row("native_mlp", "mlp", "native", stage2=True),
+    Row("blind", "blind", "none", stage2=True),
+    more("top_words_langbridge", "langbridge", "moved", written="top"),
+    more("top_words_mlp", "mlp", "as_words", written="top"),
+    more("mlp_as_words", "mlp", "as_words", stage2=True),
+    more("stitched_mlp", "mlp", "stitched", stage2=True),
+    more("fresh_langbridge", "langbridge", "fresh", stage2=True),
+    more("fresh_mlp", "mlp", "fresh", stage2=True),
+    more("shuffled_basis", "langbridge", "shuffled", stage2=True),
+    more("transferred_langbridge_after_instruct", "langbridge", "moved", True, "instruct"),
+    more("zero_shot_langbridge_after_instruct", "langbridge", "moved", after="instruct"),
+    more("zero_shot_shuffled_after_instruct", "langbridge", "shuffled", after="instruct"),
 ]
 
 
@@ -101,43 +125,115 @@ def shuffle_words(adapter, seed):
     return adapter
 
 
-def stitch(mlp, source, target):
-    """What an MLP can do without training: v' = M v + b maps source embeddings to target ones.
+def stitch(mlp, v, e, e_target, ridge):
+    """An MLP carried to another LLM by a linear map between their embeddings; again an MLP.
 
-    M, b = argmin sum_k |M e_k + b - e'_k|^2 over the words that both LLMs have; e_k and e'_k are a
-    word's two embeddings. source, target: (GPT, tiktoken.Encoding).
+        v' = mean of e' + scale (v - mean of e) M
+        M = argmin |(e - mean of e) M - (e' - mean of e')|^2 + ridge tr(e^T e) / C |M|^2
+
+    e (K, C) and e' = e_target (K, C') are the embeddings of K words; `scale` gives some of the
+    MLP's visual tokens, v (n, C), the size of words.
     """
-    (_, encoding), (_, target_encoding) = source, target
-    words = [t for t in shared_tokens(encoding, target_encoding) if len(t) > 1]
+    at, at_target = e - e.mean(0), e_target - e_target.mean(0)
+    gram = at.T @ at  # (C, C)
+    gram.diagonal().add_(ridge * gram.diagonal().mean())
+    M = torch.linalg.solve(gram, at.T @ at_target)  # (C, C')
+    M *= at_target.norm(dim=1).mean() / ((v - e.mean(0)) @ M).norm(dim=1).mean()
+    first, _, last = mlp.net
+    stitched = MLPAdapter(first.in_features, M.size(1), first.out_features).to(v.device)
+    stitched.net[0].load_state_dict(first.state_dict())
+    with torch.no_grad():  # the map becomes a part of the last layer
+        stitched.net[2].weight.copy_(M.T @ last.weight)
+        stitched.net[2].bias.copy_((last.bias - e.mean(0)) @ M + e_target.mean(0))
+    return stitched
 
-    def embed(llm, encoding):
-        ids = [encoding.encode_single_token(t) for t in words]
-        return llm.embed(torch.tensor(ids, device=llm.embedding.weight.device)).detach()
 
-    e, e_target = embed(*source), embed(*target)  # (K, C), (K, C')
-    e = torch.cat([e, e.new_ones(len(e), 1)], dim=1)  # (K, C + 1)
-    # (C + 1, C'); gelsd takes the minimum-norm solution where K < C + 1
-    solution = torch.linalg.lstsq(e.cpu(), e_target.cpu(), driver="gelsd").solution
-    linear = nn.Linear(e.size(1) - 1, e_target.size(1)).to(e.device)
-    with torch.no_grad():
-        linear.weight.copy_(solution[:-1].T)
-        linear.bias.copy_(solution[-1])
-    return nn.Sequential(mlp, linear)
+def embed(llm, encoding, tokens):
+    """The embeddings of tokens that the LLM has: (K, C)"""
+    ids = [encoding.encode_single_token(t) for t in tokens]
+    return llm.embed(torch.tensor(ids, device=llm.embedding.weight.device))
+
+
+class Probe(LangBridge):
+    """The rival that needs labels and no training loop: ridge regression from a tile's 2 x 2
+    patches to the words for what it shows."""
+
+    def fit(self, x, words, ridge=1e-3):
+        """x (n, N, D); words: the words of each tile (n, tiles, K), 1 for those that it shows"""
+        x, y = self.tiles(x).flatten(0, 1).double(), words.flatten(0, 1).double()
+        gram = x.T @ x  # (4 D + 1, 4 D + 1)
+        gram.diagonal().add_(ridge * gram.diagonal().mean())
+        self.solution = torch.linalg.solve(gram, x.T @ y).float()  # (4 D + 1, K)
+        return self
+
+    def tiles(self, x):
+        """x (B, N, D) -> (B, tiles, 4 D + 1), a one at the end"""
+        x = in_tiles(x).flatten(2)
+        return F.pad(x, (0, 1), value=1.0)
+
+    def weights(self, x):
+        """x (B, N, D) -> (B, N, K); those of a tile are the same in its patches"""
+        said = self.tiles(x) @ self.solution  # (B, tiles, K)
+        return from_tiles(said[:, :, None].expand(-1, -1, 4, -1))  # (B, N, K)
+
+
+def fit_probe(s, tokens):
+    """A Probe that has seen labelled training pictures."""
+    x = training_features(s)[:PROBED].float().to(s.device)  # (n, N, D)
+    side = math.isqrt(x.size(1))
+    tiles = in_tiles(torch.arange(side * side)[None])[0].tolist()  # the patches of each
+    words = torch.zeros(len(x), len(tiles), len(tokens), device=x.device)
+    words[..., tokens.index(NOTHING)] = 1.0
+    for i in range(len(x)):
+        for seen in s.data.objects("train", i, side):
+            tile = words[i, tiles.index(seen.patches)]
+            tile.zero_()
+            tile[[tokens.index(token(word)) for word in seen.words.values()]] = 1.0
+    return Probe(x.size(2), tokens).to(s.device).fit(x, words)
+
+
+def ways(s, row, move, llm, encoding):
+    """A row's adapter as it may arrive at the target LLM; several, where a constant is open."""
+    if row.start == "fresh":
+        return [new_adapter(s, row.kind, llm, encoding).set_basis(llm, encoding)]
+    source, its_encoding = load_llm(Path(s.out) / move.source)
+    source.to(s.device)
+    tokens = words_of(s, its_encoding)
+    if row.start == "probe":
+        return [fit_probe(s, tokens).set_basis(llm, encoding)]
+    adapter = load_adapter(move.start_of(row).folder).to(s.device)
+    if row.start == "as_words":
+        bridges = [read_as_words(adapter, source, its_encoding, tokens, temperature)
+                   for temperature in TEMPERATURES]
+        return [bridge.set_basis(llm, encoding) for bridge in bridges]
+    if row.start == "stitched":
+        known = [t for t in tokens if t in encoding.token_byte_values()]
+        with torch.no_grad():
+            v = adapter(training_features(s)[:500].float().to(s.device)).flatten(0, 1)  # (n, C)
+            e, e_target = embed(source, its_encoding, known), embed(llm, encoding, known)
+        return [stitch(adapter, v, e, e_target, ridge) for ridge in RIDGES]
+    if row.start == "shuffled":
+        shuffle_words(adapter, s.seed)
+    return [adapter.set_basis(llm, encoding)]
 
 
 def bring(s, row, move, llm, encoding):
-    """A row's adapter as it arrives at the target LLM, before any stage 2; None for blind."""
+    """A row's adapter as it arrives at the target LLM, before any stage 2; None for blind. Open
+    constants are those that do best on val."""
     if row.start == "none":
         return None
-    if row.start == "fresh":
-        return new_adapter(s, row.kind, llm, encoding).set_basis(llm, encoding)
-    adapter = load_adapter(move.start_of(row).folder).to(s.device)
-    if row.start == "stitched":
-        source, its_encoding = load_llm(Path(s.out) / move.source)
-        return stitch(adapter, (source.to(s.device), its_encoding), (llm, encoding))
-    if row.start == "shuffled":
-        shuffle_words(adapter, s.seed)
-    return adapter.set_basis(llm, encoding)
+    adapters = ways(s, row, move, llm, encoding)
+    if row.written:
+        adapters = [Written(adapter, row.written == "relaid") for adapter in adapters]
+    if len(adapters) == 1:
+        return adapters[0]
+    exam = {"val": held_out(s.out, s.device, ["val"])["val"][:CHOSEN_ON]}
+
+    def quality(adapter):
+        scores = score_vlm(VLM(adapter, llm, encoding), exam, s.data)["val"]
+        return scores["vqa"] + scores["caption_f1"]
+
+    return max(adapters, key=quality)
 
 
 def make_row(s, stage, row, move):
@@ -145,22 +241,16 @@ def make_row(s, stage, row, move):
     llm, encoding = load_llm(Path(s.out) / move.target)
     llm.to(s.device)
     adapter = bring(s, row, move, llm, encoding)
-    if row.start == "moved":
+    if row.name == "zero_shot_langbridge":
         lost = b", ".join(adapter.missing[:10]).decode("latin-1") or "none"
         print(f"{stage.name}: of the adapter's {len(adapter.tokens)} words {move.target} lacks "
               f"{len(adapter.missing)} ({lost})", flush=True)
-
-    def measure(vlm, exam):
-        return score_vlm(vlm, {"test": exam["test"][:CURVE_PICTURES]}, s.data)
-
     if row.stage2:
-        at = {s.instruct_steps * percent // 100 for percent in MEASURE_AT} if move.curves else ()
-        return instruct(s, stage, row.kind, move.target, adapter, measure, at)
-    scores = score_vlm(VLM(adapter, llm, encoding), held_out(s.out, s.device), s.data)
+        return instruct(s, stage, row.kind, move.target, adapter)
+    said = examine_vlm(VLM(adapter, llm, encoding), held_out(s.out, s.device), s.data)
     stage.folder.mkdir(parents=True, exist_ok=True)
-    stage.finish(base=move.target, seconds=0.0, scores=scores,
-                 hash_before=fingerprint(load_adapter(move.start_of(row).folder)),
-                 hash_after=fingerprint(adapter))
+    stage.finish(base=move.target, seconds=0.0, hash=fingerprint(adapter),
+                 scores=s.data.score(said), counts=s.data.counts(said))
 
 
 @dataclass
@@ -175,11 +265,13 @@ class Move:
     target: str
     own: bool  # whether the seed is train.py's, so that its adapters can be used
     steps: int = 0  # of stage 2 in every row; 0: two fifths of train.py's
+    rate: float = 1.0  # times the learning rates of stage 2
     root: str = "transfer"
-    curves: bool = True  # whether to record learning curves
 
     def __post_init__(self):
-        self.row_s = replace(self.s, instruct_steps=self.steps or self.s.instruct_steps * 2 // 5)
+        self.row_s = replace(self.s, instruct_steps=self.steps or self.s.instruct_steps * 2 // 5,
+                             instruct_lr=self.rate * self.s.instruct_lr,
+                             instruct_matrix_lr=self.rate * self.s.instruct_matrix_lr)
 
     def folder_of(self, llm):
         return f"{self.root}/{label(llm)}/seed{self.s.seed}"
@@ -208,8 +300,8 @@ class Move:
         name = f"from_{label(self.source)}/{row.name}"
         if row.stage1:
             name = f"native_{row.kind}_instruct"
-        if self.steps:  # another budget than the usual one
-            name = f"steps{self.steps}/{name}"
+        if row.stage2 and self.steps:  # another budget than the usual one
+            name = f"steps{self.steps}/rate{self.rate:g}/{name}"
         return open_stage(self.row_s, f"{self.folder_of(self.target)}/{name}")
 
     def jobs(self, rows):
@@ -254,70 +346,88 @@ def label(llm):
 
 # ---- ablations ----------------------------------------------------------------------------------
 
-SWEEPS = {  # what: (setting, its values)
-    "K": ("align_K", [16, 32, 0, 1000]),  # 0: the words that conversations use; 1000: all
-    "hidden": ("align_hidden", [16, 64, 256]),
-    "coefficients": ("align_coefficients", ["softplus", "softmax", "relu", "linear"]),
-    "basis": ("align_basis", ["words", "centered"]),
-    "patches": ("vit_patch", [16, 8]),  # pixels a side: 3 x 3 and 6 x 6 patches
-    "drawn": ("align_drawn", [0.0, 0.25]),
+SWEEPS = {  # what: {a point: the settings that it changes}
+    "K": {"16": dict(align_K=16), "32": dict(align_K=32), "used": {}, "all": dict(align_K=1000)},
+    "hidden": {"16": dict(align_hidden=16), "64": dict(align_hidden=64), "256": {}},
+    "coefficients": {
+        "softplus": {},
+        "softmax": dict(align_coefficients="softmax"),
+        "softplus, none drawn": dict(align_drawn=0.0),
+        "softmax, none drawn": dict(align_coefficients="softmax", align_drawn=0.0),
+        "relu, none drawn": dict(align_coefficients="relu", align_drawn=0.0),
+        "linear, none drawn": dict(align_coefficients="linear", align_drawn=0.0)},
+    "basis": {"words": {}, "centered": dict(align_basis="centered")},
+    "patches": {"3 x 3": dict(vit_patch=16), "6 x 6": {}},
+    "mlp": {"33,024 parameters": {}, "as many as LangBridge": dict(align_mlp_hidden=394)},
+    "eye": {"texts": {}, "drawings": dict(vit_pairs="drawings")},
+    "target": {"target": {}, "dash": dict(llm_target_dialect="dash"),
+               "flat": dict(llm_target_dialect="flat"),
+               "foreign": dict(llm_target_dialect="foreign"),
+               "pieces": dict(llm_target_V=330)},
 }
+MOVES = ["zero_shot_langbridge", "transferred_langbridge"]
+ALL_WAYS = ["stage1_native_langbridge", "stage1_native_mlp", "native_mlp", "zero_shot_langbridge",
+            "zero_shot_mlp_as_words", "words_as_text_langbridge", "probe_as_text",
+            "transferred_langbridge"]
+SWEPT = {"mlp": ["stage1_native_mlp", "native_mlp"], "eye": ALL_WAYS, "target": ALL_WAYS}  # rows
 
 
 def ablate(s, what, seeds, stage2):
-    """Vary one setting: scores on the source LLM after stage 1, on the target as moved and (stage2)
-    tuned, and how much weight falls on an object's own words.
+    """Vary one thing, and score some rows (SWEPT, else MOVES; those with a stage 2 only if
+    `stage2`) and the LangBridge on the source LLM after stage 1.
 
-    Writes ablate_<what>.json, .md and .png. train.py's own value reuses transfer.py's stages.
+    Writes ablate_<what>.json, .md and .png. train.py's own settings reuse transfer.py's stages.
     """
-    setting, values = SWEEPS[what]
-    names = {"zero_shot_langbridge"}
-    if stage2:
-        names.add("transferred_langbridge")
-    rows = [row for row in ROWS if row.name in names]
-    points = [prepare_point(s, what, setting, value, seeds) for value in values]
-    run_moves(s, [move for moves in points for move in moves], rows)
-    sweep = {"setting": setting, "seeds": seeds, "points": []}
-    for value, moves in zip(values, points):
-        sweep["points"].append({"value": value, **measure_point(moves, rows)})
+    names = SWEPT.get(what, MOVES)
+    rows = [row for row in ROWS if row.name in names and (stage2 or not row.stage2)]
+    moves = {point: prepare_point(s, what, point, changes, seeds)
+             for point, changes in SWEEPS[what].items()}
+    run_moves(s, [move for of_point in moves.values() for move in of_point], rows)
+    sweep = {"what": what, "seeds": seeds, "points": []}
+    for point, of_point in moves.items():
+        sweep["points"].append({"value": point, **measure_point(of_point, rows)})
     out, table = Path(s.out), ablation_table(sweep)
     print(table)
     write_json(out / f"ablate_{what}.json", sweep)
     write_text(out / f"ablate_{what}.md", table)
-    plot_sweep(sweep, out / f"ablate_{what}.png", f"Ablation of {what}")
+    plot_sweep(sweep, out / f"ablate_{what}.png")
 
 
-def prepare_point(s, what, setting, value, seeds):
-    """One point's moves, one per seed. Trains the ViT here if the point needs another."""
-    if getattr(s, setting) == value:  # train.py's own: transfer.py's stages will do
+def prepare_point(s, what, point, changes, seeds):
+    """A point's moves, one per seed. An LLM or a ViT that it has for itself is trained here."""
+    if not changes:  # train.py's own: transfer.py's stages will do
         return [Move(replace(s, seed=seed), "llm_source", "llm_target", seed == s.seed)
                 for seed in seeds]
-    changes = {setting: value}
-    if value in ("relu", "linear"):
-        changes["align_drawn"] = 0.0  # no word can be sampled by these weights
     s = replace(s, **changes)
-    if what == "patches":  # another ViT, with the same LLMs
-        s = copy_stages(s, f"{s.out}/ablate/patches{value}", "llm_source", "llm_target")
+    ours = [stage for stage in ("vit", "llm_target")
+            if any(name.startswith(f"{stage}_") for name in changes)]
+    if ours:
+        folder = f"{s.out}/ablate/{what}/{point.replace(' ', '')}"
+        shared = {"vit", "llm_source", "llm_target"} - set(ours)
+        s = copy_stages(s, folder, *shared)
         with lanes(s, most=1) as run:
-            run([Job(train.pretrain_vit, s, open_stage(s, "vit"))])
+            make = {"vit": train.pretrain_vit, "llm_target": train.pretrain_llm}
+            run([Job(make[stage], s, open_stage(s, stage)) for stage in ours])
     return [Move(replace(s, seed=seed), "llm_source", "llm_target", False,
-                 root=f"ablate/{what}/{value}", curves=False) for seed in seeds]
+                 root=f"ablate/{what}/{point.replace(' ', '')}") for seed in seeds]
 
 
 def measure_point(moves, rows):
-    """A point of a sweep: {"K", "params", "own_weight", "native", "zero_shot", "transferred"}"""
+    """A point of a sweep: {"K", "params", "own_weight", "rows": {name: {score: [of each seed]}}}"""
     aligned = [move.adapter("llm_source", "langbridge", "align") for move in moves]
-    features, data, weights = held_out(moves[0].s.out)["test"], moves[0].s.data, []
-    for move, stage in zip(moves, aligned):
-        _, vlm = load_vlm(move.s.out, stage.name)
-        weights.append(own_weight(vlm, features, data))
-    point = {"K": len(vlm.adapter.tokens), "params": size_of(vlm.adapter), "own_weight": weights}
-    stages = {"native": aligned}
-    for row in rows:
-        stages[row.name.removesuffix("_langbridge")] = [move.stage_of(row) for move in moves]
-    for where, of_seeds in stages.items():
-        scores = [stage.config()["scores"] for stage in of_seeds]
-        point[where] = {score: [values[score] for values in scores] for score in SCORES}
+    point, stages = {}, {row.name: [move.stage_of(row) for move in moves] for row in rows}
+    if any(row.kind == "langbridge" for row in rows):
+        features, data, weights = held_out(moves[0].s.out)["test"], moves[0].s.data, []
+        for move, stage in zip(moves, aligned):
+            _, vlm = load_vlm(move.s.out, stage.name)
+            weights.append(own_weight(vlm, features, data))
+        point = {"K": len(vlm.adapter.tokens), "params": size_of(vlm.adapter),
+                 "own_weight": weights}
+        stages = {"on_the_source_llm": aligned} | stages
+    scores = {name: [stage.config()["scores"] for stage in of_seeds]
+              for name, of_seeds in stages.items()}
+    point["rows"] = {name: {score: [values[score] for values in of_seeds] for score in SCORES}
+                     for name, of_seeds in scores.items()}
     return point
 
 
@@ -329,6 +439,56 @@ def copy_stages(s, out, *stages):
     s = replace(s, out=out)
     write_json(Path(out) / "settings.json", asdict(s))
     return s
+
+
+# ---- budgets ------------------------------------------------------------------------------------
+
+BUDGETED = {  # a row, and the row that it starts as, if that one has scores
+    "native_mlp": "stage1_native_mlp", "native_langbridge": "stage1_native_langbridge",
+    "transferred_langbridge": "zero_shot_langbridge", "mlp_as_words": "zero_shot_mlp_as_words",
+    "stitched_mlp": "zero_shot_stitched_mlp", "fresh_mlp": None, "fresh_langbridge": None}
+RATES = [0.5, 1.0, 2.0]  # times the learning rates of stage 2
+
+
+def sweep_budgets(s, budgets, seeds):
+    """Stage 2 of several lengths, each with a schedule of its own, at the learning rate that is
+    best on val for the middle one. Writes budgets.json, .md and .png."""
+    by_name, found = {row.name: row for row in ROWS}, []
+
+    def moves(steps, rate):
+        return [Move(replace(s, seed=seed), "llm_source", "llm_target", seed == s.seed, steps, rate)
+                for seed in seeds]
+
+    def scores_of(name, steps, rate):
+        return [move.stage_of(by_name[name]).config()["scores"] for move in moves(steps, rate)]
+
+    def quality(name, rate):
+        vals = [scores["val"] for scores in scores_of(name, middle, rate)]
+        return sum(val["vqa"] + val["caption_f1"] for val in vals)
+
+    middle = budgets[len(budgets) // 2]
+    tried = [by_name[name] for name in BUDGETED]
+    starts = [by_name[name] for name in BUDGETED.values() if name]
+    run_moves(s, [move for rate in RATES for move in moves(middle, rate)], tried)
+    run_moves(s, moves(middle, 1.0), starts)
+    best = {name: max(RATES, key=lambda rate: quality(name, rate)) for name in BUDGETED}
+    for rate in RATES:
+        rows = [by_name[name] for name in BUDGETED if best[name] == rate]
+        run_moves(s, [move for steps in budgets for move in moves(steps, rate)], rows)
+    for name, start in BUDGETED.items():
+        measured = {steps: scores_of(name, steps, best[name]) for steps in budgets}
+        if start:
+            measured = {0: scores_of(start, middle, 1.0)} | measured
+        points = [{"samples": steps * s.instruct_batch,
+                   **{score: [values[score] for values in of_seeds] for score in SCORES}}
+                  for steps, of_seeds in measured.items()]
+        found.append({"name": name, "rate": best[name], "points": points})
+    result = collect_budgets(found, seeds)
+    out, table = Path(s.out), budgets_table(result)
+    print(table)
+    write_json(out / "budgets.json", result)
+    write_text(out / "budgets.md", table)
+    plot_budgets(result, out / "budgets.png")
 
 
 # ---- python transfer.py -------------------------------------------------------------------------
@@ -350,6 +510,9 @@ def parse(argv):
         help="all: fresh adapters, words shuffled before stage 2, adapters after instruct, too")
     add("--steps", type=int, default=0,
         help="steps of stage 2 on the target, in every row (default: two fifths of train.py's)")
+    add("--budgets", type=seed_list, nargs="?", const="50,100,200,400,800", metavar="STEPS",
+        help="stage 2 of several lengths (default: 50,100,200,400,800 steps); of the other flags "
+        "only --out, --seeds, --threads and --device apply")
     add("--ablate", choices=list(SWEEPS), help="vary one setting; of the other flags "
         "only --out, --seeds, --no-stage2, --threads and --device apply")
     add("--no-stage2", action="store_true", help="with --ablate: do not tune on the target")
@@ -359,11 +522,14 @@ def parse(argv):
     for name in ("steps", "threads"):
         if getattr(args, name) < 0:
             raise Refused(f"--{name} {getattr(args, name)}: expected 0 for the default, or more")
-    if args.ablate:
+    if args.ablate or args.budgets:
+        this = "--ablate" if args.ablate else "--budgets"
         for name in ("reverse", "source", "target", "full_seeds", "corpus", "rows", "steps"):
             if getattr(args, name) != parser.get_default(name):
-                raise Refused(f"--ablate does not go with --{name.replace('_', '-')}")
-    elif args.no_stage2:
+                raise Refused(f"{this} does not go with --{name.replace('_', '-')}")
+        if args.ablate and args.budgets:
+            raise Refused("--ablate does not go with --budgets")
+    if args.no_stage2 and not args.ablate:
         raise Refused("--no-stage2 needs --ablate; without it, see --rows")
     own_llms = args.full_seeds or args.corpus == "sentences"
     if own_llms and (args.source, args.target) != ("llm_source", "llm_target"):
@@ -413,6 +579,8 @@ def main():
     torch.set_num_threads(s.threads)
     if args.ablate:
         return ablate(s, args.ablate, args.seeds, not args.no_stage2)
+    if args.budgets:
+        return sweep_budgets(s, sorted(args.budgets), args.seeds)
     moves = []
     for seed in args.seeds:
         its = prepare_seed(seed, args, s)
@@ -446,18 +614,17 @@ def main():
         with stopwatch(clock):
             run_moves(s, moves, rows, say)
     configs = {row.name: [move.stage_of(row).config() for move in moves] for row in rows}
-    aligned = {row.name: [move.start_of(row).config() for move in moves]
-               for row in rows if row.stage1}
-    result = collect_transfer(rows, SCORES, configs, aligned, seeds=args.seeds,
+    starts = {row.name: [move.start_of(row).config() for move in moves]
+              for row in rows if row.stage1 or row.from_source}
+    result = collect_transfer(rows, SCORES, configs, starts, seeds=args.seeds,
                               source=label(args.source), target=label(args.target), **guesses)
     result["seconds"] = seconds_in(clock)
     write_json(out / f"{name}.json", result)
     write_text(out / f"{name}.md", transfer_table(result))
-    plot_curves(result, out / f"{name}.png", f"on {CURVE_PICTURES} test pictures.")
     print_transfer(result)
     (row,) = [row for row in ROWS if row.name == "transferred_langbridge"]
     transferred = moves[0].stage_of(row).name
-    print(f"\n{seconds_in(clock) / 60:.1f} minutes. {out}/{name}.json, .md and .png. Try next:\n"
+    print(f"\n{seconds_in(clock) / 60:.1f} minutes. {out}/{name}.json and .md. Try next:\n"
           f"  python evaluate.py --out {moves[0].s.out} --model {transferred} "
           "--image results/picture.png\n"
           f"  python transfer.py --out {out} {'--rows all' if args.reverse else '--reverse'}")

@@ -110,6 +110,16 @@ class TextTower(nn.Module):
         return self.project(self.norm(x))  # (B, T, D)
 
 
+def info_nce(s):
+    """The loss of finding each one's own among the others, both ways: scores s (B, B) -> ()
+
+        -1/2B sum_i [log softmax_j(s_ij) + log softmax_j(s_ji)] at j = i  (van den Oord et al.
+        2018, arXiv 1807.03748)
+    """
+    own = torch.arange(len(s), device=s.device)
+    return (F.cross_entropy(s, own) + F.cross_entropy(s.T, own)) / 2
+
+
 class CLIP(nn.Module):
     """The two towers and their loss, with FILIP's late interaction (Yao et al. 2021, 2111.07783).
 
@@ -149,14 +159,35 @@ class CLIP(nn.Module):
         return self.log_scale.exp().clamp(max=300) * s
 
     def loss(self, pictures, ids, mask):
-        """InfoNCE: each picture finds its text in the batch, each text its picture.
+        """Each picture finds its text in the batch, each text its picture."""
+        return info_nce(self(pictures, ids, mask))
 
-        -1/2B sum_i [log softmax_j(s_ij) + log softmax_j(s_ji)] at j = i  (van den Oord et al.
-        2018, arXiv 1807.03748)
-        """
-        s = self(pictures, ids, mask)  # (B, B)
-        own = torch.arange(len(s), device=s.device)
-        return (F.cross_entropy(s, own) + F.cross_entropy(s.T, own)) / 2
+
+class Wordless(nn.Module):
+    """The control for CLIP: a ViT that never meets a word. It learns which two pictures are
+    drawings of one scene, on other backgrounds, with other jitter:
+
+        s = scale * mean_n cos(v_n, v'_n)    over the patches n of the one and of the other
+    """
+
+    def __init__(self, config):
+        super().__init__()
+        self.vit = ViT(config)
+        self.project = nn.Linear(config.D, config.D, bias=False)
+        self.log_scale = nn.Parameter(torch.tensor(40.0).log())
+
+    def hidden_matrices(self):
+        """The matrices of the blocks, for Muon (data/loop.py)."""
+        return [matrix for block in self.vit.blocks for matrix in block.hidden_matrices()]
+
+    def forward(self, pictures, others):
+        """The score of each picture with each of the others: 2 x (B, size, size, 3) -> (B, B)"""
+        v, w = (F.normalize(self.project(self.vit(x)), dim=-1) for x in (pictures, others))
+        s = v.flatten(1) @ w.flatten(1).T / v.size(1)  # (B, B)
+        return self.log_scale.exp().clamp(max=300) * s
+
+    def loss(self, pictures, others):
+        return info_nce(self(pictures, others))
 
 
 def save_vit(vit, folder):

@@ -21,6 +21,7 @@ predicting its tokens counts in the loss. Pieces are encoded one at a time, so t
 same tokens in training and in use.
 """
 import random
+from typing import NamedTuple
 
 from data.bpe import BOS, PATTERNS, train_bpe
 from data.world import CAPTION_REQUESTS, PAIRS, PLACES, any_caption, ask_any, make_scene
@@ -29,34 +30,54 @@ GRID = 6  # tiles a side: a place of the 3 x 3 board is 2 x 2 tiles
 NOTHING = " ."  # the word for an empty tile
 PREFIX = f"{BOS}scene:\n"  # comes before the words, or the patches, of a scene
 
-SENTENCES = {  # each LLM has read sentences of its own
-    "source": ["there is a {object} at the {place}.", "a {object} at the {place}.",
-               "we have a {object} at the {place}."],
-    "target": ["one sees a {object} at the {place}.", "the {object} at the {place}.",
-               "here is the {object} at the {place}."]}
-STORIES = {  # who does what to what, and when: words that only one of the vocabularies gets
-    "source": [["anna", "ben", "clara", "david", "the teacher", "my sister", "our neighbor"],
-               ["paints", "draws", "sketches", "colors", "folds", "cuts out", "glues", "shows"],
-               ["paper boats", "a birthday card", "funny animals", "the old bridge",
-                "two kittens", "flowers"],
-               ["in the garden", "at school", "on monday", "after lunch", "with crayons",
-                "before breakfast", "every evening"]],
-    "target": [["the curator", "inspector moore", "this museum", "the archive",
-                "doctor lindqvist", "a visitor"],
-               ["catalogs", "borrows", "examines", "restores", "photographs", "describes",
-                "measures"],
-               ["bronze statues", "three manuscripts", "a marble figure", "the second exhibit",
-                "ancient coins", "silk maps"],
-               ["during winter", "for the gallery", "under glass", "by request",
-                "without gloves", "since the flood"]]}
+class Dialect(NamedTuple):
+    """How the texts of an LLM are written."""
+    pattern: str  # the chunks of its tokenizer
+    sentences: list  # how an object is told in prose
+    stories: list  # who, what, to what, when: words that only one of the vocabularies gets
+    nothing: str = NOTHING  # an empty tile of its rasters
+    lines: int = 2  # of a raster, for each row of the board
+    stop: str = "."  # ends a sentence of a story
 
 
-def raster(scene, rng):
+SOURCE = Dialect(
+    PATTERNS["source"],
+    ["there is a {object} at the {place}.", "a {object} at the {place}.",
+     "we have a {object} at the {place}."],
+    [["anna", "ben", "clara", "david", "the teacher", "my sister", "our neighbor"],
+     ["paints", "draws", "sketches", "colors", "folds", "cuts out", "glues", "shows"],
+     ["paper boats", "a birthday card", "funny animals", "the old bridge", "two kittens",
+      "flowers"],
+     ["in the garden", "at school", "on monday", "after lunch", "with crayons",
+      "before breakfast", "every evening"]])
+TARGET = Dialect(
+    PATTERNS["target"],
+    ["one sees a {object} at the {place}.", "the {object} at the {place}.",
+     "here is the {object} at the {place}."],
+    [["the curator", "inspector moore", "this museum", "the archive", "doctor lindqvist",
+      "a visitor"],
+     ["catalogs", "borrows", "examines", "restores", "photographs", "describes", "measures"],
+     ["bronze statues", "three manuscripts", "a marble figure", "the second exhibit",
+      "ancient coins", "silk maps"],
+     ["during winter", "for the gallery", "under glass", "by request", "without gloves",
+      "since the flood"]])
+OTHER_WORDINGS = ["a {object} lies in the {place} part.", "in the {place} part, a {object}."]
+DIALECTS = {
+    "source": SOURCE,
+    "target": TARGET,
+    # targets that were not made to match the source; all know ' .', as a full stop
+    "dash": TARGET._replace(nothing=" -", stop=" ."),  # another word for 'nothing here'
+    "flat": TARGET._replace(lines=1),  # another grid: 3 lines of 6 words
+    "foreign": TARGET._replace(nothing=" -", stop=" .", lines=1, sentences=OTHER_WORDINGS)}
+
+
+def raster(scene, rng, dialect="source"):
     """GRID lines of words. An object fills 2 x 2 tiles; each of its rows holds its colour and its
-    shape, in random order."""
-    tiles = [[NOTHING] * GRID for _ in range(GRID)]
+    shape, in random order. (In 'flat' dialects half as many lines: an object fills 1 x 2 tiles.)"""
+    nothing, lines = DIALECTS[dialect].nothing, DIALECTS[dialect].lines
+    tiles = [[nothing] * GRID for _ in range(3 * lines)]
     for obj in scene:
-        for line in (tiles[2 * obj.row], tiles[2 * obj.row + 1]):
+        for line in tiles[lines * obj.row:lines * (obj.row + 1)]:
             words = [f" {obj.color}", f" {obj.shape}"]
             line[2 * obj.col:2 * obj.col + 2] = rng.sample(words, 2)
     return "".join("".join(line) + "\n" for line in tiles)
@@ -66,17 +87,18 @@ def sentences(scene, dialect, rng):
     """The scene in prose, in the order of its objects."""
     said = []
     for o in scene:
-        wording = rng.choice(SENTENCES[dialect])
+        wording = rng.choice(DIALECTS[dialect].sentences)
         said.append(wording.format(object=f"{o.color} {o.shape}", place=PLACES[o.place]))
     return " " + " ".join(said) + "\n"
 
 
 def story(dialect, rng):
     """A few lines about something else, as a document."""
+    its = DIALECTS[dialect]
     lines = []
     for _ in range(rng.randint(2, 4)):
-        lines.append(" ".join(rng.choice(words) for words in STORIES[dialect]))
-    return [(BOS + ". ".join(lines) + ".\n", 0.0)]
+        lines.append(" ".join(rng.choice(words) for words in its.stories) + its.stop)
+    return [(BOS + " ".join(lines) + "\n", 0.0)]
 
 
 def prompt(question):
@@ -125,7 +147,7 @@ def document(dialect, seed, index, rasters=0.6, turns=8, captions=0.3, stories=0
         return story(dialect, rng)
     scene = make_scene(f"text:{dialect}", seed, index)
     if rng.random() < rasters:
-        body = raster(scene, rng)
+        body = raster(scene, rng, dialect)
     else:
         rng.shuffle(scene)
         body = sentences(scene, dialect, rng)
@@ -140,7 +162,7 @@ def train_tokenizer(dialect, vocab_size, seed, documents=3000):
         pieces = document(dialect, seed, i)
         texts.append("".join(text for text, _ in pieces).replace(BOS, ""))
     order = seed + sum(dialect.encode())  # each dialect numbers its bytes differently
-    return train_bpe(texts, vocab_size, PATTERNS[dialect], order, name=dialect)
+    return train_bpe(texts, vocab_size, DIALECTS[dialect].pattern, order, name=dialect)
 
 
 def encode(encoding, pieces):

@@ -31,8 +31,9 @@ class ShapeData:
     config()                                     what load_data rebuilds the object from
     SPLITS, EXAM, count(split)                   the names and the sizes of the splits
     pictures(split, indices)                     (n, size, size, 3) uint8, for the ViT's features
-    alt_texts(seed, n), pairs(seed, step, n)     the ViT: its tokenizer, its batches
-    test_pairs(split, k, n)                      how well it finds the text of a picture
+    alt_texts(seed, n)                           the ViT: the tokenizer of its text tower
+    pairs(seed, step, n, of)                     the ViT: its batches, with texts or other drawings
+    test_pairs(split, k, of)                     how well it finds what belongs to a picture
     tokenizer(dialect, V, seed)                  the LLMs: their vocabulary
     document(dialect, seed, index, ..)           the LLMs: their corpus, in pieces (data/corpus.py)
     examine_reading(answer, dialect)             the LLMs: their scores
@@ -40,7 +41,7 @@ class ShapeData:
     conversation(index, rng, turns, captions)    instruct: a conversation about it
     examine(answer, pictures)                    the exam of a VLM
     chance(pictures), majority(pictures)         the scores of guessing
-    score(said), intervals(said), by_objects(said)   what an exam is worth
+    score(said), counts(said), intervals(said), by_objects(said)   what an exam is worth
     edits(pictures)                              what should change when patches are edited
     request, example_questions()                 what a user may ask
     kinds, place_words                           the words for objects and for their places
@@ -59,6 +60,7 @@ class ShapeData:
     chance = staticmethod(scoring.score_chance)
     edits = staticmethod(scoring.color_edits)
     score = staticmethod(scoring.summarize)
+    counts = staticmethod(scoring.counts)
     intervals = staticmethod(scoring.intervals)
     by_objects = staticmethod(scoring.by_objects)
     request = CAPTION_REQUESTS[0]  # asks for a caption
@@ -79,19 +81,25 @@ class ShapeData:
     def alt_texts(self, seed, n):
         return [keywords(make_scene("train", seed, i)) for i in range(n)]
 
-    def pairs(self, seed, step, n):
+    def pairs(self, seed, step, n, of):
         half, rng = n // 2, random.Random(f"twins/{seed}/{step}")
         indices = range(step * half, (step + 1) * half)  # of seed + 1: captions use seed 0
         scenes = [make_scene("train", seed + 1, i) for i in indices]
         scenes += [twin(scene, rng) for scene in scenes]
-        pictures = [draw(scene, f"pairs/{seed}/{step}/{k}", self.size)
-                    for k, scene in enumerate(scenes)]
-        return np.stack(pictures), [keywords(scene) for scene in scenes]
+        pictures = self.drawings(scenes, f"pairs/{seed}/{step}")
+        if of == "texts":
+            return pictures, [keywords(scene) for scene in scenes]
+        return pictures, self.drawings(scenes, f"others/{seed}/{step}")
 
-    def test_pairs(self, split, k, n=100):
+    def drawings(self, scenes, seed):
+        return np.stack([draw(scene, f"{seed}/{k}", self.size) for k, scene in enumerate(scenes)])
+
+    def test_pairs(self, split, k, of, n=100):
         indices = range(k * n, (k + 1) * n)
-        texts = [keywords(make_scene(split, 0, i)) for i in indices]
-        return self.pictures(split, indices), texts
+        scenes = [make_scene(split, 0, i) for i in indices]
+        if of == "texts":
+            return self.pictures(split, indices), [keywords(scene) for scene in scenes]
+        return self.pictures(split, indices), self.drawings(scenes, f"others/{split}/{k}")
 
     def description(self, index, rng):
         return corpus.description(make_scene("train", 0, index), rng)

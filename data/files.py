@@ -5,9 +5,11 @@
     log.csv       the loss over the steps
     the rest      what the stage has made: weights, tokenizer, features
 """
+import functools
 import json
 import os
 import pickle
+import subprocess
 from pathlib import Path
 
 import torch
@@ -62,6 +64,17 @@ def read_json(path):
                       "made it again") from error
 
 
+@functools.cache
+def commit():
+    """The commit of this code, with a + if files were changed since; "" where git knows none."""
+    try:
+        done = subprocess.run(["git", "describe", "--always", "--dirty=+", "--exclude=*"],
+                              cwd=Path(__file__).parent, capture_output=True, text=True)
+    except OSError:  # no git
+        return ""
+    return done.stdout.strip()
+
+
 class Stage:
     """One stage's folder in --out, and the settings that decide what it holds."""
 
@@ -93,7 +106,8 @@ class Stage:
     def finish(self, **facts):
         """Declare the stage finished. `facts` are what later stages and the tables read."""
         write_json(self.folder / "config.json", {
-            "stage": self.name, "settings": self.settings, "torch": torch.__version__, **facts})
+            "stage": self.name, "settings": self.settings, "commit": commit(),
+            "torch": torch.__version__, **facts})
         (self.folder / "state.pt").unlink(missing_ok=True)
 
     def load_state(self, device):

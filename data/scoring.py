@@ -145,19 +145,29 @@ def tally(answered, pictures):
     return counts
 
 
+def counts(said):
+    """What each picture adds to the scores, {score: [[got, possible], ..]}: a score is the sum of
+    what was got over the sum of what was possible. For bootstraps, which resample pictures."""
+    result = {}
+    for split, (scenes, questions, pope, captions) in said.items():
+        n, prefix = len(scenes), {"test": "", "comp": "comp_"}.get(split)
+        if prefix is None:
+            continue  # nothing is reported on val
+        right, named, true = count_objects(captions, scenes)
+        result[prefix + "vqa"] = tally(questions, n).tolist()
+        result[prefix + "pope_acc"] = tally(pope, n).tolist()
+        result[prefix + "caption_f1"] = np.stack([2 * right, named + true], 1).tolist()
+    return result
+
+
 def intervals(said, draws=1000):
     """95% bootstrap intervals, {score: [low, high]}, resampling whole pictures."""
-    rng, result = np.random.default_rng(0), {}
-    for split, (scenes, questions, pope, captions) in said.items():
-        n, prefix = len(scenes), "comp_" if split == "comp" else ""
-        right, named, true = count_objects(captions, scenes)
-        counts = {"vqa": tally(questions, n), "pope_acc": tally(pope, n),
-                  "caption_f1": np.stack([2 * right, named + true], 1)}
-        picked = rng.integers(0, n, (draws, n))
-        for name, pairs in counts.items():
-            got, possible = pairs[picked].sum(1).T  # (draws,) each
-            low, high = np.percentile(got / possible.clip(1), [2.5, 97.5])
-            result[prefix + name] = [float(low), float(high)]
+    result = {}
+    for name, pairs in counts(said).items():
+        rng, pairs = np.random.default_rng(0), np.array(pairs)  # (pictures, 2)
+        got, possible = pairs[rng.integers(0, len(pairs), (draws, len(pairs)))].sum(1).T  # (draws,)
+        low, high = np.percentile(got / possible.clip(1), [2.5, 97.5])
+        result[name] = [float(low), float(high)]
     return result
 
 
@@ -223,7 +233,7 @@ def examine_reading(answer, dialect, split, n):
         asked = []
         for scene, qa in zip(scenes, questions):
             if name == "raster_qa":
-                body = raster(scene, rng)
+                body = raster(scene, rng, dialect)
             else:
                 body = sentences(rng.sample(scene, len(scene)), dialect, rng)
             asked.append((body, qa.question))
@@ -231,7 +241,7 @@ def examine_reading(answer, dialect, split, n):
         answered = [Answered(i, qa, texts[i]) for i, qa in enumerate(questions)]
         scores[name], scores[f"{name}_by_type"] = score_answers(answered)
     few = scenes[:n // 3]  # their rasters continue raster_qa's random stream
-    captions = answer([(raster(scene, rng), CAPTION_REQUESTS[0]) for scene in few])
+    captions = answer([(raster(scene, rng, dialect), CAPTION_REQUESTS[0]) for scene in few])
     scores["raster_caption_f1"], _ = score_captions(captions, few)
     return scores
 

@@ -97,10 +97,10 @@ def belongs(scene, split):
     split                       side         pairs of colour and shape
     train, val, test            the same     none of COMP_PAIRS
     comp                        test         one of COMP_PAIRS, at least
-    text:source, text:target    train        any; the two LLMs' corpora
-    text:val, text:test         the same     any; read by neither LLM in training
+    text:val, text:test         the same     any; read by no LLM in training
+    text: and a dialect         train        any; an LLM's corpus
     """
-    side = {"comp": "test", "text:source": "train", "text:target": "train"}.get(split, split)
+    side = "test" if split == "comp" else split if split in SIDES else "train"
     unseen = any(o.pair in COMP_PAIRS for o in scene)
     allowed = split.startswith("text:") or unseen == (split == "comp")
     return allowed and side_of(scene) == side

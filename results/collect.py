@@ -31,6 +31,7 @@ def collect_run(configs, chance, majority, seconds, **facts):
 
     return {
         **facts,
+        "commit": commits(configs.values()),
         "seconds": {
             "data": configs["vit"]["seconds_features"],
             "llm_source": took("llm_source"), "llm_target": took("llm_target"), "vit": took("vit"),
@@ -45,58 +46,81 @@ def collect_run(configs, chance, majority, seconds, **facts):
                 "chance": chance}}
 
 
+def commits(configs):
+    """The commits of the code that made these stages."""
+    return ", ".join(sorted({config["commit"] for config in configs}))
+
+
 # ---- transfer.py --------------------------------------------------------------------------------
 
-def collect_transfer(rows, names, configs, aligned, **facts):
-    """transfer.json: scores (of these names), curves and costs of every row. configs: {row's name:
-    [the config of its stage, for each seed]}; aligned: the same of stage 1, for rows that had it on
-    the target; facts: seeds, source, target."""
-    result = {**facts, "stage2_samples": 0, "rows": [], "relative": {}}
+def collect_transfer(rows, names, configs, starts, **facts):
+    """transfer.json: scores (of these names) and costs of every row. configs: {row's name: [the
+    config of its stage, for each seed]}; starts: the same of the adapters that rows start from;
+    facts: seeds, source, target, chance, majority."""
+    made = [config for of_row in configs.values() for config in of_row]
+    result = {**facts, "commit": commits(made), "stage2_samples": 0, "rows": [], "relative": {}, "ratios": {}}
     for row in rows:
-        result["rows"].append(collect_row(row, names, configs[row.name], aligned.get(row.name)))
+        result["rows"].append(collect_row(row, names, configs[row.name], starts.get(row.name)))
         if row.stage2:
             settings = configs[row.name][0]["settings"]
             result["stage2_samples"] = settings["instruct_steps"] * settings["instruct_batch"]
-    by_name = {row["name"]: row for row in result["rows"]}
     for name, base in RATIOS:
-        if name in by_name:
-            above, below = by_name[name]["scores"], by_name[base]["scores"]
-            result["relative"][f"{name.replace('_langbridge', '')}_vs_{base}"] = {
-                k: above[k]["mean"] / max(below[k]["mean"], 1e-9) for k in above}
-    _, end = by_name["native_mlp"]["curve"][-1]
-    result["samples_to_95"] = {row["name"]: samples_to(row["curve"], 0.95 * end)
-                               for row in result["rows"] if row["stage2"]}
-    hashes = [[config["hash_before"], config["hash_after"]]
-              for config in configs["zero_shot_langbridge"]]
+        if name in configs:
+            ratios = {score: ratio(configs[name], configs[base], score) for score in names}
+            key = f"{name.replace('_langbridge', '')}_vs_{base}"
+            result["ratios"][key] = ratios
+            result["relative"][key] = {score: found["mean"] for score, found in ratios.items()}
+    moved = "zero_shot_langbridge"
+    hashes = [[start["hash"], config["hash"]]
+              for start, config in zip(starts[moved], configs[moved])]
     before, after = hashes[0]
     result["adapter_hash"] = {"before": before, "after": after, "every_seed": hashes}
     return result
 
 
-def collect_row(row, names, configs, aligned):
+def collect_row(row, names, configs, starts):
     """A row of transfer.json from its stages' configs, one for each seed."""
     s = configs[0]["settings"]
     seconds = float(np.mean([config["seconds"] for config in configs]))
     if row.stage1 and row.stage2:  # stage 1's time is added
-        seconds += float(np.mean([config["seconds"] for config in aligned]))
+        seconds += float(np.mean([config["seconds"] for config in starts]))
     steps1 = s["align_steps"] if row.stage1 else 0
     steps2 = s["instruct_steps"] if row.stage2 else 0
-    samples = steps1 * s["align_batch"]
-    curves, curve = [], []
-    if row.stage2:
-        samples += steps2 * s["instruct_batch"]
-        for config in configs:
-            curves.append([[step * s["instruct_batch"], scores["vqa"], scores["caption_f1"]]
-                           for step, scores in config["measured"]])
-        x, vqa, _ = np.array(curves).transpose(2, 1, 0)  # each (points, seeds)
-        curve = [[int(at), float(mean)] for at, mean in zip(x[:, 0], vqa.mean(1))]
+    samples = steps1 * s["align_batch"] if steps1 else 0
+    samples += steps2 * s["instruct_batch"] if steps2 else 0
     scores = {}
     for score in names:
         values = [config["scores"][score] for config in configs]
         scores[score] = {"mean": float(np.mean(values)), "values": values}
     return {"name": row.name, "stage1": row.stage1, "stage2": row.stage2, "scores": scores,
-            "curve": curve, "curves": curves, "seconds": seconds, "steps": steps1 + steps2,
-            "samples": samples}
+            "seconds": seconds, "steps": steps1 + steps2, "samples": samples}
+
+
+def ratio(above, below, score, draws=1000):
+    """A score of one row over that of another, from their configs, one for each seed:
+    {"mean", "values", "interval"}. The interval (95%) is a paired bootstrap of the mean: each draw
+    takes the same test pictures from both rows and from all seeds."""
+    values = [a["scores"][score] / max(b["scores"][score], 1e-9) for a, b in zip(above, below)]
+    pair = np.array([[config["counts"][score] for config in row] for row in (above, below)])
+    n, rng = pair.shape[2], np.random.default_rng(0)  # pair: (2, seeds, pictures, 2)
+    drawn = []
+    for _ in range(draws):
+        got, possible = np.moveaxis(pair[:, :, rng.integers(0, n, n)].sum(2), -1, 0)  # (2, seeds)
+        a, b = got / possible.clip(1)
+        drawn.append((a / b.clip(1e-9)).mean())
+    low, high = np.percentile(drawn, [2.5, 97.5])
+    return {"mean": float(np.mean(values)), "values": values, "interval": [float(low), float(high)]}
+
+
+def collect_budgets(rows, seeds):
+    """budgets.json from [{"name", "rate", "points": [{"samples", and each score of each seed}]}]"""
+    vqa = {row["name"]: [[point["samples"], float(np.mean(point["vqa"]))]
+                         for point in row["points"]] for row in rows}
+    goal = 0.95 * vqa["native_mlp"][-1][1]
+    for row in rows:
+        row["samples_to_95"] = samples_to(vqa[row["name"]], goal)
+    samples = sorted({point["samples"] for row in rows for point in row["points"]})
+    return {"seeds": seeds, "samples": samples, "goal": goal, "rows": rows}
 
 
 def samples_to(curve, goal):
@@ -106,7 +130,7 @@ def samples_to(curve, goal):
     150.0
     """
     if curve[0][1] >= goal:
-        return 0.0
+        return float(curve[0][0])
     for (x0, y0), (x1, y1) in zip(curve, curve[1:]):
         if y1 >= goal:
             return x0 + (x1 - x0) * (goal - y0) / (y1 - y0)

@@ -123,33 +123,33 @@ def over_seeds(xs, ys):
     return Line(xs, ys.mean(1), ys.min(1), ys.max(1))
 
 
-def plot_curves(r, path, note):
-    """A transfer.json: vqa and caption F1 of each row over the samples of stage 2."""
-    vqa, f1 = {}, {}
-    for row in r["rows"]:
-        if row["stage2"]:
-            curves = np.array(row["curves"])  # (seeds, points, 3): samples, vqa, caption F1
-            samples, name = curves[0, :, 0], row["name"].replace("_", " ")
-            vqa[name] = over_seeds(samples, curves[:, :, 1].T)
-            f1[name] = over_seeds(samples, curves[:, :, 2].T)
-    seeds = ", ".join(map(str, r["seeds"]))
-    line_plot(path, f"Stage 2 on {r['target']}", [("vqa", vqa), ("caption F1", f1)],
-              "samples of stage 2 (log)", f"Seeds {seeds}: mean, lowest and highest, {note}",
-              log=True)
-
-
-def plot_sweep(sweep, path, title):
-    """An ablate_*.json: vqa and caption F1 of each of its points."""
-    panels, names = [], [str(point["value"]) for point in sweep["points"]]
+def plot_budgets(r, path):
+    """A budgets.json: vqa and caption F1 of each row over the samples of stage 2."""
+    panels = []
     for label, score in (("vqa", "vqa"), ("caption F1", "caption_f1")):
         lines = {}
-        for where in ("native", "zero_shot", "transferred"):
-            if where in sweep["points"][0]:
-                scores = np.array([point[where][score] for point in sweep["points"]])
-                lines[where.replace("_", "-")] = over_seeds(range(len(names)), scores)
+        for row in r["rows"]:
+            samples = [point["samples"] for point in row["points"]]
+            lines[row["name"].replace("_", " ")] = over_seeds(
+                samples, np.array([point[score] for point in row["points"]]))
+        panels.append((label, lines))
+    seeds = ", ".join(map(str, r["seeds"]))
+    line_plot(path, "Stage 2 on the target, each point a run of its own", panels,
+              "samples of stage 2 (log)", f"Seeds {seeds}: mean, lowest and highest, whole test "
+              "split.", log=True)
+
+
+def plot_sweep(sweep, path):
+    """An ablate_*.json: vqa and caption F1 of each of its points."""
+    panels, names = [], [point["value"] for point in sweep["points"]]
+    for label, score in (("vqa", "vqa"), ("caption F1", "caption_f1")):
+        lines = {}
+        for row in sweep["points"][0]["rows"]:
+            scores = np.array([point["rows"][row][score] for point in sweep["points"]])
+            lines[row.replace("_", " ")] = over_seeds(range(len(names)), scores)
         panels.append((label, lines))
     seeds = ", ".join(map(str, sweep["seeds"]))
-    line_plot(path, title, panels, sweep["setting"],
+    line_plot(path, f"Ablation of {sweep['what']}", panels, sweep["what"],
               f"Seeds {seeds}: mean, lowest and highest.", names_of_x=names)
 
 

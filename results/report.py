@@ -14,7 +14,6 @@ import numpy as np
 
 RESULTS = Path(__file__).parent
 READMES = [RESULTS.parent / "README.md", RESULTS / "README.md"]
-KINDS = ["native", "zero_shot", "transferred"]  # where a sweep's LangBridges are examined
 
 
 # ---- cells and rows ------------------------------------------------------------------------------
@@ -155,58 +154,72 @@ def findings_table(runs):
 def transfer_table(r):
     """A transfer.json as two tables: the rows, and ratios between them."""
     scores = list(r["rows"][0]["scores"])
-    header = ["row", "stage 1", "stage 2", *scores, "seconds on the target", "samples to 95%"]
     rows = []
     for row in r["rows"]:
         stages = ["yes" if row[stage] else "no" for stage in ("stage1", "stage2")]
         cells = [spread(row["scores"][score]["values"]) for score in scores]
-        if not row["stage2"]:
-            samples = ""
-        elif r["samples_to_95"][row["name"]] is None:
-            samples = "never"
-        else:
-            samples = f"{r['samples_to_95'][row['name']]:,.0f}"
-        rows.append([row["name"], *stages, *cells, f"{row['seconds']:.0f}", samples])
+        rows.append([row["name"], *stages, *cells, f"{row['seconds']:.0f}"])
     for guess in ("majority", "chance"):
-        if guess in r:  # not in those of commit 561629a
-            rows.append([guess, "", "", *(f"{r[guess][score]:.3f}" for score in scores), "", ""])
+        rows.append([guess, "", "", *(f"{r[guess][score]:.3f}" for score in scores), ""])
     ratios = []
-    for name, values in r["relative"].items():
+    for name, by_score in r["ratios"].items():
         name = name.replace("_vs_", " / ").replace("zero_shot", "zero-shot").replace("_", " ")
-        ratios.append([name, *[f"{values[score]:.3f}" for score in scores]])
+        cells = []
+        for score in scores:
+            low, high = by_score[score]["interval"]
+            cells.append(f"{spread(by_score[score]['values'])}; {low:.3f} to {high:.3f}")
+        ratios.append([name, *cells])
     seeds = ", ".join(map(str, r["seeds"]))
     return "\n\n".join([
         f"{r['source']} to {r['target']}, seeds {seeds}: mean (lowest to highest).",
-        markdown_table(header, rows),
-        f"Stage 2 has {r['stage2_samples']:,} samples in every row; 'samples to 95%':\n"
-        "until the curve reaches 95% of native MLP's final vqa.",
-        markdown_table(["ratio of means", *scores], ratios)])
+        markdown_table(["row", "stage 1", "stage 2", *scores, "seconds on the target"], rows),
+        f"Stage 2 has {r['stage2_samples']:,} samples in every row. Ratios are taken within a "
+        "seed;\nafter the semicolon: the 95% interval of their mean over other draws of test "
+        "pictures.",
+        markdown_table(["ratio", *scores], ratios)])
+
+
+def budgets_table(r):
+    """A budgets.json: a row for each start, a column for each length of stage 2."""
+    rows = []
+    for row in r["rows"]:
+        by_samples = {point["samples"]: point for point in row["points"]}
+        cells = []
+        for at in r["samples"]:
+            point = by_samples.get(at)
+            cells.append(" / ".join(f"{np.mean(point[score]):.3f}".removeprefix("0")
+                                    for score in ("vqa", "caption_f1")) if point else "")
+        needed = row["samples_to_95"]
+        needed = "never" if needed is None else f"{needed:,.0f}"
+        rows.append([row["name"], f"{row['rate']:g}", *cells, needed])
+    header = ["vqa / caption F1 after samples", "rate", *(f"{at:,}" for at in r["samples"]),
+              "samples to 95%"]
+    return (f"{markdown_table(header, rows)}\n\nSeeds {', '.join(map(str, r['seeds']))}. Rate: "
+            "times the usual learning rates, the best of three on val for the middle length. The\n"
+            f"last column: until vqa reaches {r['goal']:.3f}, 95% of native MLP's after the "
+            "longest; interpolated between lengths.")
 
 
 def sweep_table(sweep):
-    """An ablate_*.json; it has no column "transferred" if it was made without stage 2."""
-    kinds = [kind for kind in KINDS if kind in sweep["points"][0]]
-    columns = [(kind, score) for kind in kinds for score in ("vqa", "caption_f1")]
-    names = [f"{kind.replace('_', '-')} {score}" for kind, score in columns]
-    header = [sweep["setting"], "words", "parameters", *names, "weight on own words"]
+    """An ablate_*.json: for each point, its rows."""
     rows = []
     for point in sweep["points"]:
-        cells = [spread(point[kind][score]) for kind, score in columns]
-        setting = [str(point["value"]), str(point["K"]), f"{point['params']:,}"]
-        rows.append([*setting, *cells, spread(point["own_weight"])])
-    return markdown_table(header, rows)
+        about = point["value"]
+        if "K" in point:
+            about += (f" ({point['K']} words, {point['params']:,} parameters, "
+                      f"{np.mean(point['own_weight']):.2f} on own words)")
+        for name, scores in point["rows"].items():
+            rows.append([about, name.replace("_", " "), *map(spread, scores.values())])
+            about = ""
+    scores = list(next(iter(sweep["points"][0]["rows"].values())))
+    return markdown_table([sweep["what"], "row", *scores], rows)
 
 
 def ablation_table(sweep):
-    """The sweep_table, and under it what its columns mean."""
-    stage2 = ""
-    if "transferred" in sweep["points"][0]:
-        stage2 = "transferred: tuned there in stage 2; "
+    """The sweep_table, and under it what is in it."""
     seeds = ", ".join(map(str, sweep["seeds"]))
-    return (f"{sweep_table(sweep)}\n\nSeeds {seeds}. Native: on the source LLM, after stage 1; "
-            f"zero-shot: moved to the target, nothing trained there; {stage2}weight on own words: "
-            "the share of weight that an object's patches put on its own colour and shape, after "
-            "stage 1.")
+    return (f"{sweep_table(sweep)}\n\nSeeds {seeds}. On own words: the share of weight that an "
+            "object's patches put on its own colour and shape, after stage 1.")
 
 
 def tries_table(r):
