@@ -19,6 +19,7 @@ from pathlib import Path
 
 import numpy as np
 import torch
+import torch.nn as nn
 import torch.nn.functional as F
 
 from adapter import NOTHING, Edited, LangBridge, MLPAdapter, load_adapter, readable, token
@@ -154,15 +155,20 @@ def say(vlm, x, words):
 
 
 @torch.no_grad()
-def grounding(vlm, features, words, data, top=5):
-    """Are an object's words among the `top` that its patches say most, taken together?
+def grounding(vlm, features, words, data, top=2, split="test"):
+    """Are an object's words among the `top` that its patches say most, taken together? And of each
+    kind, is the word that they say most the right one?
 
-    Returns ({kind: share}, the same for the words of an object of another picture).
+    Returns three {kind: share}: the first, the same for an object of another picture, the second.
     """
-    found = []
-    for seen, said in data.seen("test", say(vlm, features, words)):
-        most = said.sum(0).topk(min(top, len(words))).indices.tolist()
+    found, best = [], defaultdict(list)
+    for seen, said in data.seen(split, say(vlm, features, words)):
+        said = said.sum(0)  # (words,)
+        most = said.topk(min(top, len(words))).indices.tolist()
         found.append((seen, {words[k] for k in most}))
+        for kind, names in data.kinds.items():
+            loudest = max(names, key=lambda name: said[words.index(name)])
+            best[kind].append(loudest == seen.words[kind])
     half = len(found) // 2
     others = [said for _, said in found[half:] + found[:half]]  # each of another picture
     own, chance = {}, {}
@@ -170,7 +176,7 @@ def grounding(vlm, features, words, data, top=5):
         own[kind] = float(np.mean([seen.words[kind] in said for seen, said in found]))
         chance[kind] = float(np.mean([seen.words[kind] in said
                                       for (seen, _), said in zip(found, others)]))
-    return own, chance
+    return own, chance, {kind: float(np.mean(right)) for kind, right in best.items()}
 
 
 @torch.no_grad()
@@ -234,10 +240,11 @@ def subspace(vlm, features, data, pictures=100):
 
 
 @torch.no_grad()
-def steering(vlm, features, data):
+def steering(vlm, features, data, edited):
     """Swap a word in every patch and ask again: does the answer about it follow, do others stay?
 
-    Counts only questions answered correctly before the swap (data.scoring.color_edits).
+    edited(old, new) makes the adapter with the swap. Counts only questions answered correctly
+    before it (data.scoring.color_edits).
     """
     edits = data.edits(len(features))
     before = vlm.answer(features, [(edit.picture, edit.question) for edit in edits])
@@ -245,13 +252,45 @@ def steering(vlm, features, data):
     hits = defaultdict(list)
     for old, new in sorted({(edit.old, edit.new) for edit in right}):
         group = [edit for edit in right if (edit.old, edit.new) == (old, new)]
-        edited = VLM(Edited(vlm.adapter, {old: new}), vlm.llm, vlm.encoding)
         asked = [(k, edit.question_after) for k, edit in enumerate(group)]
-        answers = edited.answer(features[[edit.picture for edit in group]], asked)
+        after = VLM(edited(old, new), vlm.llm, vlm.encoding)
+        answers = after.answer(features[[edit.picture for edit in group]], asked)
         for edit, answer in zip(group, answers):
             hits[edit.follows].append(answer == edit.answer_after)
     share = {follows: sum(hits[follows]) / max(1, len(hits[follows])) for follows in (True, False)}
     return {"n": len(hits[True]), "changed_as_edited": share[True], "others_kept": share[False]}
+
+
+class Shifted(nn.Module):
+    """How an MLP is edited, which has no words: visual tokens that are nearest to the mean of one
+    class move by the difference of two means. The means need labelled pictures.
+
+    means: {class: (C,)}; moves: {old class: new class}
+    """
+
+    def __init__(self, adapter, means, moves):
+        super().__init__()
+        self.adapter, self.names = adapter, list(means)
+        self.means, self.moves = torch.stack(list(means.values())), moves
+
+    def forward(self, x):
+        v = self.adapter(x)  # (B, N, C)
+        nearest = torch.cdist(v, self.means).argmin(-1)  # (B, N)
+        target = torch.arange(len(self.names), device=v.device)
+        for old, new in self.moves.items():
+            target[self.names.index(old)] = self.names.index(new)
+        return v + self.means[target[nearest]] - self.means[nearest]
+
+
+@torch.no_grad()
+def class_means(adapter, features, data, kind):
+    """The mean visual token of each class of a kind, and of all patches, in labelled training
+    pictures: {word: (C,), "": (C,)}"""
+    v, shown = adapter(features), defaultdict(list)  # (pictures, N, C)
+    for seen, patches in data.seen("train", v):
+        shown[seen.words[kind]].append(patches)
+    means = {word: torch.cat(patches).mean(0) for word, patches in shown.items()}
+    return means | {"": v.mean((0, 1))}
 
 
 # ---- python evaluate.py -------------------------------------------------------------------------
@@ -275,7 +314,7 @@ def evaluate(out, names):
         print(f"{name:22}" + "".join(f"{result[name][k]:10.3f}{'':14}" for k in SCORES))
     shown = said.get("langbridge_instruct", said[names[0]])
     show_answers(out / "mistakes.png", shown, data, count=10)
-    if {"langbridge_align", "mlp_align", "langbridge_instruct"} <= set(names):
+    if {"langbridge_align", "mlp_align", "langbridge_instruct", "mlp_instruct"} <= set(names):
         result |= look_inside(out, vlms, features["test"], data)
     write_json(out / "evaluate.json", result)
     print(f"written: {out / 'evaluate.json'}")
@@ -285,21 +324,28 @@ def look_inside(out, vlms, features, data):
     """What the adapters say, in numbers: grounding, subspace, steering."""
     print("\nwhat the adapters say")
     words = readable(vlms["langbridge_align"].adapter.tokens)
-    grounded = {"chance": {}}
+    grounded = {"chance": {}, "best_of_kind": {}}
     for key, name in (("langbridge", "langbridge_align"), ("mlp_nearest", "mlp_align"),
                       ("langbridge_after_instruct", "langbridge_instruct")):
-        own, chance = grounding(vlms[name], features, words, data)
-        grounded[key], grounded["chance"][key] = own, chance
+        own, chance, best = grounding(vlms[name], features, words, data)
+        grounded[key], grounded["chance"][key], grounded["best_of_kind"][key] = own, chance, best
         said = [f"its {kind} in {own[kind]:.3f} (another picture's {chance[kind]:.3f})"
                 for kind in own]
-        print(f"  {key}: among the 5 words that an object's patches say most: {', '.join(said)}")
-    steered = {}
+        print(f"  {key}: among the 2 words that an object's patches say most: {', '.join(said)}")
+    steered, labelled = {"mlp": {}}, held_out(out, splits=["train"])["train"][:1000]
     for stage in ("align", "instruct"):
-        steered[stage] = steering(vlms[f"langbridge_{stage}"], features, data)
+        bridge, mlp = vlms[f"langbridge_{stage}"], vlms[f"mlp_{stage}"]
+        means = class_means(mlp.adapter, labelled, data, "color")  # of which edits are
+        steered[stage] = steering(bridge, features, data,
+                                  lambda old, new: Edited(bridge.adapter, {old: new}))
+        steered["mlp"][stage] = steering(mlp, features, data,
+                                         lambda old, new: Shifted(mlp.adapter, means, {old: new}))
+        for title, of in (("LangBridge, another word", steered[stage]),
+                          ("MLP, shifted by means of labelled patches", steered["mlp"][stage])):
+            print(f"  a colour swapped after {stage}, {title}: {of['n']} edits, the colour answer "
+                  f"follows in {of['changed_as_edited']:.3f}, others stay in "
+                  f"{of['others_kept']:.3f}")
     steered |= steered["instruct"]  # again at the top: this is the model that a user meets
-    print(f"  a colour swapped in every patch, after instruct: {steered['n']} edits, the colour "
-          f"answer follows in {steered['changed_as_edited']:.3f}, others stay in "
-          f"{steered['others_kept']:.3f}")
     return {"grounding": grounded, "subspace": study_of(out), "steering": steered}
 
 

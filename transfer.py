@@ -4,8 +4,6 @@
     python transfer.py --full-seeds         a train.py run per seed: other LLMs and another ViT
     python transfer.py --rows all           more rows
     python transfer.py --reverse            from the target to the source
-    python transfer.py --budgets            stage 2 of 50 to 800 steps
-    python transfer.py --ablate WHAT        one setting varies
     python transfer.py --corpus sentences   LLMs that have never read a raster
     python transfer.py --source A --target B   any LLM folders, absolute or relative to --out
 
@@ -50,13 +48,12 @@ from data.files import Refused, read_json, write_json, write_text
 from data.run import (Job, Parser, lanes, run_command, say_scores, seconds_in, seed_list,
                       stopwatch)
 from data.scoring import SCORES
-from evaluate import examine_vlm, held_out, load_vlm, own_weight, score_vlm
+from evaluate import examine_vlm, held_out, score_vlm
 from model import VLM, load_llm
-from results.collect import collect_budgets, collect_transfer, print_transfer, row_head, row_line
-from results.figures import plot_budgets, plot_sweep
-from results.report import ablation_table, budgets_table, transfer_table
+from results.collect import collect_transfer, print_transfer, row_head, row_line
+from results.report import transfer_table
 from train import (Settings, align, check, instruct, load_settings, new_adapter, open_stage,
-                   size_of, training_features, words_of)
+                   training_features, words_of)
 
 TEMPERATURES = [0.03, 0.06, 0.1, 0.2]  # of an MLP that is read as words; one is chosen on val,
 RIDGES = [0.1, 0.3, 1.0, 3.0]  # and so is one of these, of the linear map,
@@ -344,93 +341,6 @@ def label(llm):
     return llm
 
 
-# ---- ablations ----------------------------------------------------------------------------------
-
-SWEEPS = {  # what: {a point: the settings that it changes}
-    "K": {"16": dict(align_K=16), "32": dict(align_K=32), "used": {}, "all": dict(align_K=1000)},
-    "hidden": {"16": dict(align_hidden=16), "64": dict(align_hidden=64), "256": {}},
-    "coefficients": {
-        "softplus": {},
-        "softmax": dict(align_coefficients="softmax"),
-        "softplus, none drawn": dict(align_drawn=0.0),
-        "softmax, none drawn": dict(align_coefficients="softmax", align_drawn=0.0),
-        "relu, none drawn": dict(align_coefficients="relu", align_drawn=0.0),
-        "linear, none drawn": dict(align_coefficients="linear", align_drawn=0.0)},
-    "basis": {"words": {}, "centered": dict(align_basis="centered")},
-    "patches": {"3 x 3": dict(vit_patch=16), "6 x 6": {}},
-    "mlp": {"33,024 parameters": {}, "as many as LangBridge": dict(align_mlp_hidden=394)},
-    "eye": {"texts": {}, "drawings": dict(vit_pairs="drawings")},
-    "target": {"target": {}, "dash": dict(llm_target_dialect="dash"),
-               "flat": dict(llm_target_dialect="flat"),
-               "foreign": dict(llm_target_dialect="foreign"),
-               "pieces": dict(llm_target_V=330)},
-}
-MOVES = ["zero_shot_langbridge", "transferred_langbridge"]
-ALL_WAYS = ["stage1_native_langbridge", "stage1_native_mlp", "native_mlp", "zero_shot_langbridge",
-            "zero_shot_mlp_as_words", "words_as_text_langbridge", "probe_as_text",
-            "transferred_langbridge"]
-SWEPT = {"mlp": ["stage1_native_mlp", "native_mlp"], "eye": ALL_WAYS, "target": ALL_WAYS}  # rows
-
-
-def ablate(s, what, seeds, stage2):
-    """Vary one thing, and score some rows (SWEPT, else MOVES; those with a stage 2 only if
-    `stage2`) and the LangBridge on the source LLM after stage 1.
-
-    Writes ablate_<what>.json, .md and .png. train.py's own settings reuse transfer.py's stages.
-    """
-    names = SWEPT.get(what, MOVES)
-    rows = [row for row in ROWS if row.name in names and (stage2 or not row.stage2)]
-    moves = {point: prepare_point(s, what, point, changes, seeds)
-             for point, changes in SWEEPS[what].items()}
-    run_moves(s, [move for of_point in moves.values() for move in of_point], rows)
-    sweep = {"what": what, "seeds": seeds, "points": []}
-    for point, of_point in moves.items():
-        sweep["points"].append({"value": point, **measure_point(of_point, rows)})
-    out, table = Path(s.out), ablation_table(sweep)
-    print(table)
-    write_json(out / f"ablate_{what}.json", sweep)
-    write_text(out / f"ablate_{what}.md", table)
-    plot_sweep(sweep, out / f"ablate_{what}.png")
-
-
-def prepare_point(s, what, point, changes, seeds):
-    """A point's moves, one per seed. An LLM or a ViT that it has for itself is trained here."""
-    if not changes:  # train.py's own: transfer.py's stages will do
-        return [Move(replace(s, seed=seed), "llm_source", "llm_target", seed == s.seed)
-                for seed in seeds]
-    s = replace(s, **changes)
-    ours = [stage for stage in ("vit", "llm_target")
-            if any(name.startswith(f"{stage}_") for name in changes)]
-    if ours:
-        folder = f"{s.out}/ablate/{what}/{point.replace(' ', '')}"
-        shared = {"vit", "llm_source", "llm_target"} - set(ours)
-        s = copy_stages(s, folder, *shared)
-        with lanes(s, most=1) as run:
-            make = {"vit": train.pretrain_vit, "llm_target": train.pretrain_llm}
-            run([Job(make[stage], s, open_stage(s, stage)) for stage in ours])
-    return [Move(replace(s, seed=seed), "llm_source", "llm_target", False,
-                 root=f"ablate/{what}/{point.replace(' ', '')}") for seed in seeds]
-
-
-def measure_point(moves, rows):
-    """A point of a sweep: {"K", "params", "own_weight", "rows": {name: {score: [of each seed]}}}"""
-    aligned = [move.adapter("llm_source", "langbridge", "align") for move in moves]
-    point, stages = {}, {row.name: [move.stage_of(row) for move in moves] for row in rows}
-    if any(row.kind == "langbridge" for row in rows):
-        features, data, weights = held_out(moves[0].s.out)["test"], moves[0].s.data, []
-        for move, stage in zip(moves, aligned):
-            _, vlm = load_vlm(move.s.out, stage.name)
-            weights.append(own_weight(vlm, features, data))
-        point = {"K": len(vlm.adapter.tokens), "params": size_of(vlm.adapter),
-                 "own_weight": weights}
-        stages = {"on_the_source_llm": aligned} | stages
-    scores = {name: [stage.config()["scores"] for stage in of_seeds]
-              for name, of_seeds in stages.items()}
-    point["rows"] = {name: {score: [values[score] for values in of_seeds] for score in SCORES}
-                     for name, of_seeds in scores.items()}
-    return point
-
-
 def copy_stages(s, out, *stages):
     """Copy finished stages into another folder, and return the settings of that folder."""
     for stage in stages:
@@ -441,56 +351,6 @@ def copy_stages(s, out, *stages):
     return s
 
 
-# ---- budgets ------------------------------------------------------------------------------------
-
-BUDGETED = {  # a row, and the row that it starts as, if that one has scores
-    "native_mlp": "stage1_native_mlp", "native_langbridge": "stage1_native_langbridge",
-    "transferred_langbridge": "zero_shot_langbridge", "mlp_as_words": "zero_shot_mlp_as_words",
-    "stitched_mlp": "zero_shot_stitched_mlp", "fresh_mlp": None, "fresh_langbridge": None}
-RATES = [0.5, 1.0, 2.0]  # times the learning rates of stage 2
-
-
-def sweep_budgets(s, budgets, seeds):
-    """Stage 2 of several lengths, each with a schedule of its own, at the learning rate that is
-    best on val for the middle one. Writes budgets.json, .md and .png."""
-    by_name, found = {row.name: row for row in ROWS}, []
-
-    def moves(steps, rate):
-        return [Move(replace(s, seed=seed), "llm_source", "llm_target", seed == s.seed, steps, rate)
-                for seed in seeds]
-
-    def scores_of(name, steps, rate):
-        return [move.stage_of(by_name[name]).config()["scores"] for move in moves(steps, rate)]
-
-    def quality(name, rate):
-        vals = [scores["val"] for scores in scores_of(name, middle, rate)]
-        return sum(val["vqa"] + val["caption_f1"] for val in vals)
-
-    middle = budgets[len(budgets) // 2]
-    tried = [by_name[name] for name in BUDGETED]
-    starts = [by_name[name] for name in BUDGETED.values() if name]
-    run_moves(s, [move for rate in RATES for move in moves(middle, rate)], tried)
-    run_moves(s, moves(middle, 1.0), starts)
-    best = {name: max(RATES, key=lambda rate: quality(name, rate)) for name in BUDGETED}
-    for rate in RATES:
-        rows = [by_name[name] for name in BUDGETED if best[name] == rate]
-        run_moves(s, [move for steps in budgets for move in moves(steps, rate)], rows)
-    for name, start in BUDGETED.items():
-        measured = {steps: scores_of(name, steps, best[name]) for steps in budgets}
-        if start:
-            measured = {0: scores_of(start, middle, 1.0)} | measured
-        points = [{"samples": steps * s.instruct_batch,
-                   **{score: [values[score] for values in of_seeds] for score in SCORES}}
-                  for steps, of_seeds in measured.items()]
-        found.append({"name": name, "rate": best[name], "points": points})
-    result = collect_budgets(found, seeds)
-    out, table = Path(s.out), budgets_table(result)
-    print(table)
-    write_json(out / "budgets.json", result)
-    write_text(out / "budgets.md", table)
-    plot_budgets(result, out / "budgets.png")
-
-
 # ---- python transfer.py -------------------------------------------------------------------------
 
 def parse(argv):
@@ -498,7 +358,7 @@ def parse(argv):
     add = parser.add_argument
     add("--out", default="out", help="the folder that train.py wrote (default: out)")
     add("--seeds", type=seed_list, help="seeds of the adapters and of both stages (default: 0; "
-        "0,1,2 with --ablate and --full-seeds)")
+        "0,1,2 with --full-seeds)")
     add("--reverse", action="store_true", help="from the target LLM to the source LLM")
     add("--source", default="llm_source", help="LLM folder that the adapter comes from")
     add("--target", default="llm_target", help="LLM folder that it is moved to")
@@ -510,32 +370,17 @@ def parse(argv):
         help="all: fresh adapters, words shuffled before stage 2, adapters after instruct, too")
     add("--steps", type=int, default=0,
         help="steps of stage 2 on the target, in every row (default: two fifths of train.py's)")
-    add("--budgets", type=seed_list, nargs="?", const="50,100,200,400,800", metavar="STEPS",
-        help="stage 2 of several lengths (default: 50,100,200,400,800 steps); of the other flags "
-        "only --out, --seeds, --threads and --device apply")
-    add("--ablate", choices=list(SWEEPS), help="vary one setting; of the other flags "
-        "only --out, --seeds, --no-stage2, --threads and --device apply")
-    add("--no-stage2", action="store_true", help="with --ablate: do not tune on the target")
     add("--threads", type=int, default=0, help="CPU threads in all; 0: as many as there are cores")
     add("--device", help="cpu, cuda or mps (default: what train.py used)")
     args = parser.parse_args(argv)
     for name in ("steps", "threads"):
         if getattr(args, name) < 0:
             raise Refused(f"--{name} {getattr(args, name)}: expected 0 for the default, or more")
-    if args.ablate or args.budgets:
-        this = "--ablate" if args.ablate else "--budgets"
-        for name in ("reverse", "source", "target", "full_seeds", "corpus", "rows", "steps"):
-            if getattr(args, name) != parser.get_default(name):
-                raise Refused(f"{this} does not go with --{name.replace('_', '-')}")
-        if args.ablate and args.budgets:
-            raise Refused("--ablate does not go with --budgets")
-    if args.no_stage2 and not args.ablate:
-        raise Refused("--no-stage2 needs --ablate; without it, see --rows")
     own_llms = args.full_seeds or args.corpus == "sentences"
     if own_llms and (args.source, args.target) != ("llm_source", "llm_target"):
         raise Refused("--source and --target name one pair of LLMs, --full-seeds and --corpus make "
                       "their own: use one or the other")
-    args.seeds = args.seeds or ([0, 1, 2] if args.ablate or args.full_seeds else [0])
+    args.seeds = args.seeds or ([0, 1, 2] if args.full_seeds else [0])
     if args.reverse:
         args.source, args.target = args.target, args.source
     return args
@@ -577,10 +422,6 @@ def main():
     s.device = args.device or s.device
     check(s)
     torch.set_num_threads(s.threads)
-    if args.ablate:
-        return ablate(s, args.ablate, args.seeds, not args.no_stage2)
-    if args.budgets:
-        return sweep_budgets(s, sorted(args.budgets), args.seeds)
     moves = []
     for seed in args.seeds:
         its = prepare_seed(seed, args, s)

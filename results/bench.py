@@ -111,7 +111,7 @@ class ClippedAdamW(torch.optim.AdamW):
 
 def new_llm(s, rate=None):
     """(model, its optimisers, encoding): ours, or the rival with this learning rate."""
-    V, C, layers, _ = s.size_of_llm("source")
+    _, V, C, layers, _ = s.of_llm("llm_source")
     torch.manual_seed(s.seed)
     encoding = s.data.tokenizer("source", V, s.seed)
     config = GPTConfig(encoding.n_vocab, C, s.llm_H, layers)

@@ -58,7 +58,8 @@ def collect_transfer(rows, names, configs, starts, **facts):
     config of its stage, for each seed]}; starts: the same of the adapters that rows start from;
     facts: seeds, source, target, chance, majority."""
     made = [config for of_row in configs.values() for config in of_row]
-    result = {**facts, "commit": commits(made), "stage2_samples": 0, "rows": [], "relative": {}, "ratios": {}}
+    result = {**facts, "commit": commits(made), "stage2_samples": 0, "rows": [], "relative": {},
+              "ratios": {}}
     for row in rows:
         result["rows"].append(collect_row(row, names, configs[row.name], starts.get(row.name)))
         if row.stage2:

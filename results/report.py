@@ -128,13 +128,16 @@ def findings_table(runs):
         "MLP, nearest embeddings, after align": "mlp_nearest"}
     grounding = rows_across(runs, adapters, [
         "grounding/{}/color", "grounding/{}/shape",
-        "grounding/chance/{}/color", "grounding/chance/{}/shape"])
+        "grounding/chance/{}/color", "grounding/chance/{}/shape",
+        "grounding/best_of_kind/{}/color", "grounding/best_of_kind/{}/shape"])
     steering = []
-    for stage in ("align", "instruct"):
-        edits = ", ".join(str(n) for n in across(runs, f"steering/{stage}/n"))
-        follows = spread(across(runs, f"steering/{stage}/changed_as_edited"))
-        stays = spread(across(runs, f"steering/{stage}/others_kept"))
-        steering.append([f"after {stage}", edits, follows, stays])
+    for title, where in (("LangBridge: another word", ""),
+                         ("MLP: shifted by means of labelled patches", "mlp/")):
+        for stage in ("align", "instruct"):
+            edits = ", ".join(str(n) for n in across(runs, f"steering/{where}{stage}/n"))
+            follows = spread(across(runs, f"steering/{where}{stage}/changed_as_edited"))
+            stays = spread(across(runs, f"steering/{where}{stage}/others_kept"))
+            steering.append([f"{title}, after {stage}", edits, follows, stays])
     spans = {
         "MLP: the caption's words": "mlp/explained_own",
         "MLP: as many random words": "mlp/explained_random",
@@ -143,9 +146,10 @@ def findings_table(runs):
     subspace = rows_across(runs, spans, ["subspace/{}/0", "subspace/{}/-1"])
     return "\n\n".join([
         f"{len(runs)} seeds of train.py: mean (lowest to highest).",
-        markdown_table(["among the 5 top words of an object's patches", "its colour", "its shape",
-                        "another picture's colour", "shape"], grounding),
-        markdown_table(["one colour swapped for another in every patch", "edits",
+        markdown_table(["among the 2 top words of an object's patches", "its colour", "its shape",
+                        "another picture's colour", "shape", "its colour is the top colour",
+                        "its shape the top shape"], grounding),
+        markdown_table(["one colour swapped for another", "edits",
                         "the colour answer follows", "other answers stay"], steering),
         markdown_table(["energy of an object's patches that is explained by", "before stage 1",
                         "after it"], subspace)])
@@ -222,16 +226,28 @@ def ablation_table(sweep):
             "object's patches put on its own colour and shape, after stage 1.")
 
 
+def unseen_table(runs):
+    """Several unseen.json: who names what in seen and in unseen pairs."""
+    rows = []
+    for title in runs[0]:
+        cells = [spread([run[title][split][kind] for run in runs])
+                 for split in ("val", "comp") for kind in ("color", "shape")]
+        rows.append([title, *cells])
+    return markdown_table(["names an object's", "colour, seen pairs", "shape, seen pairs",
+                           "colour, unseen pairs", "shape, unseen pairs"], rows)
+
+
 def tries_table(r):
     """tries.json: what was tried in stage 1."""
-    llms = {"source": "native", "target": "zero-shot"}
-    columns = [(llm, score) for llm in llms for score in r["tries"][0]["source"]["test"]]
-    names = [f"{llms[llm]} {score}" for llm, score in columns]
+    llms, scores = {"source": "native", "target": "zero-shot"}, ["vqa", "caption_f1", "pope_acc"]
     rows = []
     for tried in r["tries"]:
-        cells = [spread(tried[llm]["test"][score]) for llm, score in columns]
-        rows.append([tried["what"], str(tried["K"]), *cells, spread(tried["own_weight"])])
-    return markdown_table(["stage 1 with", "words", *names, "weight on own words"], rows)
+        cells = [spread(tried[llm]["test"][score]) if llm in tried else ""
+                 for llm in llms for score in scores]
+        own = spread(tried["own_weight"]) if "own_weight" in tried else ""
+        rows.append([tried["what"], *cells, own])
+    names = [f"{name} {score}" for name in llms.values() for score in scores]
+    return markdown_table(["stage 1 with", *names, "weight on own words"], rows)
 
 
 def bench_table(r):
@@ -287,13 +303,17 @@ def guesses(runs):
 
 
 def claim_table(target, runs):
-    """An adapter with only its basis swapped, and what to compare it with."""
-    moved = {
-        "LangBridge, native: aligned on the target itself": "stage1_native_langbridge",
-        "LangBridge, moved (zero-shot): nothing trained on the target": "zero_shot_langbridge",
-        "the same, words shuffled": "zero_shot_shuffled",
-        "blind: tuned on the conversations, without the pictures": "blind"}
-    rows = [[title, *means(target, name)] for title, name in moved.items()]
+    """What arrives at the target LLM with nothing trained there, and what to compare it with."""
+    ways = [
+        ("LangBridge, native: aligned on the target itself", "stage1_native_langbridge"),
+        ("LangBridge, moved", "zero_shot_langbridge"),
+        ("the same, its words shuffled", "zero_shot_shuffled"),
+        ("the same, its words written out as text", "words_as_text_langbridge"),
+        ("MLP, through a linear map", "zero_shot_stitched_mlp"),
+        ("MLP, read as words", "zero_shot_mlp_as_words"),
+        ("the same, its words written out as text", "words_as_text_mlp"),
+        ("no adapter: a classifier with labels, written out", "probe_as_text")]
+    rows = [[title, *means(target, name)] for title, name in ways]
     rows += guesses(runs)
     return markdown_table(["on the target LLM", *SHORT_SCORES.values()], rows)
 
@@ -307,7 +327,9 @@ def main_table(target, runs):
     rows.append(["source", "blind: no picture", "instruct", *means(runs, "vlm/blind")])
     for name, row in (("native MLP", "native_mlp"), ("native LangBridge", "native_langbridge"),
                       ("transferred LangBridge", "transferred_langbridge"),
-                      ("fresh MLP", "fresh_mlp"), ("fresh LangBridge", "fresh_langbridge"),
+                      ("MLP read as words", "mlp_as_words"),
+                      ("MLP through a linear map", "stitched_mlp"), ("fresh MLP", "fresh_mlp"),
+                      ("fresh LangBridge", "fresh_langbridge"),
                       ("blind: no picture", "blind")):
         if row in target[0]:  # fresh ones are not among the headline rows
             rows.append(["target", name, "instruct", *means(target, row)])
@@ -321,10 +343,13 @@ def read_json(path):
     return json.loads(path.read_text(encoding="utf-8"))
 
 
+SINGLE = {"tries.json": tries_table, "bench.json": bench_table, "budgets.json": budgets_table}
+
+
 def table_names(folder):
     """Every NAME that can be filled in from the files in this folder."""
-    names = ["claim", "main results", "seeds", "types", "bf16", "findings", "tries.json",
-             "bench.json"]
+    names = ["claim", "main results", "seeds", "types", "bf16", "findings", "unseen"]
+    names += [name for name in SINGLE if (folder / name).exists()]
     names += sorted(path.name for path in folder.glob("transfer*.json"))
     sweeps = sorted(path.stem.removeprefix("ablate_") for path in folder.glob("ablate_*.json"))
     return names + [f"ablate {what}" for what in sweeps]
@@ -335,22 +360,26 @@ def table(name, folder):
     if name not in table_names(folder):
         known = ", ".join(table_names(folder))
         raise ValueError(f"there is no table {name!r}; expected one of: {known}")
-    runs = [read_json(path) for path in sorted(folder.glob("seed*.json"))]
+
+    def runs(pattern):
+        return [read_json(path) for path in sorted(folder.glob(pattern))]
+
     if name in ("claim", "main results"):
         make = claim_table if name == "claim" else main_table
-        return make(scores_of_seeds(read_json(folder / "transfer.json")), runs)
+        whole = read_json(folder / "transfer_full-seeds.json")
+        return make(scores_of_seeds(whole), runs("seed*.json"))
     if name == "seeds":
-        return results_table(runs)
+        return results_table(runs("seed*.json"))
     if name == "bf16":
         return precision_table([read_json(folder / "seed0.json"), read_json(folder / "bf16.json")])
     if name == "types":
-        return types_table(runs)
+        return types_table(runs("seed*.json"))
     if name == "findings":
-        return findings_table([read_json(path) for path in sorted(folder.glob("evaluate*.json"))])
-    if name == "tries.json":
-        return tries_table(read_json(folder / name))
-    if name == "bench.json":
-        return bench_table(read_json(folder / name))
+        return findings_table(runs("evaluate*.json"))
+    if name == "unseen":
+        return unseen_table(runs("unseen*.json"))
+    if name in SINGLE:
+        return SINGLE[name](read_json(folder / name))
     if name.startswith("transfer"):
         return transfer_table(read_json(folder / name))
     what = name.removeprefix("ablate ")  # the report explains the columns once for all sweeps

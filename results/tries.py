@@ -1,35 +1,33 @@
-"""What was tried to make an adapter speak to an LLM that it was not trained with.
+"""What was tried in stage 1: to make a LangBridge's words move, and to make an MLP better.
 
-    python results/tries.py                     after train.py and transfer.py --full-seeds
-    python results/tries.py --only none,noise   some of them; without two-sources and
-                                                two-sources-drawn, train.py is enough
+    python results/tries.py                     after train.py
+    python results/tries.py --only none,noise   some of them
 
 A try is stage 1 with one thing changed: on the source LLM, for the usual number of steps. The
-LangBridge is then examined there, moved to the target, and examined again, with nothing trained.
-What worked moved to adapter.py, the rest is only here. Finished stages are reused. Writes
-tries.json into --out.
+adapter is then examined there. A LangBridge is also moved to the target and examined again, with
+nothing trained. What worked is in adapter.py and train.py, the rest is only here. Finished stages
+are reused. Writes tries.json into --out.
 """
 import random
 import sys
-from collections import Counter
 from dataclasses import replace
 from pathlib import Path
 from typing import NamedTuple
 
 import torch
-import torch.nn as nn
 import torch.nn.functional as F
 
 sys.path.insert(0, str(Path(__file__).parent.parent))  # the project, one folder up
 
-from adapter import NOTHING, LangBridge
+from adapter import LangBridge, MLPAdapter
 from data.files import Refused, Stage, write_json
 from data.loop import Loop, optimizers
 from data.run import Job, Parser, lanes, run_command, seed_list
 from evaluate import held_out, own_weight, score_vlm
 from model import VLM, load_llm
 from results.report import across, tries_table
-from train import check, load_settings, open_stage, picture_losses, training_features, words_of
+from train import (check, load_settings, new_adapter, open_stage, picture_losses,
+                   training_features)
 
 SCORES = ("vqa", "caption_f1", "pope_acc")
 SPLITS = ("val", "test")
@@ -37,84 +35,58 @@ SPLITS = ("val", "test")
 
 class Try(NamedTuple):
     what: str  # for the table
+    kind: str = "langbridge"
     settings: dict = {}  # of train.py, changed
-    adapter: dict = {}  # arguments of Tried
-    drawn_until: float = 1.0  # no words are sampled after this share of the steps
-    varying_words: bool = False  # see varying()
-    two_sources: bool = False  # the source LLM of seed 1 alternates with the first
+    changes: dict = {}  # of the adapter: arguments of Tried or TriedMLP; whether it is whitened
+    rate: float = 1.0  # times the learning rates of stage 1
 
 
 TRIES = {
-    "none": Try("nothing is done", dict(align_drawn=0.0)),
-    "drawn": Try("**a quarter of the patches say one word, drawn by its weight (the default)**"),
-    "drawn-tenth": Try("a tenth of them", dict(align_drawn=0.1)),
-    "drawn-half": Try("half of them", dict(align_drawn=0.5)),
-    "drawn-all": Try("all of them", dict(align_drawn=1.0)),
-    "drawn-early": Try("a quarter, in the first half of stage 1 only", drawn_until=0.5),
-    "noise": Try(
-        "instead of drawing: noise on the basis, half of an embedding's size",
-        dict(align_drawn=0.0), dict(noise=0.5)),
-    "entropy": Try(
-        "instead of drawing: the entropy of a patch's weights in the loss, times 0.02",
-        dict(align_drawn=0.0), dict(entropy=0.02)),
-    "entropy-middle": Try("the same, times 0.05", dict(align_drawn=0.0), dict(entropy=0.05)),
-    "entropy-strong": Try("the same, times 0.1", dict(align_drawn=0.0), dict(entropy=0.1)),
-    "top4": Try(
-        "instead of drawing: a patch's four heaviest words only",
-        dict(align_drawn=0.0), dict(top=4)),
-    "two-sources": Try(
-        "instead of drawing: two source LLMs in turn (the second is seed 1's), moved to a third",
-        dict(align_drawn=0.0), two_sources=True),
-    "two-sources-drawn": Try("two source LLMs in turn, and drawing", two_sources=True),
-    "centered": Try("basis without its mean", dict(align_basis="centered")),
-    "centered-none": Try("the same, nothing drawn", dict(align_basis="centered", align_drawn=0.0)),
-    "centered-tenth": Try("the same, a tenth drawn", dict(align_basis="centered", align_drawn=0.1)),
-    "centered-entropy": Try(
-        "the same, nothing drawn, the entropy in the loss, times 0.02",
-        dict(align_basis="centered", align_drawn=0.0), dict(entropy=0.02)),
-    "orthogonal": Try(
-        "basis whitened: the nearest one of orthogonal words", adapter=dict(whitened=True)),
-    "same-size": Try("every visual token as long as a word", adapter=dict(same_size=True)),
-    "varying": Try(
-        "content words by a rule: only those that 5% to 95% of captions have", varying_words=True),
-    "varying-none": Try("the same, nothing drawn", dict(align_drawn=0.0), varying_words=True),
-    "nearer": Try(
-        "starts nearer to 'nothing here' (8 instead of 4 on its bias)", adapter=dict(start=8.0)),
-    "slower": Try("half the learning rate", dict(align_matrix_lr=0.01, align_lr=0.003)),
+    "drawn": Try("**LangBridge as it is: a quarter of the patches say one word, drawn**"),
+    "none": Try("nothing is drawn", settings=dict(align_drawn=0.0)),
+    "drawn-half": Try("half of the patches", settings=dict(align_drawn=0.5)),
+    "drawn-all": Try("all of them", settings=dict(align_drawn=1.0)),
+    "entropy": Try("instead of drawing: the entropy of a patch's weights in the loss, times 0.02",
+                   settings=dict(align_drawn=0.0), changes=dict(entropy=0.02)),
+    "noise": Try("instead of drawing: noise on the basis, half of an embedding's size",
+                 settings=dict(align_drawn=0.0), changes=dict(noise=0.5)),
+    "top4": Try("instead of drawing: a patch's four heaviest words only",
+                settings=dict(align_drawn=0.0), changes=dict(top=4)),
+    "plain": Try("features as they come, not whitened", changes=dict(whitened=False)),
+    "slower": Try("half the learning rates", rate=0.5),
+    "faster": Try("twice the learning rates", rate=2.0),
+    "mlp": Try("**MLP as it is**", "mlp"),
+    "mlp-noise": Try("noise on its tokens, half of an embedding's size", "mlp",
+                     changes=dict(noise=0.5)),
+    "mlp-normed": Try("its tokens have the size of words", "mlp", changes=dict(normed=True)),
+    "mlp-whitened": Try("features whitened", "mlp", changes=dict(whitened=True)),
+    "mlp-whitened-slower": Try("features whitened, half the learning rates", "mlp",
+                               changes=dict(whitened=True), rate=0.5),
+    "mlp-wide": Try("as many parameters as LangBridge", "mlp", dict(align_mlp_hidden=443)),
+    "mlp-wide-slower": Try("as many parameters as LangBridge, half the learning rates", "mlp",
+                           dict(align_mlp_hidden=443), rate=0.5),
+    "mlp-slower": Try("half the learning rates", "mlp", rate=0.5),
+    "mlp-slowest": Try("a quarter of the learning rates", "mlp", rate=0.25),
+    "mlp-faster": Try("twice the learning rates", "mlp", rate=2.0),
 }
 
 
-# ---- a LangBridge with what was tried -----------------------------------------------------------
+# ---- adapters with what was tried ---------------------------------------------------------------
 
 class Tried(LangBridge):
-    """A LangBridge with all that was tried; each thing is off unless its argument turns it on.
+    """A LangBridge with what was tried; each thing is off unless its argument turns it on.
 
     langbridge  the arguments of a LangBridge
     noise       in training: noise on the basis, as a share of the spread of its entries
     entropy     in training: times the mean entropy of the weights, the `penalty` of the last pass,
                 which the loop adds to the loss
     top         how many words a patch may say at once, the heaviest ones; 0: all
-    whitened    whether the basis is the nearest one whose words are orthogonal
-    same_size   whether every visual token is rescaled to the average length of a word
-    start       the bias of 'nothing here' before training; None: as in LangBridge
     """
 
-    def __init__(self, *langbridge, noise=0.0, entropy=0.0, top=0, whitened=False, same_size=False,
-                 start=None):
+    def __init__(self, *langbridge, noise=0.0, entropy=0.0, top=0):
         super().__init__(*langbridge)
         self.noise, self.entropy, self.top = noise, entropy, top
-        self.whitened, self.same_size = whitened, same_size
         self.penalty = 0.0
-        if start is not None:
-            nn.init.constant_(self.W[-1].bias[self.tokens.index(NOTHING)], start)
-
-    def set_basis(self, llm, encoding):
-        super().set_basis(llm, encoding)
-        if self.whitened:
-            U, _, Vh = torch.linalg.svd(self.E, full_matrices=False)  # (K, K), (K,), (K, C)
-            length = self.E[self.present].norm(dim=1).mean()
-            self.E = U @ Vh * length  # (K, C)
-        return self
 
     def weights(self, x):
         beta = super().weights(x)  # (B, N, K)
@@ -134,24 +106,51 @@ class Tried(LangBridge):
         beta = self.weights(x)  # (B, N, K)
         if self.training and self.drawn > 0:
             beta = self.draw(beta)  # (B, N, K)
-        v = beta @ E  # (B, N, C)
-        if self.same_size:
-            v = F.normalize(v, dim=-1) * self.E.norm(dim=1).mean()  # (B, N, C)
+        return beta @ E  # (B, N, C)
+
+
+class TriedMLP(MLPAdapter):
+    """An MLP with what was tried.
+
+    mlp     the arguments of an MLPAdapter
+    noise   in training: noise on its tokens, as a share of the size of an embedding's entries, 1
+    normed  whether its tokens are given the size of words
+    """
+    penalty = 0.0  # as Tried has one
+
+    def __init__(self, *mlp, noise=0.0, normed=False):
+        super().__init__(*mlp)
+        self.noise, self.normed = noise, normed
+        self.mean, self.scale = 0.0, torch.eye(self.config["D"])
+
+    def forward(self, x):
+        v = super().forward((x - self.mean) @ self.scale)  # (B, N, C)
+        if self.normed:
+            v = F.rms_norm(v, (v.size(-1),))
+        if self.training and self.noise > 0:
+            v = v + self.noise * torch.randn_like(v)
         return v
 
 
-def varying(words, encoding, data, captions=1000):
-    """The words in 5% to 95% of captions: a word in all of them says nothing about a picture."""
-    rng, times = random.Random("varying"), Counter()
-    for i in range(captions):
-        text = "".join(piece for piece, _ in data.description(i, rng))
-        times.update(set(encoding.encode(text)))  # once a caption
-    chosen = [NOTHING]
-    for word in words:
-        share = times[encoding.encode_single_token(word)] / captions
-        if word != NOTHING and 0.05 < share < 0.95:
-            chosen.append(word)
-    return chosen
+def tried_adapter(s, tried, llm, encoding):
+    """The adapter of train.new_adapter with what is tried."""
+    usual = new_adapter(s, tried.kind, llm, encoding)
+    changes = dict(tried.changes)
+    whitened = changes.pop("whitened", tried.kind == "langbridge")
+    if tried.kind == "mlp":
+        adapter = TriedMLP(s.vit_D, llm.config.C, s.align_mlp_hidden, **changes)
+        if whitened:
+            bridge = new_adapter(s, "langbridge", llm, encoding)
+            adapter.mean, adapter.scale = bridge.mean, bridge.scale
+        adapter.load_state_dict(usual.state_dict())
+        return adapter.to(s.device)
+    adapter = Tried(s.vit_D, usual.tokens, s.align_hidden, s.align_coefficients, s.align_basis,
+                    s.align_drawn, **changes)
+    adapter.load_state_dict(usual.state_dict())
+    if not whitened:
+        adapter.mean.zero_()
+        adapter.scale.copy_(torch.eye(s.vit_D))
+    return adapter.to(s.device)
 
 
 # ---- one try ------------------------------------------------------------------------------------
@@ -159,21 +158,13 @@ def varying(words, encoding, data, captions=1000):
 def attempt(s, stage, tried):
     """Stage 1 as in train.align, with what is tried; scores on the source and on the target."""
     out, data = Path(s.out), s.data
-    llms = {"source": load_llm(out / "llm_source"), "target": load_llm(out / "llm_target")}
-    sources = [llms["source"]]
-    if tried.two_sources:
-        sources.append(load_llm(second_source(s)))
-    for llm, _ in [*sources, llms["target"]]:
+    llms = {"source": load_llm(out / "llm_source")}
+    if tried.kind == "langbridge":
+        llms["target"] = load_llm(out / "llm_target")
+    for llm, _ in llms.values():
         llm.to(s.device).requires_grad_(False)
-    words = words_of(s, llms["source"][1])
-    if tried.varying_words:
-        words = varying(words, llms["source"][1], data)
-    torch.manual_seed(s.seed)
-    adapter = Tried(s.vit_D, words, s.align_hidden, s.align_coefficients, s.align_basis,
-                    s.align_drawn, **tried.adapter).to(s.device)
-    adapter.set_basis(*llms["source"])
-    vlms = [VLM(adapter, *llm) for llm in sources]
-    features = training_features(s)  # (pictures, N, D)
+    adapter = tried_adapter(s, tried, *llms["source"]).set_basis(*llms["source"])
+    vlm, features = VLM(adapter, *llms["source"]), training_features(s)  # (pictures, N, D)
 
     loop = Loop(s, stage, [adapter], optimizers(s.align_matrix_lr, s.align_lr, adapter),
                 s.align_steps)
@@ -181,38 +172,25 @@ def attempt(s, stage, tried):
         rng = random.Random(f"align/{s.seed}/{step}")  # the samples that train.align meets
         pictures = [rng.randrange(len(features)) for _ in range(s.align_batch)]
         texts = [data.description(i, rng) for i in pictures]
-        vlm = vlms[step % len(vlms)]
-        if tried.two_sources:
-            adapter.set_basis(vlm.llm, vlm.encoding)
-        if step >= tried.drawn_until * s.align_steps:
-            adapter.drawn = 0.0
         losses = picture_losses(s, vlm, features, pictures, texts)
         loop.update(loss + adapter.penalty / s.parts for loss in losses)
 
-    adapter.set_basis(*llms["source"])
-    exam = held_out(out, s.device, SPLITS)
-    facts = {"K": len(words), "own_weight": own_weight(vlms[0], exam["test"], data)}
+    exam, facts = held_out(out, s.device, SPLITS), {}
+    if tried.kind == "langbridge":
+        facts = {"own_weight": own_weight(vlm, exam["test"], data)}
     for name, llm in llms.items():
-        vlm = VLM(adapter.set_basis(*llm), *llm)
-        facts[name] = {}
-        for split, x in exam.items():
-            scores = score_vlm(vlm, {split: x}, data)
-            scores = scores.get(split, scores)  # val has its own
-            facts[name][split] = {score: scores[score] for score in SCORES}
-    stage.finish(seconds=loop.seconds, scores=facts["target"], **facts)
-
-
-def second_source(s):
-    """The folder of the LLM that transfer.py --full-seeds made as seed 1's source."""
-    return Path(f"{s.out}-seed1") / "llm_source"
+        scores = score_vlm(VLM(adapter.set_basis(*llm), *llm), exam, data)
+        facts[name] = {split: {score: scores.get(split, scores)[score] for score in SCORES}
+                       for split in SPLITS}  # val's scores are a dict of their own
+    stage.finish(seconds=loop.seconds, scores=facts["source"]["val"], **facts)
 
 
 def job_of(s, name, seed):
     """One seed of one try. Everything it changes is recorded in its stage's settings."""
     tried, folder = TRIES[name], f"tries/seed{seed}/{name}"
-    s = replace(s, seed=seed, **tried.settings)
-    changes = {**tried.adapter, "drawn_until": tried.drawn_until,
-               "varying_words": tried.varying_words, "two_sources": tried.two_sources}
+    s = replace(s, seed=seed, align_lr=tried.rate * s.align_lr,
+                align_matrix_lr=tried.rate * s.align_matrix_lr, **tried.settings)
+    changes = {"kind": tried.kind, **tried.changes}
     stage = Stage(s.out, folder, {**open_stage(s, folder).settings, **changes})
     return Job(attempt, s, stage, {"tried": tried})
 
@@ -222,12 +200,12 @@ def job_of(s, name, seed):
 def collect(name, jobs):
     """A row of tries.json: a try's scores, one for each seed."""
     configs = [job.stage.config() for job in jobs]
-    row = {"name": name, "what": TRIES[name].what, "K": configs[0]["K"],
-           "own_weight": across(configs, "own_weight")}
-    for llm in ("source", "target"):
-        row[llm] = {}
-        for split in SPLITS:
-            row[llm][split] = {k: across(configs, f"{llm}/{split}/{k}") for k in SCORES}
+    row = {"name": name, "what": TRIES[name].what}
+    if "own_weight" in configs[0]:
+        row["own_weight"] = across(configs, "own_weight")
+    for llm in {"source", "target"} & set(configs[0]):
+        row[llm] = {split: {score: across(configs, f"{llm}/{split}/{score}") for score in SCORES}
+                    for split in SPLITS}
     return row
 
 
@@ -249,9 +227,6 @@ def main():
     for name in names:
         if name not in TRIES:
             raise Refused(f"--only {name}: expected some of {', '.join(TRIES)}")
-        if TRIES[name].two_sources and not (second_source(s) / "llm.pt").exists():
-            raise Refused(f"{name} needs the LLM in {str(second_source(s))!r}; "
-                          f"'python transfer.py --out {s.out} --full-seeds' makes it")
     by_name = {name: [job_of(s, name, seed) for seed in args.seeds] for name in names}
     jobs = [job for of_seeds in by_name.values() for job in of_seeds]
     missing = [job for job in jobs if job.stage.config() is None]  # refuses other settings

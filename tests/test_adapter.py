@@ -9,9 +9,10 @@ from conftest import WORDS, make_llm
 
 import adapter as adapter_module
 from adapter import (
-    COEFFICIENTS, NOTHING, Edited, LangBridge, MLPAdapter, fingerprint, load_adapter, readable,
-    save_adapter)
+    COEFFICIENTS, NOTHING, Edited, LangBridge, MLPAdapter, Written, fingerprint, from_tiles,
+    in_tiles, load_adapter, read_as_words, readable, save_adapter)
 from data.bpe import PATTERNS, make_encoding
+from data.world import patches_of
 from model import GPT
 
 
@@ -116,6 +117,92 @@ def test_two_words_can_change_places(source):
     before = adapter.weights(x)
     assert torch.allclose(both[..., red], before[..., blue])
     assert torch.allclose(both[..., blue], before[..., red])
+
+
+# ---- whitened features ---------------------------------------------------------------------------
+
+def test_whitened_features_differ_as_much_in_every_direction(source):
+    x = torch.randn(5000, 16) * torch.logspace(0, 1, 16) + 3.0  # from 1 to 10 in spread
+    adapter = bridge().whiten(x, floor=1e-4)
+    white = (x - adapter.mean) @ adapter.scale
+    assert torch.allclose(white.T.cov(), torch.eye(16), atol=0.02)
+    assert torch.allclose(white.mean(0), torch.zeros(16), atol=1e-3)
+
+
+def test_what_whitens_the_features_is_saved(source, tmp_path):
+    adapter, x = bridge().whiten(torch.randn(100, 16) + 1).set_basis(*source), some_features()
+    save_adapter(adapter, tmp_path)
+    assert torch.equal(load_adapter(tmp_path).set_basis(*source)(x), adapter(x))
+    assert not torch.allclose(bridge().set_basis(*source)(x), adapter(x))
+
+
+# ---- words that are read and written -------------------------------------------------------------
+
+def test_an_mlp_read_as_words_says_the_words_that_it_is_nearest_to(source):
+    torch.manual_seed(0)
+    mlp, x, E = MLPAdapter(16, 32), some_features(2), embeddings_of_words(*source)
+    with torch.no_grad():
+        mlp.net[2].weight.mul_(30)  # tokens as long as words
+    read = read_as_words(mlp, *source, WORDS, temperature=0.1)
+    expected = (mlp(x) @ (E - E.mean(0)).T / (32 * 0.1)).softmax(-1)
+    assert torch.allclose(read.weights(x), expected, atol=1e-5)
+    with torch.no_grad():  # an MLP that says one word
+        mlp.net[2].weight.zero_()
+        mlp.net[2].bias.copy_(E[3])
+    said = read_as_words(mlp, *source, WORDS, temperature=0.1).weights(x)
+    assert (said.argmax(-1) == 3).all()
+
+
+def test_an_mlp_read_as_words_can_be_moved(source, target):
+    read = read_as_words(MLPAdapter(16, 32), *source, WORDS, temperature=0.1)
+    x = some_features()
+    before = read.weights(x)
+    assert read.set_basis(*target)(x).shape == (1, 36, 48)
+    assert torch.equal(read.weights(x), before)
+
+
+def test_a_wide_mlp_is_not_read_as_words(source):
+    with pytest.raises(ValueError, match="hidden width is 32"):
+        read_as_words(MLPAdapter(16, 32, 64), *source, WORDS, temperature=0.1)
+
+
+def test_tiles_are_the_patches_of_places():
+    tiles = in_tiles(torch.arange(36)[None])[0]
+    assert tiles.tolist() == [patches_of(place, 6) for place in range(9)]
+    x = torch.randn(2, 36, 5)
+    assert torch.equal(from_tiles(in_tiles(x)), x)
+
+
+def says(source, beta):
+    """A LangBridge whose weights are these."""
+    adapter = bridge().set_basis(*source)
+
+    def weights(x):
+        return beta.clone()
+
+    adapter.weights = weights
+    return adapter
+
+
+def test_written_without_relaying_each_patch_says_its_top_word(source):
+    beta = torch.rand(2, 36, 6)
+    adapter = says(source, beta)
+    assert torch.equal(Written(adapter, relaid=False)(None), adapter.E[beta.argmax(-1)])
+
+
+def test_written_a_tile_says_its_two_top_words_in_both_rows_or_nothing(source):
+    nothing, red, circle = (WORDS.index(word) for word in (NOTHING, b" red", b" circle"))
+    beta = torch.zeros(1, 36, 6)
+    beta[..., nothing] = 0.5
+    patches = patches_of(4, 6)
+    beta[0, patches[0], red], beta[0, patches[3], red] = 1.0, 1.2  # two patches say red,
+    beta[0, patches[1], circle] = 2.1  # one says circle, louder than all say nothing
+    words = Written(says(source, beta)).weights(None).argmax(-1)[0]
+    assert words[patches].tolist() == [red, circle, red, circle]
+    assert (words == nothing).sum() == 32
+    beta[0, patches[1], circle] = 1.9  # 'nothing' is louder now, though not than both together
+    beta[0, patches[0], red] = 0.5
+    assert (Written(says(source, beta)).weights(None).argmax(-1) == nothing).all()
 
 
 # ---- the swap ------------------------------------------------------------------------------------
@@ -237,7 +324,8 @@ def test_an_argument_without_a_meaning_is_refused(arguments, says):
         LangBridge(16, WORDS, 24, **arguments)
 
 
-@pytest.mark.parametrize("make", [lambda: bridge("relu"), lambda: MLPAdapter(16, 32)])
+@pytest.mark.parametrize("make", [lambda: bridge("relu"), lambda: MLPAdapter(16, 32),
+                                  lambda: MLPAdapter(16, 32, 64)])
 def test_a_saved_adapter_is_the_same_adapter(source, tmp_path, make):
     adapter, x = make(), some_features()
     save_adapter(adapter, tmp_path)

@@ -16,7 +16,8 @@ from adapter import Edited, LangBridge, MLPAdapter
 from data.files import Refused, read_json
 from data.world import COLORS, SHAPES
 from evaluate import (
-    ask, chat, grounding, load_vlm, open_data, own_weight, say, score_llm, subspace)
+    Shifted, ask, chat, class_means, grounding, load_vlm, open_data, own_weight, say, score_llm,
+    subspace)
 from model import VLM
 from results.figures import CELL, MAP_GAP
 from train import parse_settings
@@ -49,12 +50,32 @@ def test_an_oracle_is_grounded_and_chance_is_far_below(llm):
             features[i, seen.patches, words.index(seen.words["color"])] = 1
             features[i, seen.patches, words.index(seen.words["shape"])] = 0.5
     vlm = VLM(oracle, *llm)
-    own, chance = grounding(vlm, features, words, DATA, top=2)
-    assert own["color"] == own["shape"] == 1
+    own, chance, best = grounding(vlm, features, words, DATA)
+    assert own["color"] == own["shape"] == best["color"] == best["shape"] == 1
     assert chance["color"] < 0.3 and chance["shape"] < 0.4
     assert own_weight(vlm, features, DATA) == pytest.approx(1)
     spread = own_weight(vlm, features + 0.1, DATA)  # 0.1 more on each of 14 words
     assert spread == pytest.approx(1.7 / 2.9, abs=1e-4)
+
+
+def test_a_shifted_mlp_changes_the_patches_of_one_class_alone():
+    means = {"red": torch.tensor([4.0, 0.0]), "blue": torch.tensor([0.0, 4.0]),
+             "": torch.zeros(2)}
+    x = torch.tensor([[[4.1, 0.2], [0.3, 3.9], [0.1, 0.1]]])  # red, blue, neither
+    shifted = Shifted(torch.nn.Identity(), means, {"red": "blue"})(x)
+    assert torch.allclose(shifted, x + torch.tensor([[[-4.0, 4.0], [0.0, 0.0], [0.0, 0.0]]]))
+
+
+def test_the_means_of_classes_are_of_the_patches_that_show_them():
+    v = torch.zeros(40, 36, len(COLORS))
+    for i in range(40):
+        for seen in DATA.objects("train", i, SIDE):
+            v[i, seen.patches, COLORS.index(seen.words["color"])] = 1
+    means = class_means(torch.nn.Identity(), v, DATA, "color")
+    assert set(means) == {*COLORS, ""}
+    for k, color in enumerate(COLORS):
+        assert means[color].argmax() == k and means[color].sum() == pytest.approx(1)
+    assert torch.allclose(means[""], v.mean((0, 1)))
 
 
 def test_visual_tokens_that_are_words_are_explained_by_them(llm):
@@ -107,7 +128,8 @@ def test_everything_is_measured_and_written(out):
     assert set(r["checkpoints"]) == set(evaluate.CHECKPOINTS)
     assert set(r["checkpoints"]["mlp_align"]["intervals"]) == {
         "vqa", "caption_f1", "pope_acc", "comp_vqa", "comp_caption_f1", "comp_pope_acc"}
-    assert {"langbridge", "mlp_nearest", "chance"} <= set(r["grounding"])
+    assert {"langbridge", "mlp_nearest", "chance", "best_of_kind"} <= set(r["grounding"])
+    assert {"n", "changed_as_edited", "others_kept"} == set(r["steering"]["mlp"]["align"])
     assert {"n", "changed_as_edited", "others_kept"} <= set(r["steering"])
     for kind in ("mlp", "langbridge"):
         for name in ("own_cos", "other_cos", "explained_own", "explained_random"):

@@ -10,7 +10,8 @@ from PIL import Image
 from adapter import LangBridge, MLPAdapter
 from data.files import Refused
 from model import GPT, VLM, GPTConfig, ShortConv, attention, load_llm, same_length, save_llm
-from vision import CLIP, ViT, ViTConfig, linear_probe, load_vit, read_picture, save_vit
+from vision import (
+    CLIP, ViT, ViTConfig, Wordless, linear_probe, load_vit, read_picture, save_vit)
 
 
 @pytest.fixture(scope="module")
@@ -230,6 +231,16 @@ def test_padding_does_not_change_a_caption():
     short = clip(pictures, ids, mask)
     padded = clip(pictures, F.pad(ids, (0, 4)), F.pad(mask, (0, 4)))
     assert torch.allclose(short, padded, atol=1e-5)
+
+
+def test_without_words_a_picture_is_nearest_to_itself():
+    torch.manual_seed(0)
+    model = Wordless(ViTConfig(D=16, H=2, layers=1))
+    pictures = torch.randint(0, 255, (6, 48, 48, 3), dtype=torch.uint8)
+    assert model(pictures, pictures).argmax(1).tolist() == list(range(6))
+    order = torch.tensor([3, 1, 5, 0, 2, 4])
+    assert model(pictures, pictures[order]).argmax(0).tolist() == order.tolist()
+    assert model.loss(pictures, pictures) < model.loss(pictures, pictures[order])
 
 
 def test_a_linear_probe_reads_what_is_linear_and_not_what_is_absent():

@@ -7,7 +7,8 @@ import pytest
 
 import data.bpe as bpe
 from data.bpe import load_encoding, merge, save_encoding, shared_tokens
-from data.corpus import NOTHING, conversation, document, encode, raster, train_tokenizer
+from data.corpus import (
+    DIALECTS, NOTHING, conversation, document, encode, raster, train_tokenizer)
 from data.world import COLORS, PLACES, SHAPES, make_scene
 
 
@@ -78,6 +79,24 @@ def test_a_raster_shows_each_object_where_it_is():
     for o, above, below in tiles_of(scene, lines):
         assert set(above) == set(below) == {o.color, o.shape}
     assert text.count(NOTHING) == 36 - 4 * len(scene)
+
+
+def test_a_dialect_has_its_own_grid_and_its_own_word_for_nothing():
+    scene = make_scene("test", 0, 1)
+    flat = raster(scene, random.Random(0), "flat").splitlines()
+    assert len(flat) == 3 and all(len(line.split()) == 6 for line in flat)
+    for o in scene:
+        words = flat[o.row].split()[2 * o.col:2 * o.col + 2]
+        assert sorted(words) == sorted([o.color, o.shape])
+    dash = raster(scene, random.Random(0), "dash")
+    assert dash == raster(scene, random.Random(0)).replace(NOTHING, " -")
+
+
+@pytest.mark.parametrize("dialect", DIALECTS)
+def test_every_dialect_has_the_words_of_the_world_and_of_nothing(dialect):
+    encoding = train_tokenizer(dialect, 640, 0, documents=1000)
+    words = {*COLORS, *SHAPES, *" ".join(PLACES).split(), NOTHING.strip()}
+    assert as_tokens(words) <= set(encoding.token_byte_values())
 
 
 def test_nothing_is_asked_twice_in_a_conversation():

@@ -8,14 +8,16 @@ import torch
 from conftest import WORDS, assert_refused, make_llm, run, run_here
 
 import transfer
-from adapter import LangBridge, MLPAdapter, fingerprint, load_adapter
+from adapter import LangBridge, MLPAdapter, Written, fingerprint, load_adapter, token
 from data.files import read_json
+from data.world import COLORS, SHAPES, make_scene
 from evaluate import load_vlm
 from model import load_llm
 from results import collect
-from results.collect import samples_to
+from results.collect import collect_budgets, ratio, samples_to
 from train import load_settings, new_adapter
-from transfer import MEASURE_AT, ROWS, SWEEPS, Move, bring, label, shuffle_words, stitch
+from transfer import (
+    ROWS, Move, Probe, bring, fit_probe, label, shuffle_words, stitch)
 
 TARGET = "transfer/llm_target/seed1"
 
@@ -23,15 +25,41 @@ TARGET = "transfer/llm_target/seed1"
 # ---- how an adapter gets to another LLM ----------------------------------------------------------
 
 def test_a_stitched_mlp_is_exact_where_the_target_is_a_linear_map_of_the_source():
-    source, target = make_llm("source", 32), make_llm("source", 48)
+    torch.manual_seed(0)
+    mlp, x, e = MLPAdapter(16, 32), torch.randn(1, 36, 16), torch.randn(100, 32) + 1
     M = torch.randn(32, 48)
+    stitched = stitch(mlp, mlp(x).detach()[0], e, e @ M + 2, ridge=1e-6)
+    got, wanted = stitched(x) - (e @ M + 2).mean(0), (mlp(x) - e.mean(0)) @ M
+    scale = (got / wanted).median()
+    assert torch.allclose(got, scale * wanted, atol=1e-2)
+    assert got.norm(dim=-1).mean().item() == pytest.approx(
+        ((e - e.mean(0)) @ M).norm(dim=1).mean().item(), rel=1e-2)
 
-    def embed(ids):
-        return source[0].embed(ids) @ M
 
-    target[0].embed = embed
-    mlp, x = MLPAdapter(16, 32), torch.randn(1, 36, 16)
-    assert torch.allclose(stitch(mlp, source, target)(x), mlp(x) @ M, atol=1e-3)
+def test_a_probe_learns_the_words_of_tiles_from_labels():
+    torch.manual_seed(0)
+    words = torch.eye(5)[torch.randint(0, 5, (200, 9))]  # one word a tile
+    tiles = words @ torch.randn(5, 4 * 16)
+    x = tiles.view(200, 3, 3, 2, 2, 16).transpose(2, 3).reshape(200, 36, 16)
+    x = x + 0.1 * torch.randn_like(x)
+    probe = Probe(16, [b" ."] * 5).fit(x[:150], words[:150])
+    said = probe.weights(x[150:])[:, [0, 2, 4, 12, 14, 16, 24, 26, 28]]  # a patch of each tile
+    assert (said.argmax(-1) == words[150:].argmax(-1)).all()
+
+
+def test_the_probe_is_taught_what_stands_on_each_tile(out, monkeypatch):
+    taught, tokens = {}, [b" ."] + [token(w) for w in (*COLORS, *SHAPES)]
+
+    def fit(probe, x, words):
+        taught["words"] = words
+        return probe
+
+    monkeypatch.setattr(Probe, "fit", fit)
+    fit_probe(load_settings(out), tokens)
+    for i, tiles in enumerate(taught["words"]):
+        shown = {o.place: {token(o.color), token(o.shape)} for o in make_scene("train", 0, i)}
+        for place, tile in enumerate(tiles):
+            assert {tokens[k] for k in tile.nonzero()} == shown.get(place, {b" ."})
 
 
 def test_shuffled_words_are_the_same_words_in_other_places():
@@ -60,12 +88,40 @@ def test_samples_to_a_goal_are_none_where_it_is_not_reached():
     assert samples_to(curve, 0.4) == 0 and samples_to(curve, 0.95) is None
 
 
+def config_of(right):
+    """A finished stage that gets these of its questions right, two a picture."""
+    counts = [[n, 2] for n in right]
+    return {"scores": {"vqa": sum(right) / (2 * len(right))}, "counts": {"vqa": counts}}
+
+
+def test_a_ratio_is_taken_within_a_seed_and_its_pictures_are_drawn_in_pairs():
+    high, low = config_of([2, 1, 2, 1] * 20), config_of([1, 0, 1, 0] * 20)
+    assert ratio([high, high], [high, high], "vqa")["interval"] == [1.0, 1.0]
+    found = ratio([high, low], [low, low], "vqa")
+    assert found["values"] == pytest.approx([3.0, 1.0]) and found["mean"] == pytest.approx(2.0)
+    assert found["interval"][0] < 2.0 < found["interval"][1]
+
+
+def test_budgets_tell_how_many_samples_bring_95_percent_of_the_longest_native_mlp():
+    def row(name, *vqa):
+        return {"name": name, "points": [{"samples": 100 * k, "vqa": [v, v]}
+                                         for k, v in enumerate(vqa)]}
+
+    r = collect_budgets([row("native_mlp", 0.5, 0.9, 1.0), row("fresh_mlp", 0.0, 0.1, 0.2),
+                         row("transferred_langbridge", 0.96, 0.9, 0.9)], [0, 1])
+    assert r["goal"] == pytest.approx(0.95) and r["samples"] == [0, 100, 200]
+    needed = {row["name"]: row["samples_to_95"] for row in r["rows"]}
+    assert needed["native_mlp"] == pytest.approx(150)
+    assert needed["fresh_mlp"] is None and needed["transferred_langbridge"] == 0
+
+
 def test_every_row_has_a_name_of_its_own_and_its_controls():
     names = [row.name for row in ROWS]
-    assert len(names) == len(set(names)) == 15
+    assert len(names) == len(set(names)) == 23
     headline = {row.name for row in ROWS if row.headline}
-    assert {"native_mlp", "zero_shot_langbridge", "zero_shot_shuffled", "blind"} <= headline
-    assert [row.headline for row in ROWS] == [True] * 9 + [False] * 6
+    assert {"native_mlp", "zero_shot_langbridge", "zero_shot_shuffled", "blind",
+            "zero_shot_mlp_as_words", "words_as_text_mlp", "probe_as_text"} <= headline
+    assert [row.headline for row in ROWS] == [True] * 13 + [False] * 10
 
 
 def test_an_llm_elsewhere_has_a_label_of_its_own(tmp_path):
@@ -104,10 +160,13 @@ def test_transfer_json_has_every_row_and_every_score(result):
     for row in result["rows"]:
         assert set(row["scores"]) == {"vqa", "caption_f1", "pope_acc", "comp_vqa"}
         assert all(len(score["values"]) == 1 for score in row["scores"].values())
-        assert bool(row["curve"]) == row["stage2"]
         assert (row["samples"] > 0) == (row["stage1"] or row["stage2"])
     assert {"transferred_vs_native_mlp", "transferred_vs_native_langbridge",
             "zero_shot_vs_stage1_native_langbridge"} <= set(result["relative"])
+    for ratios in result["ratios"].values():
+        for found in ratios.values():
+            low, high = found["interval"]
+            assert len(found["values"]) == 1 and low <= high
 
 
 def test_rows_are_told_when_they_are_finished_after_what_guessing_scores(moved):
@@ -126,16 +185,19 @@ def test_by_default_it_is_one_seed_and_the_headline():
     args = transfer.parse([])
     assert (args.seeds, args.rows) == ([0], "headline")
     assert transfer.parse(["--full-seeds"]).seeds == [0, 1, 2]
-    assert transfer.parse(["--ablate", "K"]).seeds == [0, 1, 2]
     assert transfer.parse(["--seeds", "4"]).seeds == [4]
 
 
-def test_the_swap_leaves_every_trained_parameter_as_it_was(result):
+def test_the_swap_leaves_every_trained_parameter_as_it_was(moved, result):
+    """The one hash is of the end of the source's training, the other of the end of the row."""
     assert result["adapter_hash"]["before"] == result["adapter_hash"]["after"]
+    aligned = moved / "transfer" / "llm_source" / "seed1" / "langbridge_align"
+    assert result["adapter_hash"]["before"] == fingerprint(load_adapter(aligned))
+    tuned = read_json(moved / TARGET / "from_llm_source" / "transferred_langbridge" / "config.json")
+    assert tuned["hash"] != result["adapter_hash"]["after"]
 
 
-def test_tables_and_figures_are_written(moved):
-    assert (moved / "transfer.png").exists()
+def test_the_table_has_every_row(moved):
     text = (moved / "transfer.md").read_text(encoding="utf-8")
     for row in ROWS:
         assert f"| {row.name} |" in text
@@ -147,18 +209,44 @@ def test_every_row_starts_from_the_adapter_that_it_names(moved):
     llm, encoding = load_llm(moved / "llm_target")
     for row in ROWS:
         adapter = bring(move.row_s, row, move, llm, encoding)
+        assert isinstance(adapter, Written) == bool(row.written)
+        if row.written:
+            assert adapter.relaid == (row.written == "relaid")
+            adapter = adapter.adapter
         if row.start == "none":
             assert adapter is None
-            continue
-        if row.start == "fresh":
-            expected = new_adapter(move.s, row.kind, llm, encoding)
+        elif row.start == "probe":
+            assert isinstance(adapter, Probe)
+        elif row.start in ("stitched", "as_words"):  # the MLP's first layer, and more behind it
+            first = (adapter.net if row.start == "stitched" else adapter.W)[0]
+            mlp = load_adapter(move.start_of(row).folder)
+            assert torch.equal(first.weight, mlp.net[0].weight)
+            assert isinstance(adapter, LangBridge) == (row.start == "as_words")
         else:
-            expected = load_adapter(move.start_of(row).folder)
-        if row.start == "stitched":
-            adapter, _ = adapter
-        assert fingerprint(adapter) == fingerprint(expected), row.name
-        if row.kind == "langbridge":
-            assert (adapter.tokens == expected.tokens) == (row.start != "shuffled")
+            if row.start == "fresh":
+                expected = new_adapter(move.s, row.kind, llm, encoding)
+            else:
+                expected = load_adapter(move.start_of(row).folder)
+            assert fingerprint(adapter) == fingerprint(expected), row.name
+            if row.kind == "langbridge":
+                assert (adapter.tokens == expected.tokens) == (row.start != "shuffled")
+
+
+def test_an_open_constant_is_the_one_that_is_best_on_val(moved, monkeypatch):
+    """The fourth temperature is told to be the best."""
+    scored = []
+
+    def score_vlm(vlm, exam, data):
+        assert list(exam) == ["val"]
+        scored.append(vlm.adapter.W[3].weight.std().item())
+        return {"val": {"vqa": -scored[-1], "caption_f1": 0.0}}  # the flattest is best
+
+    monkeypatch.setattr(transfer, "score_vlm", score_vlm)
+    move = Move(replace(load_settings(moved), seed=1), "llm_source", "llm_target", own=False)
+    (row,) = [row for row in ROWS if row.name == "zero_shot_mlp_as_words"]
+    chosen = bring(move.row_s, row, move, *load_llm(moved / "llm_target"))
+    assert len(scored) == len(transfer.TEMPERATURES)
+    assert chosen.W[3].weight.std().item() == min(scored)
 
 
 def test_another_budget_of_stage_2_has_stages_of_its_own(moved):
@@ -177,10 +265,10 @@ def test_without_what_train_makes_nothing_is_trained(out, tmp_path):
     assert not (tmp_path / "transfer" / "llm_target").exists()
 
 
-def test_every_stage_2_has_the_same_budget_and_is_measured_at_the_same_moments(result):
-    curves = [[samples for samples, _ in row["curve"]] for row in result["rows"] if row["stage2"]]
-    assert all(curve == curves[0] for curve in curves)
-    assert curves[0][0] == 0 and len(curves[0]) <= len(MEASURE_AT)
+def test_every_stage_2_has_the_same_budget(result):
+    for row in result["rows"]:
+        steps = 20 * row["stage1"] + 8 * row["stage2"]  # of the smoke preset, and two fifths of it
+        assert (row["steps"], row["samples"]) == (steps, 8 * steps)
 
 
 def test_transferring_again_redoes_nothing(moved):
@@ -224,9 +312,6 @@ def test_a_shuffled_row_is_loaded_with_its_words_shuffled(moved):
     (["--corpus", "none"], "sentences"),
     (["--source", "nowhere"], "nowhere"),
     (["--full-seeds", "--source", "nowhere"], "use one or the other"),
-    (["--ablate", "width"], "coefficients"),
-    (["--ablate", "K", "--reverse"], "--ablate does not go with --reverse"),
-    (["--no-stage2"], "needs --ablate"),
     (["--device", "cuda:77"], "--device cpu"),
 ])
 def test_a_wrong_flag_is_answered_in_one_line(out, args, says):
@@ -235,30 +320,3 @@ def test_a_wrong_flag_is_answered_in_one_line(out, args, says):
 
 def test_transfer_before_train_says_what_to_run_first(tmp_path):
     assert_refused(run_here("transfer.py", "--out", tmp_path / "nowhere"), "python train.py --out")
-
-
-# ---- python transfer.py --ablate -----------------------------------------------------------------
-
-@pytest.mark.parametrize("what, stage2", [("basis", True), ("patches", False)])
-def test_an_ablation_has_a_point_for_each_value(out, what, stage2):
-    flags = [] if stage2 else ["--no-stage2"]
-    done = run_here("transfer.py", "--out", out, "--ablate", what, "--seeds", "0", "--threads", "1",
-                    *flags)
-    assert done.returncode == 0, done.stderr
-    sweep, (_, values) = read_json(out / f"ablate_{what}.json"), SWEEPS[what]
-    assert [point["value"] for point in sweep["points"]] == values
-    kinds = {"native", "zero_shot", "transferred"} if stage2 else {"native", "zero_shot"}
-    for point in sweep["points"]:
-        assert set(point) == {"value", "K", "params", "own_weight"} | kinds
-    table = (out / f"ablate_{what}.md").read_text(encoding="utf-8")
-    assert all(f"| {value} |" in table for value in values)
-    assert (out / f"ablate_{what}.png").exists()
-
-
-def test_an_ablation_starts_from_what_train_has_made(out):
-    """The point with train.py's own value is no new training."""
-    s = load_settings(out)
-    moves = transfer.prepare_point(s, "basis", "align_basis", "words", [0])
-    assert moves[0].own and moves[0].root == "transfer"
-    moves = transfer.prepare_point(s, "coefficients", "align_coefficients", "relu", [0])
-    assert moves[0].s.align_drawn == 0.0 and moves[0].root == "ablate/coefficients/relu"

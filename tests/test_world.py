@@ -288,7 +288,7 @@ def test_an_unknown_kind_of_data_names_the_known_ones():
 
 
 def test_the_second_half_of_a_batch_are_twins_that_differ_in_one_word(shapes):
-    pictures, texts = shapes.pairs(seed=0, step=2, n=32)
+    pictures, texts = shapes.pairs(seed=0, step=2, n=32, of="texts")
     assert pictures.shape == (32, 48, 48, 3) and len(texts) == 32
     for text, other in zip(texts[:16], texts[16:]):
         old, new = Counter(text.split()), Counter(other.split())
@@ -300,9 +300,24 @@ def test_the_second_half_of_a_batch_are_twins_that_differ_in_one_word(shapes):
     assert len(np.unique(pictures, axis=0)) == 32
 
 
+def test_two_drawings_of_a_scene_are_of_one_scene_and_differ(shapes):
+    pictures, texts = shapes.pairs(seed=0, step=2, n=8, of="texts")
+    again, others = shapes.pairs(seed=0, step=2, n=8, of="drawings")
+    assert (pictures == again).all() and others.shape == pictures.shape
+    assert not (others == pictures).all(axis=(1, 2, 3)).any()
+    first, second = shapes.test_pairs("test", 0, "drawings", n=4)
+    assert (first == shapes.pictures("test", range(4))).all()
+    for i, (a, b) in enumerate(zip(first, second)):
+        objects = [patch for o in shapes.objects("test", i, 6) for patch in o.patches]
+        contrast = [[np.ptp(picture[8 * (n // 6):][:8, 8 * (n % 6):][:, :8], axis=(0, 1)).max()
+                     for n in range(36)] for picture in (a, b)]
+        loudest = [set(np.argsort(each)[-2:]) for each in contrast]
+        assert all(patches <= set(objects) for patches in loudest)
+
+
 @pytest.mark.parametrize("split", ["val", "test"])
 def test_pictures_for_retrieval_are_the_first_of_a_split_in_order(shapes, split):
-    pictures, texts = shapes.test_pairs(split, 1, n=5)
+    pictures, texts = shapes.test_pairs(split, 1, "texts", n=5)
     assert (pictures == shapes.pictures(split, range(5, 10))).all()
     for text, index in zip(texts, range(5, 10)):
         for o in shapes.objects(split, index, 6):
