@@ -217,7 +217,7 @@ class Edited(nn.Module):
 def read_as_words(mlp, llm, encoding, tokens, temperature):
     """An MLP as a LangBridge: each visual token says the words that it is nearest to.
 
-        beta = softmax_k(v . (e_k - mean of all e) / (C temperature)),  v = mlp(x)
+        beta = softmax_k(v . e_k / (C temperature)),  v = mlp(x)
 
     That is linear in v, so it is one more layer of W: the MLP's own two, then a third that holds
     the embeddings of the words. From then on its basis can be swapped, and it can be trained.
@@ -232,7 +232,7 @@ def read_as_words(mlp, llm, encoding, tokens, temperature):
     bridge.W[0].load_state_dict(mlp.net[0].state_dict())
     bridge.W[2].load_state_dict(mlp.net[2].state_dict())
     with torch.no_grad():
-        bridge.W[3].weight.copy_((bridge.E - bridge.E.mean(0)) / (C * temperature))
+        bridge.W[3].weight.copy_(bridge.E / (C * temperature))
         bridge.W[3].bias.zero_()
     return bridge
 
@@ -242,7 +242,7 @@ class Written(nn.Module):
 
     If `relaid`, the 2 x 2 patches of a tile vote: a tile whose top word is 'nothing here' says so
     four times; any other writes its two top words in both rows, as rasters do. Else each patch says
-    its own top word. No word list is known, only that an object fills 2 x 2 patches.
+    its own top word. What is known is the form of a raster, not which words are colours or shapes.
     """
 
     def __init__(self, adapter, relaid=True):
@@ -296,10 +296,10 @@ def readable(tokens):
 
 
 def fingerprint(adapter):
-    """A hash of the trained parameters: swapping the basis must not change it."""
+    """A hash of all that is saved with an adapter: swapping the basis must not change it."""
     digest = hashlib.sha256()
-    for name, p in sorted(adapter.named_parameters()):
-        digest.update(name.encode() + p.detach().cpu().numpy().tobytes())
+    for name, tensor in sorted(adapter.state_dict().items()):
+        digest.update(name.encode() + tensor.cpu().numpy().tobytes())
     return digest.hexdigest()[:16]
 
 

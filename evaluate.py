@@ -159,7 +159,8 @@ def grounding(vlm, features, words, data, top=2, split="test"):
     """Are an object's words among the `top` that its patches say most, taken together? And of each
     kind, is the word that they say most the right one?
 
-    Returns three {kind: share}: the first, the same for an object of another picture, the second.
+    Returns three {kind: share}: the first answer, the same for another picture's object, the second
+    answer.
     """
     found, best = [], defaultdict(list)
     for seen, said in data.seen(split, say(vlm, features, words)):
@@ -167,7 +168,8 @@ def grounding(vlm, features, words, data, top=2, split="test"):
         most = said.topk(min(top, len(words))).indices.tolist()
         found.append((seen, {words[k] for k in most}))
         for kind, names in data.kinds.items():
-            loudest = max(names, key=lambda name: said[words.index(name)])
+            known = [name for name in names if name in words]
+            loudest = max(known, key=lambda name: said[words.index(name)], default=None)
             best[kind].append(loudest == seen.words[kind])
     half = len(found) // 2
     others = [said for _, said in found[half:] + found[:half]]  # each of another picture
@@ -262,7 +264,7 @@ def steering(vlm, features, data, edited):
 
 
 class Shifted(nn.Module):
-    """How an MLP is edited, which has no words: visual tokens that are nearest to the mean of one
+    """How an MLP, which has no words, is edited: visual tokens that are nearest to the mean of one
     class move by the difference of two means. The means need labelled pictures.
 
     means: {class: (C,)}; moves: {old class: new class}
@@ -284,13 +286,15 @@ class Shifted(nn.Module):
 
 @torch.no_grad()
 def class_means(adapter, features, data, kind):
-    """The mean visual token of each class of a kind, and of all patches, in labelled training
-    pictures: {word: (C,), "": (C,)}"""
+    """The mean visual token of each class of a kind, and of patches without an object, in labelled
+    training pictures: {word: (C,), "": (C,)}"""
     v, shown = adapter(features), defaultdict(list)  # (pictures, N, C)
     for seen, patches in data.seen("train", v):
         shown[seen.words[kind]].append(patches)
-    means = {word: torch.cat(patches).mean(0) for word, patches in shown.items()}
-    return means | {"": v.mean((0, 1))}
+    shown = {word: torch.cat(patches) for word, patches in shown.items()}  # (patches, C) each
+    objects = torch.cat(list(shown.values()))
+    empty = (v.sum((0, 1)) - objects.sum(0)) / (v.size(0) * v.size(1) - len(objects))
+    return {word: patches.mean(0) for word, patches in shown.items()} | {"": empty}
 
 
 # ---- python evaluate.py -------------------------------------------------------------------------
@@ -332,7 +336,8 @@ def look_inside(out, vlms, features, data):
         said = [f"its {kind} in {own[kind]:.3f} (another picture's {chance[kind]:.3f})"
                 for kind in own]
         print(f"  {key}: among the 2 words that an object's patches say most: {', '.join(said)}")
-    steered, labelled = {"mlp": {}}, held_out(out, splits=["train"])["train"][:1000]
+    labelled = read_tensors(out / "vit" / "features.pt", mmap=True)["train"][:1000].float()
+    steered = {"mlp": {}}
     for stage in ("align", "instruct"):
         bridge, mlp = vlms[f"langbridge_{stage}"], vlms[f"mlp_{stage}"]
         means = class_means(mlp.adapter, labelled, data, "color")  # of which edits are

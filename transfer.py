@@ -44,6 +44,7 @@ import torch.nn.functional as F
 import train
 from adapter import (NOTHING, LangBridge, MLPAdapter, Written, fingerprint, from_tiles, in_tiles,
                      load_adapter, read_as_words, token)
+from data.corpus import GRID
 from data.files import Refused, read_json, write_json, write_text
 from data.run import (Job, Parser, lanes, run_command, say_scores, seconds_in, seed_list,
                       stopwatch)
@@ -115,10 +116,13 @@ ROWS = [  # the most telling first
 # ---- how an adapter gets to another LLM ---------------------------------------------------------
 
 def shuffle_words(adapter, seed):
-    """Permute which word each output of W stands for; W itself is unchanged."""
+    """Permute which word each output of W stands for; W itself is unchanged. 'Nothing here' keeps
+    its place, so that it is still seen where something is."""
     generator = torch.Generator().manual_seed(seed)
-    order = torch.randperm(len(adapter.tokens), generator=generator)
-    adapter.tokens = [adapter.tokens[i] for i in order]
+    words = [t for t in adapter.tokens if t != NOTHING]
+    order = torch.randperm(len(words), generator=generator).tolist()
+    shuffled = iter([words[i] for i in order])
+    adapter.tokens = [t if t == NOTHING else next(shuffled) for t in adapter.tokens]
     return adapter
 
 
@@ -126,16 +130,16 @@ def stitch(mlp, v, e, e_target, ridge):
     """An MLP carried to another LLM by a linear map between their embeddings; again an MLP.
 
         v' = mean of e' + scale (v - mean of e) M
-        M = argmin |(e - mean of e) M - (e' - mean of e')|^2 + ridge tr(e^T e) / C |M|^2
+        M = argmin |d M - d'|^2 + ridge tr(d^T d) / C |M|^2,  d = e - mean of e, d' likewise
 
     e (K, C) and e' = e_target (K, C') are the embeddings of K words; `scale` gives some of the
     MLP's visual tokens, v (n, C), the size of words.
     """
-    at, at_target = e - e.mean(0), e_target - e_target.mean(0)
-    gram = at.T @ at  # (C, C)
+    d, d_target = e - e.mean(0), e_target - e_target.mean(0)
+    gram = d.T @ d  # (C, C)
     gram.diagonal().add_(ridge * gram.diagonal().mean())
-    M = torch.linalg.solve(gram, at.T @ at_target)  # (C, C')
-    M *= at_target.norm(dim=1).mean() / ((v - e.mean(0)) @ M).norm(dim=1).mean()
+    M = torch.linalg.solve(gram, d.T @ d_target)  # (C, C')
+    M *= d_target.norm(dim=1).mean() / ((v - e.mean(0)) @ M).norm(dim=1).mean()
     first, _, last = mlp.net
     stitched = MLPAdapter(first.in_features, M.size(1), first.out_features).to(v.device)
     stitched.net[0].load_state_dict(first.state_dict())
@@ -157,10 +161,11 @@ class Probe(LangBridge):
 
     def fit(self, x, words, ridge=1e-3):
         """x (n, N, D); words: the words of each tile (n, tiles, K), 1 for those that it shows"""
-        x, y = self.tiles(x).flatten(0, 1).double(), words.flatten(0, 1).double()
+        x, y = self.tiles(x).flatten(0, 1).cpu().double(), words.flatten(0, 1).cpu().double()
         gram = x.T @ x  # (4 D + 1, 4 D + 1)
         gram.diagonal().add_(ridge * gram.diagonal().mean())
-        self.solution = torch.linalg.solve(gram, x.T @ y).float()  # (4 D + 1, K)
+        solution = torch.linalg.solve(gram, x.T @ y)  # (4 D + 1, K)
+        self.solution = solution.float().to(words.device)
         return self
 
     def tiles(self, x):
@@ -171,11 +176,13 @@ class Probe(LangBridge):
     def weights(self, x):
         """x (B, N, D) -> (B, N, K); those of a tile are the same in its patches"""
         said = self.tiles(x) @ self.solution  # (B, tiles, K)
+        said = said.masked_fill(~self.present, -torch.inf)
         return from_tiles(said[:, :, None].expand(-1, -1, 4, -1))  # (B, N, K)
 
 
-def fit_probe(s, tokens):
+def fit_probe(s):
     """A Probe that has seen labelled training pictures."""
+    tokens = [NOTHING, *(token(word) for words in s.data.kinds.values() for word in words)]
     x = training_features(s)[:PROBED].float().to(s.device)  # (n, N, D)
     side = math.isqrt(x.size(1))
     tiles = in_tiles(torch.arange(side * side)[None])[0].tolist()  # the patches of each
@@ -190,54 +197,56 @@ def fit_probe(s, tokens):
 
 
 def ways(s, row, move, llm, encoding):
-    """A row's adapter as it may arrive at the target LLM; several, where a constant is open."""
+    """A row's adapter as it may arrive at the target LLM, {constant: adapter}: several, where a
+    constant is open."""
     if row.start == "fresh":
-        return [new_adapter(s, row.kind, llm, encoding).set_basis(llm, encoding)]
+        return {None: new_adapter(s, row.kind, llm, encoding).set_basis(llm, encoding)}
+    if row.start == "probe":
+        return {None: fit_probe(s).set_basis(llm, encoding)}
+    adapter = load_adapter(move.start_of(row).folder).to(s.device)
+    if row.start == "shuffled":
+        shuffle_words(adapter, s.seed)
+    if row.start in ("native", "moved", "shuffled"):
+        return {None: adapter.set_basis(llm, encoding)}
     source, its_encoding = load_llm(Path(s.out) / move.source)
     source.to(s.device)
     tokens = words_of(s, its_encoding)
-    if row.start == "probe":
-        return [fit_probe(s, tokens).set_basis(llm, encoding)]
-    adapter = load_adapter(move.start_of(row).folder).to(s.device)
     if row.start == "as_words":
-        bridges = [read_as_words(adapter, source, its_encoding, tokens, temperature)
-                   for temperature in TEMPERATURES]
-        return [bridge.set_basis(llm, encoding) for bridge in bridges]
-    if row.start == "stitched":
-        known = [t for t in tokens if t in encoding.token_byte_values()]
-        with torch.no_grad():
-            v = adapter(training_features(s)[:500].float().to(s.device)).flatten(0, 1)  # (n, C)
-            e, e_target = embed(source, its_encoding, known), embed(llm, encoding, known)
-        return [stitch(adapter, v, e, e_target, ridge) for ridge in RIDGES]
-    if row.start == "shuffled":
-        shuffle_words(adapter, s.seed)
-    return [adapter.set_basis(llm, encoding)]
+        read = {temperature: read_as_words(adapter, source, its_encoding, tokens, temperature)
+                for temperature in TEMPERATURES}
+        return {temperature: each.set_basis(llm, encoding) for temperature, each in read.items()}
+    known = [t for t in tokens if t in encoding.token_byte_values()]  # stitched
+    with torch.no_grad():
+        v = adapter(training_features(s)[:500].float().to(s.device)).flatten(0, 1)  # (n, C)
+        e, e_target = embed(source, its_encoding, known), embed(llm, encoding, known)
+    return {ridge: stitch(adapter, v, e, e_target, ridge) for ridge in RIDGES}
 
 
 def bring(s, row, move, llm, encoding):
-    """A row's adapter as it arrives at the target LLM, before any stage 2; None for blind. Open
-    constants are those that do best on val."""
+    """A row's adapter as it arrives at the target LLM, before any stage 2 (None for blind), and the
+    constant that did best on val, if one was open."""
     if row.start == "none":
-        return None
+        return None, None
     adapters = ways(s, row, move, llm, encoding)
     if row.written:
-        adapters = [Written(adapter, row.written == "relaid") for adapter in adapters]
-    if len(adapters) == 1:
-        return adapters[0]
+        adapters = {constant: Written(adapter, row.written == "relaid")
+                    for constant, adapter in adapters.items()}
     exam = {"val": held_out(s.out, s.device, ["val"])["val"][:CHOSEN_ON]}
 
-    def quality(adapter):
-        scores = score_vlm(VLM(adapter, llm, encoding), exam, s.data)["val"]
+    def quality(constant):
+        vlm = VLM(adapters[constant], llm, encoding)
+        scores = score_vlm(vlm, exam, s.data)["val"]
         return scores["vqa"] + scores["caption_f1"]
 
-    return max(adapters, key=quality)
+    best = max(adapters, key=quality) if len(adapters) > 1 else None
+    return adapters[best], best
 
 
 def make_row(s, stage, row, move):
     """Make a row: bring the adapter, run stage 2 if the row has it, score."""
     llm, encoding = load_llm(Path(s.out) / move.target)
     llm.to(s.device)
-    adapter = bring(s, row, move, llm, encoding)
+    adapter, constant = bring(s, row, move, llm, encoding)
     if row.name == "zero_shot_langbridge":
         lost = b", ".join(adapter.missing[:10]).decode("latin-1") or "none"
         print(f"{stage.name}: of the adapter's {len(adapter.tokens)} words {move.target} lacks "
@@ -246,7 +255,7 @@ def make_row(s, stage, row, move):
         return instruct(s, stage, row.kind, move.target, adapter)
     said = examine_vlm(VLM(adapter, llm, encoding), held_out(s.out, s.device), s.data)
     stage.folder.mkdir(parents=True, exist_ok=True)
-    stage.finish(base=move.target, seconds=0.0, hash=fingerprint(adapter),
+    stage.finish(base=move.target, seconds=0.0, hash=fingerprint(adapter), chosen=constant,
                  scores=s.data.score(said), counts=s.data.counts(said))
 
 
@@ -294,12 +303,14 @@ class Move:
         """The stage that holds a row's scores."""
         if row.stage1 and not row.stage2:
             return self.start_of(row)
-        name = f"from_{label(self.source)}/{row.name}"
+        name, s = f"from_{label(self.source)}/{row.name}", self.row_s
         if row.stage1:
             name = f"native_{row.kind}_instruct"
         if row.stage2 and self.steps:  # another budget than the usual one
             name = f"steps{self.steps}/rate{self.rate:g}/{name}"
-        return open_stage(self.row_s, f"{self.folder_of(self.target)}/{name}")
+        if not row.stage2:  # whatever the budget
+            s = replace(self, steps=0, rate=1.0).row_s
+        return open_stage(s, f"{self.folder_of(self.target)}/{name}")
 
     def jobs(self, rows):
         """The rows' jobs, each after those of the adapter that it starts from."""
@@ -329,9 +340,13 @@ class Move:
 
 
 def run_moves(s, moves, rows, say=say_scores):
-    """Make all adapters and rows, one seed after the other."""
-    with lanes(s, len(moves) * len(rows), say) as run:
-        run([job for move in moves for job in move.jobs(rows)])
+    """Make all adapters and rows, one move after the other."""
+    jobs = {}  # by folder: several moves may need one adapter
+    for move in moves:
+        for job in move.jobs(rows):
+            jobs.setdefault(job.stage.folder, job)
+    with lanes(s, max(1, len(jobs)), say) as run:
+        run(list(jobs.values()))
 
 
 def label(llm):
@@ -367,7 +382,7 @@ def parse(argv):
     add("--corpus", choices=["both", "sentences"], default="both", help="sentences: LLMs that "
         "never read a raster, in OUT-sentences with the ViT of --out")
     add("--rows", choices=["headline", "all"], default="headline",
-        help="all: fresh adapters, words shuffled before stage 2, adapters after instruct, too")
+        help="all: more ways to move, fresh adapters, adapters after instruct, too")
     add("--steps", type=int, default=0,
         help="steps of stage 2 on the target, in every row (default: two fifths of train.py's)")
     add("--threads", type=int, default=0, help="CPU threads in all; 0: as many as there are cores")
@@ -376,6 +391,8 @@ def parse(argv):
     for name in ("steps", "threads"):
         if getattr(args, name) < 0:
             raise Refused(f"--{name} {getattr(args, name)}: expected 0 for the default, or more")
+    if args.full_seeds and args.corpus == "sentences":
+        raise Refused("--full-seeds does not go with --corpus sentences")
     own_llms = args.full_seeds or args.corpus == "sentences"
     if own_llms and (args.source, args.target) != ("llm_source", "llm_target"):
         raise Refused("--source and --target name one pair of LLMs, --full-seeds and --corpus make "
@@ -416,6 +433,14 @@ def prepare_seed(seed, args, s):
     return s
 
 
+def can_be_made(row, s):
+    """Whether these settings allow a row. Text is laid out for 6 x 6 patches, and only an MLP as
+    wide as its LLM is read as words."""
+    if row.written == "relaid" and s.vit_size != GRID * s.vit_patch:
+        return False
+    return row.start != "as_words" or s.align_mlp_hidden == 0
+
+
 def main():
     args = parse(sys.argv[1:])
     s = replace(load_settings(args.out), stages="all", threads=args.threads or os.cpu_count())
@@ -427,7 +452,7 @@ def main():
         its = prepare_seed(seed, args, s)
         own = seed == its.seed and args.corpus == "both"
         moves.append(Move(replace(its, seed=seed), args.source, args.target, own, args.steps))
-    rows = [row for row in ROWS if args.rows == "all" or row.headline]
+    rows = [row for row in ROWS if (args.rows == "all" or row.headline) and can_be_made(row, s)]
     print(f"transfer: {args.source} to {args.target}, seeds {args.seeds}, {len(rows)} rows, "
           f"stage 2 of {moves[0].row_s.instruct_steps} steps x {s.instruct_batch} pictures, device "
           f"{s.device}, {s.threads} threads, settings of {args.out}/settings.json", flush=True)

@@ -113,7 +113,7 @@ class TextTower(nn.Module):
 def info_nce(s):
     """The loss of finding each one's own among the others, both ways: scores s (B, B) -> ()
 
-        -1/2B sum_i [log softmax_j(s_ij) + log softmax_j(s_ji)] at j = i  (van den Oord et al.
+        -1/(2B) sum_i [log softmax_j(s_ij) + log softmax_j(s_ji)] at j = i  (van den Oord et al.
         2018, arXiv 1807.03748)
     """
     own = torch.arange(len(s), device=s.device)
@@ -128,12 +128,12 @@ class CLIP(nn.Module):
 
         s = scale * mean_t [mean of the `top` largest cos(v_n, w_t) over the patches n]
 
-    so 'circle' must be found where the circle is, in all four patches (by default) of an object.
+    so 'circle' must be found where the circle is, in all patches of an object (four, by default).
     """
 
-    def __init__(self, config, V, top=4):
+    def __init__(self, config, V):
         super().__init__()
-        self.top = top
+        self.top = (config.grid // 3) ** 2
         self.vit = ViT(config)
         self.text = TextTower(V, config.D, config.H)
         self.project = nn.Linear(config.D, config.D, bias=False)
@@ -165,7 +165,7 @@ class CLIP(nn.Module):
 
 class Wordless(nn.Module):
     """The control for CLIP: a ViT that never meets a word. It learns which two pictures are
-    drawings of one scene, on other backgrounds, with other jitter:
+    drawings of one scene, on different backgrounds, with different jitter:
 
         s = scale * mean_n cos(v_n, v'_n)    over the patches n of the one and of the other
     """

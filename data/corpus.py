@@ -30,6 +30,7 @@ GRID = 6  # tiles a side: a place of the 3 x 3 board is 2 x 2 tiles
 NOTHING = " ."  # the word for an empty tile
 PREFIX = f"{BOS}scene:\n"  # comes before the words, or the patches, of a scene
 
+
 class Dialect(NamedTuple):
     """How the texts of an LLM are written."""
     pattern: str  # the chunks of its tokenizer
@@ -65,8 +66,8 @@ OTHER_WORDINGS = ["a {object} lies in the {place} part.", "in the {place} part, 
 DIALECTS = {
     "source": SOURCE,
     "target": TARGET,
-    # targets that were not made to match the source; all know ' .', as a full stop
-    "dash": TARGET._replace(nothing=" -", stop=" ."),  # another word for 'nothing here'
+    # targets that were not made to match the source
+    "dash": TARGET._replace(nothing=" -", stop=" ."),  # ' .' is a full stop, not 'nothing here'
     "flat": TARGET._replace(lines=1),  # another grid: 3 lines of 6 words
     "foreign": TARGET._replace(nothing=" -", stop=" .", lines=1, sentences=OTHER_WORDINGS)}
 

@@ -5,7 +5,6 @@
     log.csv       the loss over the steps
     the rest      what the stage has made: weights, tokenizer, features
 """
-import functools
 import json
 import os
 import pickle
@@ -64,8 +63,7 @@ def read_json(path):
                       "made it again") from error
 
 
-@functools.cache
-def commit():
+def find_commit():
     """The commit of this code, with a + if files were changed since; "" where git knows none."""
     try:
         done = subprocess.run(["git", "describe", "--always", "--dirty=+", "--exclude=*"],
@@ -73,6 +71,9 @@ def commit():
     except OSError:  # no git
         return ""
     return done.stdout.strip()
+
+
+COMMIT = find_commit()  # when the code was loaded
 
 
 class Stage:
@@ -106,7 +107,7 @@ class Stage:
     def finish(self, **facts):
         """Declare the stage finished. `facts` are what later stages and the tables read."""
         write_json(self.folder / "config.json", {
-            "stage": self.name, "settings": self.settings, "commit": commit(),
+            "stage": self.name, "settings": self.settings, "commit": COMMIT,
             "torch": torch.__version__, **facts})
         (self.folder / "state.pt").unlink(missing_ok=True)
 

@@ -1,4 +1,4 @@
-"""What the stages have left, gathered: results.json of train.py and transfer.json of transfer.py.
+"""What stages have left, gathered: results.json, transfer.json and budgets.json.
 
 Nothing is measured here, and nothing of the project is imported: all comes from the config.json of
 stages. What native, zero-shot and transferred mean is in the glossary of results/README.md.

@@ -71,11 +71,12 @@ class Axes:
         for tick, name in self.x_ticks(names_of_x):
             x = self.x(tick)
             pen.line([(x, self.bottom), (x, self.bottom + 5)], fill="black")
-            pen.text((x, self.bottom + 8), name, fill="black", font_size=13, anchor="mt")
+            pen.text((x, self.bottom + 6), name, fill="black", font_size=13, anchor="ma",
+                     align="center")
         corner = (self.left, self.bottom)
         pen.line([(self.left, PLOT_TOP), corner, (self.right, self.bottom)], fill="black")
         pen.text((self.left + 6, PLOT_TOP - 4), ylabel, fill="black", font_size=14, anchor="lb")
-        pen.text((middle, self.bottom + 28), xlabel, fill="black", font_size=14, anchor="mt")
+        pen.text((middle, self.bottom + 36), xlabel, fill="black", font_size=14, anchor="mt")
 
     def draw_line(self, line, ink):
         if line.lowest is not None:
@@ -141,7 +142,7 @@ def plot_budgets(r, path):
 
 def plot_sweep(sweep, path):
     """An ablate_*.json: vqa and caption F1 of each of its points."""
-    panels, names = [], [point["value"] for point in sweep["points"]]
+    panels, names = [], [point["value"].replace(", ", ",\n") for point in sweep["points"]]
     for label, score in (("vqa", "vqa"), ("caption F1", "caption_f1")):
         lines = {}
         for row in sweep["points"][0]["rows"]:

@@ -212,6 +212,8 @@ def sweep_table(sweep):
         if "K" in point:
             about += (f" ({point['K']} words, {point['params']:,} parameters, "
                       f"{np.mean(point['own_weight']):.2f} on own words)")
+        if sweep["what"] in ("eye", "patches"):
+            about += "; probes {probe_color:.3f}, {probe_shape:.3f}".format(**point["vit"])
         for name, scores in point["rows"].items():
             rows.append([about, name.replace("_", " "), *map(spread, scores.values())])
             about = ""

@@ -21,13 +21,12 @@ import sys
 from dataclasses import replace
 from pathlib import Path
 
-import numpy as np
 import torch
 
 sys.path.insert(0, str(Path(__file__).parent.parent))  # the project, one folder up
 
 import train
-from data.files import Refused, write_json, write_text
+from data.files import Refused, read_json, write_json, write_text
 from data.run import Job, Parser, lanes, run_command, seed_list
 from data.scoring import SCORES
 from evaluate import held_out, load_vlm, own_weight
@@ -62,8 +61,8 @@ SWEEPS = {  # what: {a point: the settings that it changes}
 }
 MOVES = ["zero_shot_langbridge", "transferred_langbridge"]
 ALL_WAYS = ["stage1_native_langbridge", "stage1_native_mlp", "native_mlp", "zero_shot_langbridge",
-            "zero_shot_mlp_as_words", "words_as_text_langbridge", "probe_as_text",
-            "transferred_langbridge"]
+            "zero_shot_mlp_as_words", "words_as_text_langbridge", "words_as_text_mlp",
+            "probe_as_text", "transferred_langbridge"]
 SWEPT = {"mlp": ["stage1_native_mlp", "native_mlp"], "eye": ALL_WAYS, "target": ALL_WAYS}  # rows
 
 
@@ -102,22 +101,27 @@ def prepare_point(s, what, point, changes, seeds):
     own = [name for name in makers if any(changed.startswith(f"{name}_") for changed in changes)]
     if own:
         s = copy_stages(s, f"{s.out}/{root}", *{"vit", "llm_source", "llm_target"} - set(own))
+        root = "transfer"  # in that folder
         jobs = [Job(makers[name], s, open_stage(s, name)) for name in own]
     return [Move(replace(s, seed=seed), "llm_source", "llm_target", False, root=root)
             for seed in seeds], jobs
 
 
 def measure_point(moves, rows):
-    """A point of a sweep: {"K", "params", "own_weight", "rows": {name: {score: [of each seed]}}}"""
-    aligned = [move.adapter("llm_source", "langbridge", "align") for move in moves]
-    point, stages = {}, {row.name: [move.stage_of(row) for move in moves] for row in rows}
+    """A point of a sweep: {"vit", "K", "params", "own_weight", "rows": {name: {score: [..]}}}; what
+    the ViT's probes score, and lists with a value for each seed"""
+    s = moves[0].s
+    eye = read_json(Path(s.out) / "vit" / "config.json")["scores"]
+    point = {"vit": {name: eye[name] for name in ("probe_color", "probe_shape")}}
+    stages = {row.name: [move.stage_of(row) for move in moves] for row in rows}
     if any(row.kind == "langbridge" for row in rows):
-        features, data, weights = held_out(moves[0].s.out)["test"], moves[0].s.data, []
+        aligned = [move.adapter("llm_source", "langbridge", "align") for move in moves]
+        features, weights = held_out(s.out, splits=["test"])["test"], []
         for move, stage in zip(moves, aligned):
             _, vlm = load_vlm(move.s.out, stage.name)
-            weights.append(own_weight(vlm, features, data))
-        point = {"K": len(vlm.adapter.tokens), "params": size_of(vlm.adapter),
-                 "own_weight": weights}
+            weights.append(own_weight(vlm, features, s.data))
+        point |= {"K": len(vlm.adapter.tokens), "params": size_of(vlm.adapter),
+                  "own_weight": weights}
         stages = {"on_the_source_llm": aligned} | stages
     scores = {name: [stage.config()["scores"] for stage in of_seeds]
               for name, of_seeds in stages.items()}
@@ -193,6 +197,8 @@ def main():
     args = parser.parse_args()
     if args.threads < 0:
         raise Refused(f"--threads {args.threads}: expected 0 for the default, or more")
+    if 0 in args.steps:
+        raise Refused("--steps 0: expected lengths of stage 2, 1 or more, as in 50,100,200")
     s = replace(load_settings(args.out), stages="all", threads=args.threads or os.cpu_count())
     s.device = args.device or s.device
     check(s)

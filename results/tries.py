@@ -3,7 +3,7 @@
     python results/tries.py                     after train.py
     python results/tries.py --only none,noise   some of them
 
-A try is stage 1 with one thing changed: on the source LLM, for the usual number of steps. The
+A try is stage 1 with something changed: on the source LLM, for the usual number of steps. The
 adapter is then examined there. A LangBridge is also moved to the target and examined again, with
 nothing trained. What worked is in adapter.py and train.py, the rest is only here. Finished stages
 are reused. Writes tries.json into --out.
@@ -121,7 +121,9 @@ class TriedMLP(MLPAdapter):
     def __init__(self, *mlp, noise=0.0, normed=False):
         super().__init__(*mlp)
         self.noise, self.normed = noise, normed
-        self.mean, self.scale = 0.0, torch.eye(self.config["D"])
+        D = self.config["D"]
+        self.register_buffer("mean", torch.zeros(D), persistent=False)
+        self.register_buffer("scale", torch.eye(D), persistent=False)
 
     def forward(self, x):
         v = super().forward((x - self.mean) @ self.scale)  # (B, N, C)
@@ -141,7 +143,7 @@ def tried_adapter(s, tried, llm, encoding):
         adapter = TriedMLP(s.vit_D, llm.config.C, s.align_mlp_hidden, **changes)
         if whitened:
             bridge = new_adapter(s, "langbridge", llm, encoding)
-            adapter.mean, adapter.scale = bridge.mean, bridge.scale
+            adapter.mean, adapter.scale = bridge.mean.cpu(), bridge.scale.cpu()
         adapter.load_state_dict(usual.state_dict())
         return adapter.to(s.device)
     adapter = Tried(s.vit_D, usual.tokens, s.align_hidden, s.align_coefficients, s.align_basis,
@@ -197,13 +199,17 @@ def job_of(s, name, seed):
 
 # ---- python results/tries.py --------------------------------------------------------------------
 
+def llms_of(config):
+    return [llm for llm in ("source", "target") if llm in config]
+
+
 def collect(name, jobs):
     """A row of tries.json: a try's scores, one for each seed."""
     configs = [job.stage.config() for job in jobs]
     row = {"name": name, "what": TRIES[name].what}
     if "own_weight" in configs[0]:
         row["own_weight"] = across(configs, "own_weight")
-    for llm in {"source", "target"} & set(configs[0]):
+    for llm in llms_of(configs[0]):
         row[llm] = {split: {score: across(configs, f"{llm}/{split}/{score}") for score in SCORES}
                     for split in SPLITS}
     return row

@@ -15,18 +15,19 @@ import torch.nn.functional as F
 
 sys.path.insert(0, str(Path(__file__).parent.parent))  # the project, one folder up
 
-from adapter import readable
-from data.files import read_json, write_json
+from adapter import load_adapter, readable
+from data.files import read_json, read_tensors, write_json
 from data.run import Parser, run_command
 from evaluate import grounding, held_out, load_vlm, open_data
 from results.report import unseen_table
 
 PICTURES = 3000  # labelled training pictures
-WAYS = {  # title: (hidden width, 0 for a linear classifier; its loss)
-    "linear, squared error": (0, "squared error"),
-    "linear, cross-entropy": (0, "cross-entropy"),
-    "two layers, squared error": (256, "squared error"),
-    "two layers, cross-entropy": (256, "cross-entropy"),
+WAYS = {  # title: (hidden width, 0 for a linear classifier; its loss; are features whitened?)
+    "linear, squared error": (0, "squared error", False),
+    "linear, cross-entropy": (0, "cross-entropy", False),
+    "two layers, squared error": (256, "squared error", False),
+    "two layers, cross-entropy": (256, "cross-entropy", False),
+    "two layers, cross-entropy, whitened": (256, "cross-entropy", True),
 }
 
 
@@ -72,19 +73,23 @@ def accuracy(net, x, y, loss):
 
 def compare(out):
     """{way: {split: {kind: accuracy}}}"""
-    data, features = open_data(out), held_out(out, splits=["train", "val", "comp"])
-    features["train"] = features["train"][:PICTURES]
+    data, features = open_data(out), held_out(out, splits=["val", "comp"])
+    stored = read_tensors(out / "vit" / "features.pt", mmap=True)["train"]
+    features["train"] = stored[:PICTURES].float()
+    bridge = load_adapter(out / "langbridge_align")
+    white = {split: (x - bridge.mean) @ bridge.scale for split, x in features.items()}
     probed = read_json(out / "vit" / "config.json")["scores"]
     found = {"ridge regression, an object's patches side by side": {
         "val": {kind: probed["val"][f"probe_{kind}"] for kind in data.kinds},
         "comp": {kind: probed[f"comp_probe_{kind}"] for kind in data.kinds}}}
-    for title, (hidden, loss) in WAYS.items():
+    for title, (hidden, loss, whitened) in WAYS.items():
         found[title] = {"val": {}, "comp": {}}
+        x = white if whitened else features
         for kind in data.kinds:
-            net = classifier(*objects_of(features["train"], "train", data, kind), hidden, loss)
+            net = classifier(*objects_of(x["train"], "train", data, kind), hidden, loss)
             for split in ("val", "comp"):
                 found[title][split][kind] = accuracy(
-                    net, *objects_of(features[split], split, data, kind), loss)
+                    net, *objects_of(x[split], split, data, kind), loss)
     for stage in ("align", "instruct"):
         _, vlm = load_vlm(out, f"langbridge_{stage}")
         words, title = readable(vlm.adapter.tokens), f"LangBridge's words, after {stage}"

@@ -61,6 +61,7 @@ def test_an_ablation_starts_from_what_train_has_made(out):
     moves, jobs = prepare_point(s, "target", "dash", SWEEPS["target"]["dash"], [0])
     assert [job.stage.name for job in jobs] == ["llm_target"]
     assert jobs[0].s.of_llm("llm_target")[0] == "dash" and jobs[0].s.out == moves[0].s.out
+    assert moves[0].root == "transfer" and moves[0].s.out != s.out
 
 
 def test_all_rows_of_sweeps_exist():
@@ -73,6 +74,7 @@ def test_all_rows_of_sweeps_exist():
 @pytest.mark.parametrize("args, says", [
     (["width"], "coefficients"),
     (["budgets", "--steps", "a"], "as in 0,1,2"),
+    (["budgets", "--steps", "0,50"], "1 or more"),
     (["K", "--device", "cuda:77"], "--device cpu"),
 ])
 def test_a_wrong_flag_is_answered_in_one_line(out, args, says):

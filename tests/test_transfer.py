@@ -8,16 +8,16 @@ import torch
 from conftest import WORDS, assert_refused, make_llm, run, run_here
 
 import transfer
-from adapter import LangBridge, MLPAdapter, Written, fingerprint, load_adapter, token
+from adapter import NOTHING, LangBridge, MLPAdapter, Written, fingerprint, load_adapter
 from data.files import read_json
-from data.world import COLORS, SHAPES, make_scene
+from data.world import make_scene
 from evaluate import load_vlm
 from model import load_llm
 from results import collect
 from results.collect import collect_budgets, ratio, samples_to
 from train import load_settings, new_adapter
 from transfer import (
-    ROWS, Move, Probe, bring, fit_probe, label, shuffle_words, stitch)
+    ROWS, Move, Probe, bring, can_be_made, fit_probe, label, shuffle_words, stitch)
 
 TARGET = "transfer/llm_target/seed1"
 
@@ -43,21 +43,25 @@ def test_a_probe_learns_the_words_of_tiles_from_labels():
     x = tiles.view(200, 3, 3, 2, 2, 16).transpose(2, 3).reshape(200, 36, 16)
     x = x + 0.1 * torch.randn_like(x)
     probe = Probe(16, [b" ."] * 5).fit(x[:150], words[:150])
+    probe.present = torch.ones(5, dtype=torch.bool)
     said = probe.weights(x[150:])[:, [0, 2, 4, 12, 14, 16, 24, 26, 28]]  # a patch of each tile
     assert (said.argmax(-1) == words[150:].argmax(-1)).all()
+    probe.present[2] = False  # a word that an LLM lacks is not said
+    assert not (probe.weights(x).argmax(-1) == 2).any()
 
 
 def test_the_probe_is_taught_what_stands_on_each_tile(out, monkeypatch):
-    taught, tokens = {}, [b" ."] + [token(w) for w in (*COLORS, *SHAPES)]
+    taught = {}
 
     def fit(probe, x, words):
         taught["words"] = words
         return probe
 
     monkeypatch.setattr(Probe, "fit", fit)
-    fit_probe(load_settings(out), tokens)
+    tokens = fit_probe(load_settings(out)).tokens
     for i, tiles in enumerate(taught["words"]):
-        shown = {o.place: {token(o.color), token(o.shape)} for o in make_scene("train", 0, i)}
+        scene = make_scene("train", 0, i)
+        shown = {o.place: {f" {o.color}".encode(), f" {o.shape}".encode()} for o in scene}
         for place, tile in enumerate(tiles):
             assert {tokens[k] for k in tile.nonzero()} == shown.get(place, {b" ."})
 
@@ -67,11 +71,12 @@ def test_shuffled_words_are_the_same_words_in_other_places():
     before, weights = adapter.set_basis(*llm).E.clone(), fingerprint(adapter)
     shuffle_words(adapter, seed=0).set_basis(*llm)
     assert sorted(adapter.tokens) == sorted(WORDS)
+    assert adapter.tokens.index(NOTHING) == WORDS.index(NOTHING)
     assert not torch.equal(adapter.E, before) and fingerprint(adapter) == weights
     assert torch.equal(adapter.E.sum(1).sort().values, before.sum(1).sort().values)
 
 
-def test_words_are_shuffled_otherwise_by_another_seed():
+def test_words_are_shuffled_differently_with_another_seed():
     orders = [shuffle_words(LangBridge(16, WORDS, 24), seed).tokens for seed in (0, 0, 1)]
     assert orders[0] == orders[1] != orders[2]
 
@@ -122,6 +127,13 @@ def test_every_row_has_a_name_of_its_own_and_its_controls():
     assert {"native_mlp", "zero_shot_langbridge", "zero_shot_shuffled", "blind",
             "zero_shot_mlp_as_words", "words_as_text_mlp", "probe_as_text"} <= headline
     assert [row.headline for row in ROWS] == [True] * 13 + [False] * 10
+
+
+@pytest.mark.parametrize("changes, lost", [
+    ({}, 0), (dict(vit_patch=16), 3), (dict(align_mlp_hidden=64), 4)])
+def test_rows_that_the_settings_do_not_allow_are_left_out(out, changes, lost):
+    s = replace(load_settings(out), **changes)
+    assert sum(not can_be_made(row, s) for row in ROWS) == lost
 
 
 def test_an_llm_elsewhere_has_a_label_of_its_own(tmp_path):
@@ -208,8 +220,9 @@ def test_every_row_starts_from_the_adapter_that_it_names(moved):
     move = Move(replace(load_settings(moved), seed=1), "llm_source", "llm_target", own=False)
     llm, encoding = load_llm(moved / "llm_target")
     for row in ROWS:
-        adapter = bring(move.row_s, row, move, llm, encoding)
+        adapter, constant = bring(move.row_s, row, move, llm, encoding)
         assert isinstance(adapter, Written) == bool(row.written)
+        assert (constant is not None) == (row.start in ("stitched", "as_words"))
         if row.written:
             assert adapter.relaid == (row.written == "relaid")
             adapter = adapter.adapter
@@ -244,9 +257,10 @@ def test_an_open_constant_is_the_one_that_is_best_on_val(moved, monkeypatch):
     monkeypatch.setattr(transfer, "score_vlm", score_vlm)
     move = Move(replace(load_settings(moved), seed=1), "llm_source", "llm_target", own=False)
     (row,) = [row for row in ROWS if row.name == "zero_shot_mlp_as_words"]
-    chosen = bring(move.row_s, row, move, *load_llm(moved / "llm_target"))
+    chosen, temperature = bring(move.row_s, row, move, *load_llm(moved / "llm_target"))
     assert len(scored) == len(transfer.TEMPERATURES)
     assert chosen.W[3].weight.std().item() == min(scored)
+    assert temperature == transfer.TEMPERATURES[-1]
 
 
 def test_another_budget_of_stage_2_has_stages_of_its_own(moved):
@@ -256,6 +270,9 @@ def test_another_budget_of_stage_2_has_stages_of_its_own(moved):
         if row.stage2:
             assert usual.stage_of(row).name != other.stage_of(row).name
             assert other.stage_of(row).settings["instruct_steps"] == 3
+        else:  # no stage 2: the same row
+            assert usual.stage_of(row).name == other.stage_of(row).name
+            assert usual.stage_of(row).settings == other.stage_of(row).settings
 
 
 def test_without_what_train_makes_nothing_is_trained(out, tmp_path):
@@ -312,6 +329,7 @@ def test_a_shuffled_row_is_loaded_with_its_words_shuffled(moved):
     (["--corpus", "none"], "sentences"),
     (["--source", "nowhere"], "nowhere"),
     (["--full-seeds", "--source", "nowhere"], "use one or the other"),
+    (["--full-seeds", "--corpus", "sentences"], "--full-seeds does not go with --corpus"),
     (["--device", "cuda:77"], "--device cpu"),
 ])
 def test_a_wrong_flag_is_answered_in_one_line(out, args, says):
