@@ -267,6 +267,23 @@ class Written(nn.Module):
         return self.weights(x) @ self.E  # (B, N, C)
 
 
+class Voted(nn.Module):
+    """Between an adapter and Written: the patches of a tile agree, but they still say mixtures, the
+    mean of their weights."""
+
+    def __init__(self, adapter):
+        super().__init__()
+        self.adapter, self.tokens, self.E = adapter, adapter.tokens, adapter.E
+
+    def weights(self, x):
+        """x (B, N, D) -> (B, N, K)"""
+        votes = in_tiles(self.adapter.weights(x)).mean(2, keepdim=True)  # (B, tiles, 1, K)
+        return from_tiles(votes.expand(-1, -1, 4, -1))  # (B, N, K)
+
+    def forward(self, x):
+        return self.weights(x) @ self.E  # (B, N, C)
+
+
 def in_tiles(x):
     """Patches in tiles of 2 x 2: (B, N, ..) -> (B, N / 4, 4, ..), each in raster order"""
     g = math.isqrt(x.size(1)) // 2

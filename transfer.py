@@ -20,6 +20,8 @@
     blind                         no picture                                        yes
 
     with --rows all
+    zero_shot_blind               no picture                               no       no
+    voted_langbridge              a tile's patches say the same mixture    no       no
     top_words_langbridge/mlp      each patch says its top word             no       no
     mlp_as_words, stitched_mlp    as above                                 no       yes
     fresh_langbridge/mlp          random                                   no       yes
@@ -42,8 +44,8 @@ import torch
 import torch.nn.functional as F
 
 import train
-from adapter import (NOTHING, LangBridge, MLPAdapter, Written, fingerprint, from_tiles, in_tiles,
-                     load_adapter, read_as_words, token)
+from adapter import (NOTHING, LangBridge, MLPAdapter, Voted, Written, fingerprint, from_tiles,
+                     in_tiles, load_adapter, read_as_words, token)
 from data.corpus import GRID
 from data.files import Refused, read_json, write_json, write_text
 from data.run import (Job, Parser, lanes, run_command, say_scores, seconds_in, seed_list,
@@ -68,7 +70,7 @@ class Row(NamedTuple):
     start: str  # native, moved, fresh, shuffled, stitched, as_words, probe, or none
     stage2: bool = False  # on the target
     after: str = "align"  # the source's adapter is taken after this stage
-    written: str = ""  # as text: top (each patch's top word) or relaid (each tile's top two)
+    written: str = ""  # text: top (a patch's top word), relaid (a tile's top two words); or voted
     headline: bool = True
 
     @property
@@ -100,6 +102,8 @@ ROWS = [  # the most telling first
     Row("stage1_native_mlp", "mlp", "native"),
     Row("native_mlp", "mlp", "native", stage2=True),
     Row("blind", "blind", "none", stage2=True),
+    more("zero_shot_blind", "blind", "none"),
+    more("voted_langbridge", "langbridge", "moved", written="voted"),
     more("top_words_langbridge", "langbridge", "moved", written="top"),
     more("top_words_mlp", "mlp", "as_words", written="top"),
     more("mlp_as_words", "mlp", "as_words", stage2=True),
@@ -228,9 +232,10 @@ def bring(s, row, move, llm, encoding):
     if row.start == "none":
         return None, None
     adapters = ways(s, row, move, llm, encoding)
-    if row.written:
-        adapters = {constant: Written(adapter, row.written == "relaid")
-                    for constant, adapter in adapters.items()}
+    for constant, adapter in adapters.items():
+        if row.written:
+            adapters[constant] = (Voted(adapter) if row.written == "voted" else
+                                  Written(adapter, relaid=row.written == "relaid"))
     exam = {"val": held_out(s.out, s.device, ["val"])["val"][:CHOSEN_ON]}
 
     def quality(constant):
@@ -255,8 +260,9 @@ def make_row(s, stage, row, move):
         return instruct(s, stage, row.kind, move.target, adapter)
     said = examine_vlm(VLM(adapter, llm, encoding), held_out(s.out, s.device), s.data)
     stage.folder.mkdir(parents=True, exist_ok=True)
-    stage.finish(base=move.target, seconds=0.0, hash=fingerprint(adapter), chosen=constant,
-                 scores=s.data.score(said), counts=s.data.counts(said))
+    stage.finish(base=move.target, seconds=0.0, chosen=constant,
+                 hash=adapter and fingerprint(adapter), scores=s.data.score(said),
+                 counts=s.data.counts(said))
 
 
 @dataclass
@@ -436,7 +442,7 @@ def prepare_seed(seed, args, s):
 def can_be_made(row, s):
     """Whether these settings allow a row. Text is laid out for 6 x 6 patches, and only an MLP as
     wide as its LLM is read as words."""
-    if row.written == "relaid" and s.vit_size != GRID * s.vit_patch:
+    if row.written in ("relaid", "voted") and s.vit_size != GRID * s.vit_patch:
         return False
     return row.start != "as_words" or s.align_mlp_hidden == 0
 

@@ -8,6 +8,8 @@ import numpy as np
 RATIOS = [  # of rows, in transfer.json's "relative"
     ("transferred_langbridge", "native_mlp"),
     ("transferred_langbridge", "native_langbridge"),
+    ("transferred_langbridge", "mlp_as_words"),
+    ("transferred_langbridge", "stitched_mlp"),
     ("zero_shot_langbridge", "stage1_native_langbridge"),
     ("transferred_langbridge_after_instruct", "native_mlp"),
     ("transferred_langbridge_after_instruct", "native_langbridge"),
@@ -66,7 +68,7 @@ def collect_transfer(rows, names, configs, starts, **facts):
             settings = configs[row.name][0]["settings"]
             result["stage2_samples"] = settings["instruct_steps"] * settings["instruct_batch"]
     for name, base in RATIOS:
-        if name in configs:
+        if name in configs and base in configs:
             ratios = {score: ratio(configs[name], configs[base], score) for score in names}
             key = f"{name.replace('_langbridge', '')}_vs_{base}"
             result["ratios"][key] = ratios
@@ -162,5 +164,5 @@ def print_transfer(r):
         print(row_line(guess, "", "", [r[guess][name] for name in names]))
     for ratio, values in r["relative"].items():
         print(f"{ratio + ':':64}" + "".join(f"{values[name]:12.3f}" for name in names))
-    print(f"hash of the moved adapter's trained parameters, before and after the swap: "
+    print(f"hash of the moved adapter at the end of its training, and at the end of its row: "
           f"{r['adapter_hash']['before']} and {r['adapter_hash']['after']}")

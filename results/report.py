@@ -307,14 +307,16 @@ def guesses(runs):
 def claim_table(target, runs):
     """What arrives at the target LLM with nothing trained there, and what to compare it with."""
     ways = [
-        ("LangBridge, native: aligned on the target itself", "stage1_native_langbridge"),
+        ("LangBridge, native: aligned there *", "stage1_native_langbridge"),
+        ("MLP, native *", "stage1_native_mlp"),
         ("LangBridge, moved", "zero_shot_langbridge"),
         ("the same, its words shuffled", "zero_shot_shuffled"),
         ("the same, its words written out as text", "words_as_text_langbridge"),
         ("MLP, through a linear map", "zero_shot_stitched_mlp"),
         ("MLP, read as words", "zero_shot_mlp_as_words"),
         ("the same, its words written out as text", "words_as_text_mlp"),
-        ("no adapter: a classifier with labels, written out", "probe_as_text")]
+        ("no adapter: a classifier with labels, written out", "probe_as_text"),
+        ("blind: tuned on conversations without pictures *", "blind")]
     rows = [[title, *means(target, name)] for title, name in ways]
     rows += guesses(runs)
     return markdown_table(["on the target LLM", *SHORT_SCORES.values()], rows)
@@ -327,15 +329,11 @@ def main_table(target, runs):
         for name, kind in (("MLP", "mlp"), ("LangBridge", "langbridge")):
             rows.append(["source", name, phase, *means(runs, f"vlm/{kind}/{phase}")])
     rows.append(["source", "blind: no picture", "instruct", *means(runs, "vlm/blind")])
-    for name, row in (("native MLP", "native_mlp"), ("native LangBridge", "native_langbridge"),
-                      ("transferred LangBridge", "transferred_langbridge"),
-                      ("MLP read as words", "mlp_as_words"),
-                      ("MLP through a linear map", "stitched_mlp"), ("fresh MLP", "fresh_mlp"),
-                      ("fresh LangBridge", "fresh_langbridge"),
-                      ("blind: no picture", "blind")):
-        if row in target[0]:  # fresh ones are not among the headline rows
-            rows.append(["target", name, "instruct", *means(target, row)])
-    rows += [["", name, "", *scores] for name, *scores in guesses(runs)]
+    ways = [("native MLP", "native_mlp"), ("native LangBridge", "native_langbridge"),
+            ("transferred LangBridge", "transferred_langbridge"),
+            ("MLP, first read as words", "mlp_as_words"),
+            ("MLP, first through a linear map", "stitched_mlp"), ("fresh MLP", "fresh_mlp")]
+    rows += [["target", name, "instruct", *means(target, row)] for name, row in ways]
     return markdown_table(["LLM", "adapter", "after", *SHORT_SCORES.values()], rows)
 
 
@@ -373,7 +371,7 @@ def table(name, folder):
     if name == "seeds":
         return results_table(runs("seed*.json"))
     if name == "bf16":
-        return precision_table([read_json(folder / "seed0.json"), read_json(folder / "bf16.json")])
+        return precision_table([read_json(folder / "fp32.json"), read_json(folder / "bf16.json")])
     if name == "types":
         return types_table(runs("seed*.json"))
     if name == "findings":

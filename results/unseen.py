@@ -27,6 +27,8 @@ WAYS = {  # title: (hidden width, 0 for a linear classifier; its loss; are featu
     "linear, cross-entropy": (0, "cross-entropy", False),
     "two layers, squared error": (256, "squared error", False),
     "two layers, cross-entropy": (256, "cross-entropy", False),
+    "linear, cross-entropy, whitened": (0, "cross-entropy", True),
+    "two layers, squared error, whitened": (256, "squared error", True),
     "two layers, cross-entropy, whitened": (256, "cross-entropy", True),
 }
 

@@ -9,7 +9,7 @@ from conftest import WORDS, make_llm
 
 import adapter as adapter_module
 from adapter import (
-    COEFFICIENTS, NOTHING, Edited, LangBridge, MLPAdapter, Written, fingerprint, from_tiles,
+    COEFFICIENTS, NOTHING, Edited, LangBridge, MLPAdapter, Voted, Written, fingerprint, from_tiles,
     in_tiles, load_adapter, read_as_words, readable, save_adapter)
 from data.bpe import PATTERNS, make_encoding
 from data.world import patches_of
@@ -203,6 +203,15 @@ def test_written_a_tile_says_its_two_top_words_in_both_rows_or_nothing(source):
     beta[0, patches[1], circle] = 1.9  # 'nothing' is louder now, though not than both together
     beta[0, patches[0], red] = 0.5
     assert (Written(says(source, beta)).weights(None).argmax(-1) == nothing).all()
+
+
+def test_patches_of_a_tile_that_voted_say_the_mean_of_their_weights(source):
+    beta = torch.rand(2, 36, 6)
+    voted = Voted(says(source, beta)).weights(None)
+    for place in range(9):
+        patches = patches_of(place, 6)
+        mean = beta[:, patches].mean(1, keepdim=True)
+        assert torch.allclose(voted[:, patches], mean.expand(-1, 4, -1))
 
 
 # ---- the swap ------------------------------------------------------------------------------------

@@ -126,7 +126,7 @@ def test_seen_and_unseen_pairs_are_named_by_everyone(out):
     done = run_here("results/unseen.py", "--out", out)
     assert done.returncode == 0, done.stderr
     found = read_json(out / "unseen.json")
-    assert len(found) == 8 and all(f"| {title} |" in done.stdout for title in found)
+    assert len(found) == 10 and all(f"| {title} |" in done.stdout for title in found)
     for splits in found.values():
         assert set(splits) == {"val", "comp"}
         assert all(0 <= splits[split][kind] <= 1 for split in splits for kind in DATA.kinds)

@@ -46,8 +46,8 @@ def test_every_run_is_in_the_report():
 
 def test_a_sweep_and_a_mode_of_transfer_each_have_a_table():
     names = table_names(RESULTS)
-    assert {"ablate K", "ablate coefficients"} <= set(names)
-    assert {"transfer.json", "transfer_reverse.json"} <= set(names)
+    assert {"ablate eye", "ablate coefficients"} <= set(names)
+    assert {"transfer_full-seeds.json", "transfer_reverse_full-seeds.json"} <= set(names)
 
 
 def test_every_file_that_the_tutorial_names_exists():
@@ -71,7 +71,8 @@ def test_the_tutorial_is_short():
 
 
 def test_a_table_that_does_not_exist_is_refused_with_the_names_of_those_that_do():
-    with pytest.raises(ValueError, match="no table 'nonsense'.*main results.*transfer.json"):
+    says = "no table 'nonsense'.*main results.*transfer_full-seeds.json"
+    with pytest.raises(ValueError, match=says):
         fill("<!-- nonsense -->\n<!-- end -->", RESULTS)
 
 

@@ -18,7 +18,7 @@ from conftest import ROOT, WORDS, assert_refused, command, make_llm, run, run_he
 import train
 from adapter import LangBridge, MLPAdapter, fingerprint, load_adapter
 from data.bpe import tokens_of
-from data.files import Refused, Stage, read_json, read_tensors, write_json, write_tensors
+from data.files import COMMIT, Refused, Stage, read_json, read_tensors, write_json, write_tensors
 from data.loop import Loop, Muon, optimizers, orthogonal
 from data.run import Job, lanes
 from evaluate import held_out, load_vlm, open_data, score_vlm
@@ -515,3 +515,8 @@ def test_a_loaded_model_scores_what_the_trained_one_scored(out):
     for name in ("langbridge_align", "langbridge_instruct", "mlp_instruct"):
         scores = json.loads((out / name / "config.json").read_text(encoding="utf-8"))["scores"]
         assert score_vlm(load_vlm(out, name)[1], features, data) == scores
+
+
+def test_results_say_which_commit_of_the_code_made_them(out):
+    assert read_json(out / "results.json")["commit"] == COMMIT
+    assert read_json(out / "vit" / "config.json")["commit"] == COMMIT

@@ -8,7 +8,7 @@ import torch
 from conftest import WORDS, assert_refused, make_llm, run, run_here
 
 import transfer
-from adapter import NOTHING, LangBridge, MLPAdapter, Written, fingerprint, load_adapter
+from adapter import NOTHING, LangBridge, MLPAdapter, Voted, Written, fingerprint, load_adapter
 from data.files import read_json
 from data.world import make_scene
 from evaluate import load_vlm
@@ -122,15 +122,15 @@ def test_budgets_tell_how_many_samples_bring_95_percent_of_the_longest_native_ml
 
 def test_every_row_has_a_name_of_its_own_and_its_controls():
     names = [row.name for row in ROWS]
-    assert len(names) == len(set(names)) == 23
+    assert len(names) == len(set(names)) == 25
     headline = {row.name for row in ROWS if row.headline}
     assert {"native_mlp", "zero_shot_langbridge", "zero_shot_shuffled", "blind",
             "zero_shot_mlp_as_words", "words_as_text_mlp", "probe_as_text"} <= headline
-    assert [row.headline for row in ROWS] == [True] * 13 + [False] * 10
+    assert [row.headline for row in ROWS] == [True] * 13 + [False] * 12
 
 
 @pytest.mark.parametrize("changes, lost", [
-    ({}, 0), (dict(vit_patch=16), 3), (dict(align_mlp_hidden=64), 4)])
+    ({}, 0), (dict(vit_patch=16), 4), (dict(align_mlp_hidden=64), 4)])
 def test_rows_that_the_settings_do_not_allow_are_left_out(out, changes, lost):
     s = replace(load_settings(out), **changes)
     assert sum(not can_be_made(row, s) for row in ROWS) == lost
@@ -221,10 +221,12 @@ def test_every_row_starts_from_the_adapter_that_it_names(moved):
     llm, encoding = load_llm(moved / "llm_target")
     for row in ROWS:
         adapter, constant = bring(move.row_s, row, move, llm, encoding)
-        assert isinstance(adapter, Written) == bool(row.written)
+        assert isinstance(adapter, Written) == (row.written in ("top", "relaid"))
+        assert isinstance(adapter, Voted) == (row.written == "voted")
         assert (constant is not None) == (row.start in ("stitched", "as_words"))
-        if row.written:
+        if row.written in ("top", "relaid"):
             assert adapter.relaid == (row.written == "relaid")
+        if row.written:
             adapter = adapter.adapter
         if row.start == "none":
             assert adapter is None
