@@ -66,15 +66,14 @@ OTHER_WORDINGS = ["a {object} lies in the {place} part.", "in the {place} part, 
 DIALECTS = {
     "source": SOURCE,
     "target": TARGET,
-    # targets that were not made to match the source
-    "dash": TARGET._replace(nothing=" -", stop=" ."),  # ' .' is a full stop, not 'nothing here'
-    "flat": TARGET._replace(lines=1),  # another grid: 3 lines of 6 words
+    # a target that was not made to match the source: ' -' is 'nothing here', ' .' a full stop; its
+    # grids have 3 lines of 6 words
     "foreign": TARGET._replace(nothing=" -", stop=" .", lines=1, sentences=OTHER_WORDINGS)}
 
 
 def raster(scene, rng, dialect="source"):
     """GRID lines of words. An object fills 2 x 2 tiles; each of its rows holds its colour and its
-    shape, in random order. (In 'flat' dialects half as many lines: an object fills 1 x 2 tiles.)"""
+    shape, in random order. (In 'foreign' half as many lines: an object fills 1 x 2 tiles.)"""
     nothing, lines = DIALECTS[dialect].nothing, DIALECTS[dialect].lines
     tiles = [[nothing] * GRID for _ in range(3 * lines)]
     for obj in scene:

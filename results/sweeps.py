@@ -9,9 +9,9 @@
     patches       3 x 3 or 6 x 6 of them
     mlp           an MLP with as many parameters as LangBridge
     eye           a ViT that has never met a word
-    target        targets that were not made to match the source (data/corpus.py, DIALECTS):
-                  dash has another word for 'nothing here', flat another grid, foreign both and
-                  other sentences; for pieces, 24 of the adapter's words are several tokens
+    target        targets that were not made to match the source: foreign has another word for
+                  'nothing here', another grid and other sentences (data/corpus.py); for pieces, 24
+                  of the adapter's words are several tokens
     budgets       stage 2 of several lengths
 
 Finished stages are reused. Writes ablate_<what>.json, .md and .png (budgets.json, ..) into --out.
@@ -54,9 +54,7 @@ SWEEPS = {  # what: {a point: the settings that it changes}
     "mlp": {"as wide as the LLM": {},
             "as many parameters as LangBridge": dict(align_mlp_hidden=394)},
     "eye": {"texts": {}, "drawings": dict(vit_pairs="drawings")},
-    "target": {"target": {}, "dash": dict(llm_target_dialect="dash"),
-               "flat": dict(llm_target_dialect="flat"),
-               "foreign": dict(llm_target_dialect="foreign"),
+    "target": {"target": {}, "foreign": dict(llm_target_dialect="foreign"),
                "pieces": dict(llm_target_V=360)},
 }
 MOVES = ["zero_shot_langbridge", "transferred_langbridge"]

@@ -58,9 +58,9 @@ def test_an_ablation_starts_from_what_train_has_made(out):
     moves, jobs = prepare_point(s, "coefficients", "relu, none drawn", changes, [0])
     assert jobs == [] and moves[0].s.align_drawn == 0.0 and not moves[0].own
     assert moves[0].root == "ablate/coefficients/relu,nonedrawn"
-    moves, jobs = prepare_point(s, "target", "dash", SWEEPS["target"]["dash"], [0])
+    moves, jobs = prepare_point(s, "target", "foreign", SWEEPS["target"]["foreign"], [0])
     assert [job.stage.name for job in jobs] == ["llm_target"]
-    assert jobs[0].s.of_llm("llm_target")[0] == "dash" and jobs[0].s.out == moves[0].s.out
+    assert jobs[0].s.of_llm("llm_target")[0] == "foreign" and jobs[0].s.out == moves[0].s.out
     assert moves[0].root == "transfer" and moves[0].s.out != s.out
 
 
