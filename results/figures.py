@@ -76,7 +76,7 @@ class Axes:
         corner = (self.left, self.bottom)
         pen.line([(self.left, PLOT_TOP), corner, (self.right, self.bottom)], fill="black")
         pen.text((self.left + 6, PLOT_TOP - 4), ylabel, fill="black", font_size=14, anchor="lb")
-        pen.text((middle, self.bottom + 36), xlabel, fill="black", font_size=14, anchor="mt")
+        pen.text((middle, self.bottom + 42), xlabel, fill="black", font_size=14, anchor="mt")
 
     def draw_line(self, line, ink):
         if line.lowest is not None:
