@@ -115,9 +115,9 @@ class LangBridge(nn.Module):
     def whiten(self, x, floor=0.1):
         """Let W read (x - mean) S^(-1/2), S the covariance of features x (n, D), no labels needed.
 
-        A ViT's largest directions say little and its small ones tell shapes apart; W would learn
-        from the large ones first. `floor`, times the mean eigenvalue, keeps noise from being blown
-        up. Returns the adapter.
+        Features differ far more in some directions than in others; without this, answers after
+        stage 1 are worse (results/tries.py, 'plain'). `floor`, times the mean eigenvalue, keeps
+        noise from being blown up. Returns the adapter.
         """
         self.mean.copy_(x.mean(0))
         eigenvalues, Q = torch.linalg.eigh((x - self.mean).T.cov(correction=0))  # (D,), (D, D)
@@ -192,12 +192,23 @@ class LangBridge(nn.Module):
         return beta + (alone * (one_word - beta)).detach()
 
 
-class Edited(nn.Module):
+class Quoted(nn.Module):
+    """An adapter whose words are passed on with other weights; each of these has its own `weights`,
+    x (B, N, D) -> (B, N, K)."""
+
+    def __init__(self, adapter):
+        super().__init__()
+        self.adapter, self.tokens, self.E = adapter, adapter.tokens, adapter.E
+
+    def forward(self, x):
+        return self.weights(x) @ self.E  # (B, N, C)
+
+
+class Edited(Quoted):
     """A LangBridge that says one word for another: {'red': 'blue'} moves the weight of red."""
 
     def __init__(self, adapter, swaps):
-        super().__init__()
-        self.adapter, self.tokens, self.E = adapter, adapter.tokens, adapter.E
+        super().__init__(adapter)
         self.swaps = [(adapter.tokens.index(token(old)), adapter.tokens.index(token(new)))
                       for old, new in swaps.items()]
 
@@ -209,9 +220,6 @@ class Edited(nn.Module):
             after[..., old] -= before[..., old]
             after[..., new] += before[..., old]
         return after
-
-    def forward(self, x):
-        return self.weights(x) @ self.E  # (B, N, C)
 
 
 def read_as_words(mlp, llm, encoding, tokens, temperature):
@@ -237,7 +245,7 @@ def read_as_words(mlp, llm, encoding, tokens, temperature):
     return bridge
 
 
-class Written(nn.Module):
+class Written(Quoted):
     """What an adapter's patches say, as text: whole words instead of mixtures.
 
     If `relaid`, the 2 x 2 patches of a tile vote: a tile whose top word is 'nothing here' says so
@@ -246,9 +254,8 @@ class Written(nn.Module):
     """
 
     def __init__(self, adapter, relaid=True):
-        super().__init__()
-        self.adapter, self.relaid = adapter, relaid
-        self.tokens, self.E = adapter.tokens, adapter.E
+        super().__init__(adapter)
+        self.relaid = relaid
 
     def weights(self, x):
         """x (B, N, D) -> one word per patch (B, N, K)"""
@@ -263,25 +270,15 @@ class Written(nn.Module):
             words = from_tiles(torch.cat([pair, pair], dim=-1))  # (B, N)
         return F.one_hot(words, beta.size(-1)).to(beta.dtype)  # (B, N, K)
 
-    def forward(self, x):
-        return self.weights(x) @ self.E  # (B, N, C)
 
-
-class Voted(nn.Module):
+class Voted(Quoted):
     """Between an adapter and Written: the patches of a tile agree, but they still say mixtures, the
     mean of their weights."""
-
-    def __init__(self, adapter):
-        super().__init__()
-        self.adapter, self.tokens, self.E = adapter, adapter.tokens, adapter.E
 
     def weights(self, x):
         """x (B, N, D) -> (B, N, K)"""
         votes = in_tiles(self.adapter.weights(x)).mean(2, keepdim=True)  # (B, tiles, 1, K)
         return from_tiles(votes.expand(-1, -1, 4, -1))  # (B, N, K)
-
-    def forward(self, x):
-        return self.weights(x) @ self.E  # (B, N, C)
 
 
 def in_tiles(x):

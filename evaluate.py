@@ -22,7 +22,8 @@ import torch
 import torch.nn as nn
 import torch.nn.functional as F
 
-from adapter import NOTHING, Edited, LangBridge, MLPAdapter, load_adapter, readable, token
+from adapter import (NOTHING, Edited, LangBridge, MLPAdapter, fingerprint, load_adapter, readable,
+                     token)
 from data.bpe import BOS
 from data.corpus import PREFIX, prompt
 from data.dataset import load_data
@@ -114,6 +115,14 @@ def examine_vlm(vlm, features, data):
 def score_vlm(vlm, features, data):
     """The scores of a VLM (data/scoring.py)."""
     return data.score(examine_vlm(vlm, features, data))
+
+
+def exam_facts(vlm, features, data):
+    """What a stage keeps of an exam: the scores, what each picture adds to them, and the hash of
+    the adapter that sat it, None if there is none."""
+    said = examine_vlm(vlm, features, data)
+    return {"hash": vlm.adapter and fingerprint(vlm.adapter), "scores": data.score(said),
+            "counts": data.counts(said)}
 
 
 def show_answers(path, said, data, count):

@@ -31,8 +31,7 @@ import torch
 import torch.nn as nn
 import torch.nn.functional as F
 
-from adapter import (BASES, COEFFICIENTS, NOTHING, LangBridge, MLPAdapter, fingerprint,
-                     load_adapter, save_adapter)
+from adapter import BASES, COEFFICIENTS, NOTHING, LangBridge, MLPAdapter, load_adapter, save_adapter
 from data.bpe import BOS, PATTERNS, load_encoding, tokens_of, train_bpe
 from data.corpus import DIALECTS, encode
 from data.dataset import ShapeData
@@ -40,7 +39,7 @@ from data.files import Refused, Stage, read_json, read_tensors, write_json, writ
 from data.loop import Loop, autocast, optimizers
 from data.run import Job, Parser, lanes, run_command, say_scores, seconds_in, stopwatch
 from data.scoring import join_splits
-from evaluate import (examine_vlm, held_out, load_vlm, score_llm, score_vlm, show_answers,
+from evaluate import (exam_facts, examine_vlm, held_out, load_vlm, score_llm, show_answers,
                       subspace)
 from model import GPT, VLM, GPTConfig, load_llm, save_llm
 from results.collect import collect_run
@@ -473,9 +472,8 @@ def align(s, stage, kind, llm_name="llm_source", study=False):
         texts = [data.description(i, rng) for i in pictures]
         loop.update(picture_losses(s, vlm, features, pictures, texts))
     save_adapter(adapter, stage.folder)
-    said = examine_vlm(vlm, exam, data)
     stage.finish(base=llm_name, seconds=loop.seconds, measured=loop.measured, params=size_of(vlm),
-                 hash=fingerprint(adapter), scores=data.score(said), counts=data.counts(said))
+                 **exam_facts(vlm, exam, data))
 
 
 def instruct(s, stage, kind, llm_name="llm_source", adapter=None):
@@ -511,10 +509,8 @@ def instruct(s, stage, kind, llm_name="llm_source", adapter=None):
     save_llm(llm, encoding, stage.folder)
     if adapter is not None:
         save_adapter(adapter, stage.folder)
-    said = examine_vlm(vlm, exam, data)
     stage.finish(base=llm_name, seconds=loop.seconds, params=size_of(vlm),
-                 hash=adapter and fingerprint(adapter),
-                 scores=data.score(said), counts=data.counts(said))
+                 **exam_facts(vlm, exam, data))
 
 
 # ---- the whole run ------------------------------------------------------------------------------

@@ -44,14 +44,14 @@ import torch
 import torch.nn.functional as F
 
 import train
-from adapter import (NOTHING, LangBridge, MLPAdapter, Voted, Written, fingerprint, from_tiles,
-                     in_tiles, load_adapter, read_as_words, token)
+from adapter import (NOTHING, LangBridge, MLPAdapter, Voted, Written, from_tiles, in_tiles,
+                     load_adapter, read_as_words, token)
 from data.corpus import GRID
 from data.files import Refused, read_json, write_json, write_text
 from data.run import (Job, Parser, lanes, run_command, say_scores, seconds_in, seed_list,
                       stopwatch)
 from data.scoring import SCORES
-from evaluate import examine_vlm, held_out, score_vlm
+from evaluate import exam_facts, held_out, score_vlm
 from model import VLM, load_llm
 from results.collect import collect_transfer, print_transfer, row_head, row_line
 from results.report import transfer_table
@@ -258,11 +258,9 @@ def make_row(s, stage, row, move):
               f"{len(adapter.missing)} ({lost})", flush=True)
     if row.stage2:
         return instruct(s, stage, row.kind, move.target, adapter)
-    said = examine_vlm(VLM(adapter, llm, encoding), held_out(s.out, s.device), s.data)
+    facts = exam_facts(VLM(adapter, llm, encoding), held_out(s.out, s.device), s.data)
     stage.folder.mkdir(parents=True, exist_ok=True)
-    stage.finish(base=move.target, seconds=0.0, chosen=constant,
-                 hash=adapter and fingerprint(adapter), scores=s.data.score(said),
-                 counts=s.data.counts(said))
+    stage.finish(base=move.target, seconds=0.0, chosen=constant, **facts)
 
 
 @dataclass
