@@ -262,8 +262,7 @@ class Written(Quoted):
         beta = self.adapter.weights(x)  # (B, N, K)
         words = beta.argmax(-1)  # (B, N)
         if self.relaid:
-            nothing = self.tokens.index(NOTHING)
-            votes = in_tiles(beta).sum(2)  # (B, tiles, K)
+            nothing, votes = self.tokens.index(NOTHING), in_tiles(beta).sum(2)  # (B, tiles, K)
             empty = votes.argmax(-1, keepdim=True) == nothing  # (B, tiles, 1)
             votes[..., nothing] = -torch.inf
             pair = votes.topk(2).indices.masked_fill(empty, nothing)  # (B, tiles, 2)
@@ -279,6 +278,15 @@ class Voted(Quoted):
         """x (B, N, D) -> (B, N, K)"""
         votes = in_tiles(self.adapter.weights(x)).mean(2, keepdim=True)  # (B, tiles, 1, K)
         return from_tiles(votes.expand(-1, -1, 4, -1))  # (B, N, K)
+
+
+def shown(adapter, x):
+    """Where an adapter sees something: the tiles whose top word is not 'nothing here'.
+
+    x (B, N, D) -> (B, tiles), bool
+    """
+    votes = in_tiles(adapter.weights(x)).sum(2)  # (B, tiles, K)
+    return votes.argmax(-1) != adapter.tokens.index(NOTHING)  # (B, tiles)
 
 
 def in_tiles(x):

@@ -24,7 +24,7 @@ import torch.nn.functional as F
 
 from adapter import (NOTHING, Edited, LangBridge, MLPAdapter, fingerprint, load_adapter, readable,
                      token)
-from data.bpe import BOS
+from data.bpe import BOS, line_ends
 from data.corpus import PREFIX, prompt
 from data.dataset import load_data
 from data.files import Refused, read_json, read_tensors, write_json
@@ -84,7 +84,7 @@ def words_read(out, name):
 
 def score_llm(llm, encoding, data, dialect):
     """Reading comprehension: data.examine_reading with an LLM's greedy answers."""
-    device, newline = llm.embedding.weight.device, encoding.encode_single_token(b"\n")
+    device, stops = llm.embedding.weight.device, line_ends(encoding)
     llm.eval()
 
     def answer(asked):
@@ -94,7 +94,7 @@ def score_llm(llm, encoding, data, dialect):
             prompts.append(ids + encoding.encode(prompt(question)))
         answers = [""] * len(prompts)
         for indices, ids in same_length(dict(enumerate(prompts))):
-            for i, tokens in zip(indices, llm.generate(llm.embed(ids.to(device)), newline)):
+            for i, tokens in zip(indices, llm.generate(llm.embed(ids.to(device)), stops)):
                 answers[i] = encoding.decode(tokens).strip()
         return answers
 

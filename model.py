@@ -1,9 +1,11 @@
-"""The language model, and the VLM that shows it pictures.
+"""The language models, and the VLM that shows them pictures.
 
-    GPT   a decoder-only transformer that reads embeddings
-    VLM   patch features -> adapter -> GPT: where a picture's tokens go, and how to ask about it
+    LLM     what they share: embeddings in, logits out, greedy answers with a cache
+    GPT     our own: small, trained from nothing by train.py
+    Llama   other people's: LLaMA, Qwen2, SmolLM .., read from a GGUF file (data/gguf.py)
+    VLM     patch features -> adapter -> LLM: where a picture's tokens go, and how to ask about it
 
-What is unusual here, for a reader who knows GPT-2:
+What is unusual about our GPT, for a reader who knows GPT-2:
     forward() takes embeddings, not token ids, so visual tokens need no special case
     a short convolution before attention and MLP, so that a token knows its neighbours at once
     norms have no gain; embeddings, queries and keys are normalised too: training stays stable
@@ -11,9 +13,17 @@ What is unusual here, for a reader who knows GPT-2:
     squared ReLU, no biases, no dropout
     the outputs of blocks and the head start at zero, so the first loss is ln V
 
-Letters, the same in every file: B batch, T text tokens, or everything a GPT reads, N visual tokens
+And what the Llama does instead:
+    norms have a gain; embeddings, queries and keys are not normalised
+    rotary positions only; no convolutions
+    several queries share a key and a value, which makes the cache smaller
+    SwiGLU: a second projection, passed through SiLU, opens and closes each channel of the MLP
+    the head may be the embedding; Qwen2 adds biases to queries, keys and values
+
+Letters, the same in every file: B batch, T text tokens, or everything an LLM reads, N visual tokens
 (patches), C LLM width, D vision width, V an LLM's vocabulary, K words of a LangBridge, H attention
-heads. In attention, S counts all tokens so far, cached ones included, and c = C/H.
+heads. In attention, S counts all tokens so far, cached ones included, c is the width of a head, and
+G <= H heads have keys and values of their own.
 """
 import math
 from dataclasses import asdict, dataclass
@@ -23,10 +33,218 @@ import torch
 import torch.nn as nn
 import torch.nn.functional as F
 
-from data.bpe import BOS, load_encoding, save_encoding
-from data.corpus import PREFIX, prompt
+from adapter import in_tiles, shown
+from data.bpe import BOS, line_ends, load_encoding, save_encoding
+from data.corpus import LIST_HEAD, PREFIX, list_place, prompt
 from data.files import Refused, read_json, read_tensors, write_json, write_tensors
+from data.gguf import GGUF, STRETCH, read_encoding, read_weights, sizes_of
 
+
+# ---- what all LLMs share ------------------------------------------------------------------------
+
+@dataclass
+class BlockCache:
+    """What a block keeps of the S tokens read so far, so that the next one costs only itself."""
+    keys: torch.Tensor = None  # (B, G, S, c)
+    values: torch.Tensor = None  # (B, G, S, c)
+    shared: tuple = None  # keys and values (G, P, c) of what comes before, the same in all rows
+
+    def append(self, k, v):
+        """Add those of new tokens, (B, G, T, c) each; returns all (B, G, S, c)."""
+        if self.keys is not None:
+            k = torch.cat([self.keys, k], dim=2)  # (B, G, S, c)
+            v = torch.cat([self.values, v], dim=2)  # (B, G, S, c)
+        self.keys, self.values = k, v
+        return k, v
+
+    def pick(self, rows):
+        """The same for some rows of the batch (indices or mask)."""
+        kept = {name: x[rows] for name, x in vars(self).items() if torch.is_tensor(x)}
+        return type(self)(**kept, shared=self.shared)
+
+    def share(self, B):
+        """What one row has read becomes what B rows begin with; it is kept only once."""
+        kept = {name: x.expand(B, -1, -1) for name, x in vars(self).items()
+                if torch.is_tensor(x) and x.dim() == 3}
+        return type(self)(**kept, shared=(self.keys[0], self.values[0]))
+
+
+@dataclass
+class Cache:
+    """What an LLM keeps of the tokens read so far."""
+    blocks: list  # [BlockCache]
+
+    @property
+    def length(self):
+        keys, shared = self.blocks[0].keys, self.blocks[0].shared
+        own = 0 if keys is None else keys.size(2)
+        return own if shared is None else own + shared[0].size(1)
+
+    def pick(self, rows):
+        """A cache for some rows of the batch; a row may be picked several times."""
+        return Cache([block.pick(rows) for block in self.blocks])
+
+    def share(self, B):
+        """The cache of one row as the beginning of B rows."""
+        return Cache([block.share(B) for block in self.blocks])
+
+
+def rotate(x, turns):
+    """Turn each pair of channels by the angle of its position (RoPE, arXiv 2104.09864).
+
+    x (.., T, c), turns (T, c/2), complex: e^(i angle) -> (.., T, c)
+    """
+    pairs = torch.view_as_complex(x.float().unflatten(-1, (-1, 2)))  # (.., T, c/2), complex
+    return torch.view_as_real(pairs * turns).flatten(-2).type_as(x)
+
+
+def attention(q, k, v, shared=None):
+    """Causal attention written out: softmax(q k^T / sqrt(c)) v, where no query sees a later key.
+
+    q (B, H, T, c), k and v (B, G, S, c) -> (B, H, T, c); H/G queries share a key. The queries are
+    the last T of the S positions, as cached generation needs. Where T = S, a fused kernel does the
+    same; a test checks that the two agree. `shared` holds keys and values (G, P, c) that all rows
+    begin with.
+    """
+    B, T, S = q.size(0), q.size(2), k.size(2)
+    q = q.unflatten(1, (k.size(1), -1)).flatten(2, 3) / math.sqrt(q.size(-1))  # (B, G, H/G T, c)
+    scores = q @ k.mT  # (B, G, H/G T, S)
+    if T > 1:
+        causal = torch.ones(T, S, dtype=torch.bool, device=q.device).tril(S - T)
+        scores = scores.unflatten(2, (-1, T)).masked_fill(~causal, -math.inf).flatten(2, 3)
+    if shared is None:
+        y = scores.softmax(-1) @ v  # (B, G, H/G T, c)
+    else:  # all rows at once: a large product instead of B small ones
+        keys, values = shared
+        before = rows_apart(rows_together(q) @ keys.mT, B)  # (B, G, H/G T, P)
+        weights = torch.cat([before, scores], dim=-1).softmax(-1)  # (B, G, H/G T, P + S)
+        before, own = weights.split([keys.size(1), S], dim=-1)
+        y = rows_apart(rows_together(before) @ values, B) + own @ v  # (B, G, H/G T, c)
+    return y.unflatten(2, (-1, T)).flatten(1, 2)  # (B, H, T, c)
+
+
+def rows_together(x):
+    """(B, G, n, ..) -> (G, B n, ..)"""
+    return x.transpose(0, 1).flatten(1, 2)
+
+
+def rows_apart(x, B):
+    """The way back: (G, B n, ..) -> (B, G, n, ..)"""
+    return x.unflatten(1, (B, -1)).transpose(0, 1)
+
+
+def attend(q, k, v, cache=None):
+    """Attention to all tokens so far, which a cache keeps.
+
+    q (B, H, T, c), k and v (B, G, T, c) -> (B, T, H c)
+    """
+    if cache:
+        k, v = cache.append(k, v)  # (B, G, S, c)
+    shared = cache.shared if cache else None
+    if q.size(2) == k.size(2) and shared is None:
+        grouped = q.size(1) != k.size(1)
+        y = F.scaled_dot_product_attention(q, k, v, is_causal=True, enable_gqa=grouped)
+    else:
+        y = attention(q, k, v, shared)
+    return y.transpose(1, 2).flatten(2)  # (B, T, H c)
+
+
+class Block(nn.Module):
+    """x + attention(norm(x)), then + mlp(norm(x))"""
+
+    def __init__(self, attention, mlp, attention_norm, mlp_norm):
+        super().__init__()
+        self.attention, self.attention_norm = attention, attention_norm
+        self.mlp, self.mlp_norm = mlp, mlp_norm
+
+    def forward(self, x, turns, cache=None, last=None):
+        """x (B, T, C) -> (B, T, C), or of the `last` positions only (B, last, C)"""
+        x = x + self.attention(self.attention_norm(x), turns, cache)
+        if last is not None:
+            x = x[:, -last:]
+        return x + self.mlp(self.mlp_norm(x), cache)
+
+
+class LLM(nn.Module):
+    """Embeddings (B, T, C) -> logits (B, T, V). A subclass has config, embedding, blocks, norm and
+    head, calls set_rotary, and may add to what follows."""
+    look_back = 0  # positions before the last ones that the last MLP reads, too
+    cache_of_block = BlockCache
+
+    def set_rotary(self, c, base, stretch=1.0):
+        """Pair j of a head's channels turns by base^(-2j/c) / stretch per position."""
+        frequencies = base ** -(torch.arange(0, c, 2) / c) / stretch  # (c/2,)
+        self.register_buffer("frequencies", frequencies, persistent=False)
+
+    def turns(self, start, T):
+        """e^(i angle) for T positions and each pair of channels: (T, c/2), complex"""
+        positions = torch.arange(start, start + T, device=self.frequencies.device)
+        angles = positions[:, None] * self.frequencies  # (T, c/2)
+        return torch.polar(torch.ones_like(angles), angles)
+
+    def embed(self, ids):
+        """Input embeddings of token ids, all of one size: (..., T) -> (..., T, C)"""
+        return self.embedding(ids)
+
+    def place(self, x, start):
+        """What says where the tokens x (B, T, C) are; rotary positions say it in attention."""
+        return x
+
+    def forward(self, x, cache=None):
+        """x (B, T, C) -> logits (B, T, V)"""
+        return self.head(self.hidden(x, cache))  # (B, T, V)
+
+    def hidden(self, x, cache=None, last=None):
+        """What the head reads: x (B, T, C) -> (B, T, C), or of the `last` positions (B, last, C).
+
+        With a cache, x continues the cached text, and the cache grows. `last` is for training only,
+        without a cache: it spares the last MLP the picture's tokens, whose logits nobody needs.
+        Raises Refused if the context is too short.
+        """
+        T, start = x.size(1), cache.length if cache else 0
+        if start + T > self.config.context:
+            raise Refused(f"{start + T} tokens do not fit into this LLM's context of "
+                          f"{self.config.context}")
+        x, turns = self.place(x, start), self.turns(start, T)
+        past = cache.blocks if cache else [None] * len(self.blocks)
+        for block, its_past in zip(self.blocks[:-1], past):
+            x = block(x, turns, its_past)
+        if last is None:
+            return self.norm(self.blocks[-1](x, turns, past[-1]))  # (B, T, C)
+        x = self.blocks[-1](x, turns, last=last + self.look_back)
+        return self.norm(x[:, -last:])  # (B, last, C)
+
+    def new_cache(self):
+        """A cache in which nothing has been read."""
+        return Cache([self.cache_of_block() for _ in self.blocks])
+
+    @torch.no_grad()
+    def generate(self, x, stops, max_tokens=60, cache=None):
+        """Greedy continuations of the prompts x (B, T, C): B lists of token ids, up to the first of
+        `stops` (ids) and without it.
+
+        All prompts have the same length. A given cache holds what precedes them.
+        """
+        cache = cache or self.new_cache()
+        room = self.config.context - cache.length - x.size(1)
+        answers = [[] for _ in x]
+        rows = torch.arange(len(x), device=x.device)  # the prompts still being answered
+        stops = torch.tensor(stops, device=x.device)
+        for _ in range(min(max_tokens, room)):
+            logits = self.head(self.hidden(x, cache)[:, -1])  # (rows, V)
+            ids = logits.argmax(-1)  # (rows,)
+            going = torch.isin(ids, stops, invert=True)
+            if not going.all():
+                cache, rows, ids = cache.pick(going), rows[going], ids[going]
+            if len(rows) == 0:
+                break
+            for row, id in zip(rows.tolist(), ids.tolist()):
+                answers[row].append(id)
+            x = self.embed(ids[:, None])  # (rows, 1, C)
+        return answers
+
+
+# ---- our own ------------------------------------------------------------------------------------
 
 @dataclass
 class GPTConfig:
@@ -37,9 +255,11 @@ class GPTConfig:
     context: int = 512  # longest sequence
 
 
-def norm(x):
+class Norm(nn.Module):
     """RMSNorm without a gain: x / sqrt(mean(x^2))"""
-    return F.rms_norm(x, (x.size(-1),))
+
+    def forward(self, x):
+        return F.rms_norm(x, (x.size(-1),))
 
 
 class ShortConv(nn.Module):
@@ -69,89 +289,30 @@ class ShortConv(nn.Module):
 
 
 @dataclass
-class BlockCache:
-    """What a block keeps of the S tokens read so far, so that the next one costs only itself."""
-    keys: torch.Tensor  # (B, H, S, C/H)
-    values: torch.Tensor  # (B, H, S, C/H)
-    attention_past: torch.Tensor  # (B, width - 1, C): of the convolution before attention
-    mlp_past: torch.Tensor  # (B, width - 1, C): of the convolution before the MLP
-
-    def pick(self, rows):
-        """The same for some rows of the batch (indices or mask)."""
-        return BlockCache(self.keys[rows], self.values[rows],
-                          self.attention_past[rows], self.mlp_past[rows])
+class ConvCache(BlockCache):
+    attention_past: torch.Tensor = None  # (B, width - 1, C): of the convolution before attention
+    mlp_past: torch.Tensor = None  # (B, width - 1, C): of the convolution before the MLP
 
 
-@dataclass
-class Cache:
-    """What a GPT keeps of the tokens read so far."""
-    blocks: list  # [BlockCache]
-
-    @property
-    def length(self):
-        return self.blocks[0].keys.size(2)
-
-    def pick(self, rows):
-        """A cache for some rows of the batch; a row may be picked several times."""
-        return Cache([block.pick(rows) for block in self.blocks])
-
-
-def rotary(length, c):
-    """Turns e^(i angle) for each position and pair of channels: (length, c/2), complex (RoPE,
-    arXiv 2104.09864)."""
-    frequencies = 10000 ** -(torch.arange(0, c, 2) / c)  # (c/2,)
-    angles = torch.arange(length)[:, None] * frequencies  # (length, c/2)
-    return torch.polar(torch.ones_like(angles), angles)
-
-
-def rotate(x, turns):
-    """Turn each pair of channels by the angle of its position: x (.., T, c) -> (.., T, c)"""
-    pairs = torch.view_as_complex(x.float().unflatten(-1, (-1, 2)))  # (.., T, c/2), complex
-    return torch.view_as_real(pairs * turns).flatten(-2)
-
-
-def attention(q, k, v):
-    """Causal attention written out: softmax(q k^T / sqrt(c)) v, where no query sees a later key.
-
-    q (B, H, T, c), k and v (B, H, S, c) -> (B, H, T, c). The queries are the last T of the S
-    positions, as cached generation needs. Where T = S, a fused kernel does the same; a test checks
-    that the two agree.
-    """
-    T, S = q.size(-2), k.size(-2)
-    scores = q @ k.mT / math.sqrt(q.size(-1))  # (B, H, T, S)
-    causal = torch.ones(T, S, dtype=torch.bool, device=q.device).tril(S - T)
-    return scores.masked_fill(~causal, -math.inf).softmax(-1) @ v  # (B, H, T, c)
-
-
-class CausalSelfAttention(nn.Module):
+class GPTAttention(nn.Module):
     def __init__(self, config):
         super().__init__()
-        self.H = config.H
+        self.H, self.norm = config.H, Norm()
         self.conv = ShortConv(config.C)
         self.qkv = nn.Linear(config.C, 3 * config.C, bias=False)
         self.out = nn.Linear(config.C, config.C, bias=False)
-        turns = rotary(config.context, config.C // config.H)
-        self.register_buffer("turns", turns, persistent=False)
 
-    def forward(self, x, cache=None):
-        B, T, C = x.shape
+    def forward(self, x, turns, cache=None):
         x, past = self.conv(x, cache.attention_past if cache else None)
-        qkv = self.qkv(x).view(B, T, 3, self.H, C // self.H)
-        qkv = qkv.permute(2, 0, 3, 1, 4)  # (3, B, H, T, C/H)
-        start, v = cache.keys.size(2) if cache else 0, qkv[2]
-        q, k = rotate(norm(qkv[:2]), self.turns[start:start + T]).type_as(v)  # 2 x (B, H, T, C/H)
         if cache:
-            k = torch.cat([cache.keys, k], dim=2)  # (B, H, S, C/H)
-            v = torch.cat([cache.values, v], dim=2)  # (B, H, S, C/H)
-            cache.keys, cache.values, cache.attention_past = k, v, past
-        if T == k.size(2):
-            y = F.scaled_dot_product_attention(q, k, v, is_causal=True)
-        else:
-            y = attention(q, k, v)
-        return self.out(y.transpose(1, 2).flatten(2))  # (B, T, C)
+            cache.attention_past = past
+        qkv = self.qkv(x).unflatten(2, (3, self.H, -1))  # (B, T, 3, H, c)
+        qkv = qkv.permute(2, 0, 3, 1, 4)  # (3, B, H, T, c)
+        q, k = rotate(self.norm(qkv[:2]), turns)  # 2 x (B, H, T, c)
+        return self.out(attend(q, k, qkv[2], cache))  # (B, T, C)
 
 
-class MLP(nn.Module):
+class GPTMLP(nn.Module):
     def __init__(self, config):
         super().__init__()
         self.conv = ShortConv(config.C)
@@ -165,30 +326,20 @@ class MLP(nn.Module):
         return self.down(F.relu(self.up(x)).square())  # (B, T, C)
 
 
-class Block(nn.Module):
-    def __init__(self, config):
-        super().__init__()
-        self.attention = CausalSelfAttention(config)
-        self.mlp = MLP(config)
-
-    def forward(self, x, cache=None, last=None):
-        """x (B, T, C) -> (B, T, C), or of the `last` positions only (B, last, C)"""
-        x = x + self.attention(norm(x), cache)
-        if last is not None:
-            x = x[:, -last:]
-        return x + self.mlp(norm(x), cache)
-
-
-class GPT(nn.Module):
-    """Embeddings (B, T, C) -> logits (B, T, V). `embed` makes embeddings of token ids."""
+class GPT(LLM):
+    """The LLM that train.py trains from nothing."""
+    look_back = ShortConv.width - 1  # the last MLP's convolution
+    cache_of_block = ConvCache
 
     def __init__(self, config):
         super().__init__()
-        self.config = config
+        self.config, self.norm = config, Norm()
         self.embedding = nn.Embedding(config.V, config.C)
         self.position = nn.Parameter(torch.zeros(config.context, config.C))
-        self.blocks = nn.ModuleList(Block(config) for _ in range(config.layers))
+        self.blocks = nn.ModuleList(Block(GPTAttention(config), GPTMLP(config), Norm(), Norm())
+                                    for _ in range(config.layers))
         self.head = nn.Linear(config.C, config.V, bias=False)
+        self.set_rotary(config.C // config.H, base=10000)
         self.init_weights()
 
     def init_weights(self):
@@ -213,63 +364,80 @@ class GPT(nn.Module):
         return matrices
 
     def embed(self, ids):
-        """Input embeddings of token ids, all of one size: (..., T) -> (..., T, C)"""
-        return norm(self.embedding(ids))
+        return self.norm(self.embedding(ids))
+
+    def place(self, x, start):
+        return x + self.position[start:start + x.size(1)]
+
+
+# ---- other people's -----------------------------------------------------------------------------
+
+@dataclass
+class LlamaConfig:
+    V: int  # vocabulary
+    C: int  # width
+    H: int  # attention heads
+    G: int  # heads of keys and values
+    c: int  # width of a head
+    F: int  # width of the MLP
+    layers: int
+    context: int  # longest sequence
+    base: float  # of the rotary positions
+    eps: float  # of the norms
+    tied: bool  # whether the head is the embedding
+    biased: bool  # whether queries, keys and values have biases
+
+
+class LlamaAttention(nn.Module):
+    """H queries in G groups; each group shares a key and a value (arXiv 2305.13245)."""
+
+    def __init__(self, config):
+        super().__init__()
+        self.heads = [config.H, config.G, config.G]  # of q, k and v
+        self.qkv = nn.Linear(config.C, sum(self.heads) * config.c, bias=config.biased)
+        self.out = nn.Linear(config.H * config.c, config.C, bias=False)
+
+    def forward(self, x, turns, cache=None):
+        qkv = self.qkv(x).unflatten(2, (sum(self.heads), -1))  # (B, T, H + 2 G, c)
+        q, k, v = qkv.transpose(1, 2).split(self.heads, dim=1)  # (B, H or G, T, c)
+        return self.out(attend(rotate(q, turns), rotate(k, turns), v, cache))  # (B, T, C)
+
+
+class SwiGLU(nn.Module):
+    """down(silu(gate(x)) * up(x)) (arXiv 2002.05202)"""
+
+    def __init__(self, config):
+        super().__init__()
+        self.gate_up = nn.Linear(config.C, 2 * config.F, bias=False)
+        self.down = nn.Linear(config.F, config.C, bias=False)
 
     def forward(self, x, cache=None):
-        """x (B, T, C) -> logits (B, T, V)"""
-        return self.head(self.hidden(x, cache))  # (B, T, V)
+        gate, up = self.gate_up(x).chunk(2, dim=-1)  # (B, T, F) each
+        return self.down(F.silu(gate) * up)  # (B, T, C)
 
-    def hidden(self, x, cache=None, last=None):
-        """What the head reads: x (B, T, C) -> (B, T, C), or of the `last` positions (B, last, C).
 
-        With a cache, x continues the cached text, and the cache grows. `last` is for training only,
-        without a cache: it spares the last MLP the picture's tokens, whose logits nobody needs.
-        Raises Refused if the context is too short.
-        """
-        T, start = x.size(1), cache.length if cache else 0
-        if start + T > self.config.context:
-            raise Refused(f"{start + T} tokens do not fit into this LLM's context of "
-                          f"{self.config.context}")
-        x = x + self.position[start:start + T]
-        past = cache.blocks if cache else [None] * len(self.blocks)
-        for block, its_past in zip(self.blocks[:-1], past):
-            x = block(x, its_past)
-        if last is None:
-            return norm(self.blocks[-1](x, past[-1]))  # (B, T, C)
-        x = self.blocks[-1](x, last=last + ShortConv.width - 1)  # its convolution looks back
-        return norm(x[:, -last:])  # (B, last, C)
+class Llama(LLM):
+    """The LLM of most open weights (LLaMA, arXiv 2302.13971): pretrained by others, on the web."""
 
-    def new_cache(self, B):
-        """An empty cache for B sequences."""
-        C, H = self.config.C, self.config.H
-        none = self.position.new_zeros(B, H, 0, C // H)
-        past = self.position.new_zeros(B, ShortConv.width - 1, C)
-        return Cache([BlockCache(none, none, past, past) for _ in self.blocks])
+    def __init__(self, config):
+        super().__init__()
+        self.config = config
+        self.embedding = nn.Embedding(config.V, config.C)
+        self.blocks = nn.ModuleList(
+            Block(LlamaAttention(config), SwiGLU(config), nn.RMSNorm(config.C, config.eps),
+                  nn.RMSNorm(config.C, config.eps)) for _ in range(config.layers))
+        self.norm = nn.RMSNorm(config.C, config.eps)
+        self.head = nn.Linear(config.C, config.V, bias=False)
+        if config.tied:
+            self.head.weight = self.embedding.weight
+        self.set_rotary(config.c, config.base)
 
-    @torch.no_grad()
-    def generate(self, x, stop, max_tokens=60, cache=None):
-        """Greedy continuations of the prompts x (B, T, C): B lists of token ids, without `stop`.
+    def hidden_matrices(self):
+        """None for Muon: weights that AdamW has trained are tuned with AdamW."""
+        return []
 
-        All prompts have the same length. A given cache holds what precedes them.
-        """
-        cache = cache or self.new_cache(len(x))
-        room = self.config.context - cache.length - x.size(1)
-        answers = [[] for _ in x]
-        rows = torch.arange(len(x), device=x.device)  # the prompts still being answered
-        for _ in range(min(max_tokens, room)):
-            logits = self.head(self.hidden(x, cache)[:, -1])  # (rows, V)
-            ids = logits.argmax(-1)  # (rows,)
-            going = ids != stop
-            if not going.all():
-                cache, rows, ids = cache.pick(going), rows[going], ids[going]
-            if len(rows) == 0:
-                break
-            for row, id in zip(rows.tolist(), ids.tolist()):
-                answers[row].append(id)
-            x = self.embed(ids[:, None])  # (rows, 1, C)
-        return answers
 
+# ---- files --------------------------------------------------------------------------------------
 
 def same_length(prompts, batch=200):
     """Batches of prompts of equal length, so nothing is padded: {key: ids} -> yields (keys, ids
@@ -290,12 +458,39 @@ def save_llm(llm, encoding, folder):
     save_encoding(encoding, folder / "tokenizer.json")
 
 
-def load_llm(folder):
-    """(GPT, tiktoken.Encoding), as save_llm wrote them."""
-    folder = Path(folder)
-    llm = GPT(GPTConfig(**read_json(folder / "llm.json")))
-    llm.load_state_dict(read_tensors(folder / "llm.pt"))
-    return llm, load_encoding(folder / "tokenizer.json")
+def load_llm(path):
+    """(LLM, tiktoken.Encoding): what save_llm wrote into a folder, or those of a GGUF file."""
+    path = Path(path)
+    if path.suffix == ".gguf":
+        return load_gguf(path)
+    llm = GPT(GPTConfig(**read_json(path / "llm.json")))
+    llm.load_state_dict(read_tensors(path / "llm.pt"))
+    return llm, load_encoding(path / "tokenizer.json")
+
+
+def load_gguf(path):
+    """(Llama, tiktoken.Encoding). Raises Refused for a file that is damaged or not known."""
+    file = GGUF(path)
+    config, encoding = LlamaConfig(**sizes_of(file)), read_encoding(file)
+    with torch.device("meta"):  # shapes alone: nothing is allocated before the file's are compared
+        llm = Llama(config)
+    shapes = {name: w.shape for name, w in llm.named_parameters()}  # a tied head is there once
+    weights = read_weights(file, shapes, config.c)
+    state = {name: torch.from_numpy(w) for name, w in weights.items()}
+    if config.tied:
+        state["head.weight"] = state["embedding.weight"]
+    llm.load_state_dict(state, assign=True)
+    if config.tied:
+        llm.head.weight = llm.embedding.weight
+    stretch = torch.from_numpy(file.read(STRETCH)) if STRETCH in file.tensors else 1.0
+    llm.set_rotary(config.c, config.base, stretch)
+    return llm, encoding
+
+
+def encode_prefix(encoding):
+    """The ids of what comes before a scene; most tokenizers do not have our BOS."""
+    known = BOS in encoding.special_tokens_set
+    return encoding.encode(PREFIX if known else PREFIX.removeprefix(BOS), allowed_special="all")
 
 
 class VLM(nn.Module):
@@ -309,13 +504,16 @@ class VLM(nn.Module):
     words that the LLM has read. Without an adapter the model is blind: the baseline.
     """
 
+    batch = 200  # pictures, or questions, that are answered at a time
+
     def __init__(self, adapter, llm, encoding):
         super().__init__()
         self.adapter = adapter
         self.llm = llm
         self.encoding = encoding
         self.newline = encoding.encode_single_token(b"\n")
-        self.prefix = encoding.encode(PREFIX, allowed_special={BOS})
+        self.stops = line_ends(encoding)
+        self.prefix = encode_prefix(encoding)
 
     def embed(self, ids):
         """The LLM's embeddings of a list of ids, for a batch of one: (1, T, C)"""
@@ -345,29 +543,101 @@ class VLM(nn.Module):
         hidden = self.llm.hidden(x, last=ids.size(1))  # (B, T, C)
         return self.llm.head(hidden.flatten(0, 1)[wanted])  # (n, V)
 
+    def read(self, features):
+        """The LLM reads pictures: yields ([index], cache) for those that have one length."""
+        for start in range(0, len(features), self.batch):
+            picture = self.picture(features[start:start + self.batch])
+            cache = self.llm.new_cache()
+            self.llm.hidden(picture, cache)
+            yield range(start, start + len(picture)), cache
+
     @torch.no_grad()
-    def answer(self, features, asked, batch=200):
+    def answer(self, features, asked):
         """Greedy answers (strings) to questions about pictures; one for each in `asked`.
 
         features (B, N, D), asked: [(picture's index, question), ..]. A picture is read once,
         however many questions it gets: each continues from a copy of its cache. Raises Refused
-        if a question leaves no room for an answer.
+        if a question leaves no room for an answer, or has no tokens.
         """
         prompts = [self.encoding.encode(prompt(question)) for _, question in asked]
+        if max(map(max, prompts)) >= self.llm.config.V:
+            raise Refused("a question has a byte that is no token of this LLM: leave it out")
         answers = [""] * len(asked)
-        for start in range(0, len(features), batch):
-            part = features[start:start + batch]
-            pictures = self.llm.new_cache(len(part))
-            self.llm.hidden(self.picture(part), pictures)
-            about = {k: prompts[k] for k, (i, _) in enumerate(asked)
-                     if start <= i < start + len(part)}
-            for ks, ids in same_length(about):
-                room = self.llm.config.context - pictures.length - ids.size(1)
+        for pictures, cache in self.read(features):
+            row = {i: row for row, i in enumerate(pictures)}
+            about = {k: prompts[k] for k, (i, _) in enumerate(asked) if i in row}
+            for ks, ids in same_length(about, self.batch):
+                room = self.llm.config.context - cache.length - ids.size(1)
                 if room < 1:
                     raise Refused(f"a question of {ids.size(1)} tokens does not fit into this "
                                   f"LLM's context; at most {ids.size(1) + room - 1} do")
-                cache = pictures.pick([asked[k][0] - start for k in ks])
-                text = self.llm.embed(ids.to(features.device))  # (questions, T, C)
-                for k, tokens in zip(ks, self.llm.generate(text, self.newline, cache=cache)):
+                begun = cache.pick([row[asked[k][0]] for k in ks])
+                text = self.llm.embed(ids.to(self.llm.embedding.weight.device))  # (n, T, C)
+                for k, tokens in zip(ks, self.llm.generate(text, self.stops, cache=begun)):
                     answers[k] = self.encoding.decode(tokens).strip()
         return answers
+
+
+class Prompted(VLM):
+    """A VLM whose LLM was never trained to see: first it is given solved examples, as text.
+
+        scene:
+        place | object
+        top left | red circle
+        question: which shape does the red object have? circle
+        ..
+        scene:
+        place | object
+        bottom right | [visual token] [visual token]
+        question: what color is the star? blue
+
+    A picture is told in a line for each place where the adapter sees something: the place, then two
+    visual tokens, each the mean over the two rows of its four patches.
+    """
+    batch = 64
+
+    def __init__(self, adapter, llm, encoding, examples):
+        super().__init__(adapter, llm, encoding)
+        self.prefix = encoding.encode(examples) + self.prefix
+        self.begun = None  # the cache in which the examples have been read
+
+    def told(self, features):
+        """What the LLM reads of each picture: [(T, C), ..]"""
+        v = in_tiles(self.adapter(features))  # (B, tiles, 4, C)
+        v = v.unflatten(2, (2, 2)).mean(2)  # (B, tiles, 2, C)
+        told = []
+        for tokens, places in zip(v, shown(self.adapter, features)):
+            pieces = [self.embed(self.encoding.encode(LIST_HEAD))[0]]
+            for place in places.nonzero()[:, 0].tolist():
+                pieces.append(self.embed(self.encoding.encode(list_place(place)))[0])
+                pieces += [tokens[place], self.embed([self.newline])[0]]
+            told.append(torch.cat(pieces))  # (T, C)
+        return told
+
+    def read(self, features):
+        if self.begun is None:
+            self.begun = self.llm.new_cache()
+            self.llm.hidden(self.embed(self.prefix), self.begun)
+        told = self.told(features)
+        by_length = {}
+        for i, x in enumerate(told):
+            by_length.setdefault(len(x), []).append(i)
+        for length, group in by_length.items():
+            for start in range(0, len(group), self.batch):
+                pictures = group[start:start + self.batch]
+                cache = self.begun.share(len(pictures))
+                if length:
+                    self.llm.hidden(torch.stack([told[i] for i in pictures]), cache)
+                yield pictures, cache
+
+
+class Reader(Prompted):
+    """The same LLM with the same examples, but without pictures: it reads texts, strings that stand
+    where features did. What it cannot read, it cannot see."""
+
+    def __init__(self, llm, encoding, examples):
+        super().__init__(None, llm, encoding, examples)
+
+    def told(self, texts):
+        return [self.embed(self.encoding.encode(text))[0] if text else
+                self.llm.embedding.weight[:0] for text in texts]

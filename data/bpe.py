@@ -101,3 +101,10 @@ def shared_tokens(a, b):
     """The byte strings that are one token in both encodings, in the order of a's ids."""
     also = set(tokens_of(b))
     return [token for token in tokens_of(a) if token in also]
+
+
+def line_ends(encoding):
+    """The ids that end a line of text: tokens that hold a newline, and special tokens."""
+    ends = [token for token in encoding.token_byte_values() if b"\n" in token]
+    return [encoding.encode_single_token(token)
+            for token in [*ends, *encoding.special_tokens_set]]

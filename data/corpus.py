@@ -21,14 +21,17 @@ predicting its tokens counts in the loss. Pieces are encoded one at a time, so t
 same tokens in training and in use.
 """
 import random
+from collections import Counter
 from typing import NamedTuple
 
 from data.bpe import BOS, PATTERNS, train_bpe
-from data.world import CAPTION_REQUESTS, PAIRS, PLACES, any_caption, ask_any, make_scene
+from data.world import (CAPTION_REQUESTS, PAIRS, PLACES, QUESTION_TYPES, any_caption, ask, ask_any,
+                        make_scene)
 
 GRID = 6  # tiles a side: a place of the 3 x 3 board is 2 x 2 tiles
 NOTHING = " ."  # the word for an empty tile
 PREFIX = f"{BOS}scene:\n"  # comes before the words, or the patches, of a scene
+LIST_HEAD = "place | object\n"
 
 
 class Dialect(NamedTuple):
@@ -81,6 +84,16 @@ def raster(scene, rng, dialect="source"):
             words = [f" {obj.color}", f" {obj.shape}"]
             line[2 * obj.col:2 * obj.col + 2] = rng.sample(words, 2)
     return "".join("".join(line) + "\n" for line in tiles)
+
+
+def listing(scene):
+    """The scene as a table, a line for each object: what LLMs that were not made for rasters read
+    better (results/README.md)."""
+    return LIST_HEAD + "".join(f"{list_place(o.place)} {o.color} {o.shape}\n" for o in scene)
+
+
+def list_place(place):
+    return f"{PLACES[place]} |"
 
 
 def sentences(scene, dialect, rng):
@@ -136,6 +149,31 @@ def conversation(scene, rng, turns, captions=0.3, pairs=PAIRS):
         if len(told) == turns:
             break
     return pieces
+
+
+def solved_examples(n, seed, tell, candidates=300):
+    """A prompt for an LLM that was not trained here: n scenes of the corpora, tell(scene), each
+    with three questions and their answers.
+
+    Each scene is one of those whose answers were given least often before: an LLM likes to repeat
+    what it has just read.
+    """
+    rng, given, text = random.Random(f"examples/{seed}"), Counter(), ""
+    scenes = [make_scene("text:source", f"examples/{seed}", i) for i in range(candidates)]
+    for k in range(n):
+        types = [QUESTION_TYPES[(3 * k + j) % len(QUESTION_TYPES)] for j in range(3)]
+        asked = []
+        for scene in scenes:
+            questions = [ask(scene, type, rng) for type in types]
+            if all(questions):
+                before = sum(given[qa.type, qa.answer] for qa in questions)
+                asked.append((before, len(asked), scene, questions))
+        _, _, scene, questions = min(asked)
+        scenes.remove(scene)
+        given.update((qa.type, qa.answer) for qa in questions)
+        turns = [f"{prompt(qa.question)} {qa.answer}\n" for qa in questions]
+        text += PREFIX.removeprefix(BOS) + tell(scene) + "".join(rng.sample(turns, 3))
+    return text
 
 
 def document(dialect, seed, index, rasters=0.6, turns=8, captions=0.3, stories=0.05):

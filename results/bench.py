@@ -225,7 +225,7 @@ def bench_generate(s):
     took = {"cached": [], "uncached": []}
     for _ in range(5):
         began = time.perf_counter()
-        llm.generate(llm.embed(ids), stop=-1, max_tokens=40)
+        llm.generate(llm.embed(ids), stops=[], max_tokens=40)
         took["cached"].append(time.perf_counter() - began)
         began, longer = time.perf_counter(), ids
         for _ in range(40):

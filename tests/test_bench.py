@@ -17,7 +17,7 @@ def test_exact_match_is_what_greedy_generation_gets_right():
     rows, right, newline = [], 0, encoding.encode_single_token(b"\n")
     for i, document in enumerate(raster_questions(20)):
         asked, answer = encode(encoding, document[:-1])[0], encode(encoding, document[-1:])[0]
-        (said,) = llm.generate(llm.embed(torch.tensor([asked])), newline, max_tokens=4)
+        (said,) = llm.generate(llm.embed(torch.tensor([asked])), [newline], max_tokens=4)
         if i % 2:  # let it be the truth
             answer = said
         right += said[:len(answer)] == answer

@@ -71,7 +71,7 @@ def test_a_short_convolution_goes_on_where_it_was_left():
 
 def test_cached_and_uncached_generation_agree(llm):
     x = llm.embed(some_ids(3, 7))
-    cached = llm.generate(x, stop=-1, max_tokens=10)
+    cached = llm.generate(x, stops=[], max_tokens=10)
     uncached = [[] for _ in range(3)]
     for _ in range(10):
         ids = llm(x)[:, -1].argmax(-1)  # (3,)
@@ -83,9 +83,9 @@ def test_cached_and_uncached_generation_agree(llm):
 
 def test_generation_stops_at_the_stop_token_of_each_row(llm):
     x = llm.embed(some_ids(4, 7))
-    free = llm.generate(x, stop=-1, max_tokens=12)
+    free = llm.generate(x, stops=[], max_tokens=12)
     stop = free[0][5]
-    for answer, ended in zip(free, llm.generate(x, stop=stop, max_tokens=12)):
+    for answer, ended in zip(free, llm.generate(x, stops=[stop], max_tokens=12)):
         if stop in answer:
             answer = answer[:answer.index(stop)]
         assert ended == answer
@@ -97,12 +97,12 @@ def test_a_text_longer_than_the_context_is_refused(llm):
 
 
 def test_an_answer_ends_where_the_context_ends(llm):
-    assert len(llm.generate(torch.zeros(1, 505, 32), stop=-1)[0]) == 7
+    assert len(llm.generate(torch.zeros(1, 505, 32), stops=[])[0]) == 7
 
 
 def test_rows_of_a_cache_can_be_picked_twice(llm):
     x = llm.embed(some_ids(2, 7))
-    cache = llm.new_cache(2)
+    cache = llm.new_cache()
     llm.hidden(x, cache)
     again, y = cache.pick([1, 1, 0]), llm.embed(some_ids(3, 4))
     expected = llm(torch.cat([x[[1, 1, 0]], y], dim=1))[:, -4:]
@@ -170,12 +170,13 @@ def test_answers_do_not_depend_on_what_else_is_asked(llm, encoding):
     vlm, features = VLM(MLPAdapter(16, 32), llm, encoding).eval(), torch.randn(4, 36, 16)
     asked = [(3, "what color is the circle?"), (0, "is there a red star?"),
              (0, "how many objects are there?"), (1, "is there a red star?")]
-    together = vlm.answer(features, asked, batch=2)
+    vlm.batch = 2
+    together = vlm.answer(features, asked)
     for (i, question), answer in zip(asked, together):
         assert vlm.answer(features[i:i + 1], [(0, question)]) == [answer]
         text = vlm.embed(encoding.encode(f"question: {question}"))
         prompt = torch.cat([vlm.picture(features[i:i + 1]), text], dim=1)
-        tokens = llm.generate(prompt, vlm.newline)[0]  # without the cache that questions share
+        tokens = llm.generate(prompt, vlm.stops)[0]  # without the cache that questions share
         assert encoding.decode(tokens).strip() == answer
 
 

@@ -1,0 +1,401 @@
+"""What is in a GGUF file: a real LLM in one file, as llama.cpp and its relatives exchange them.
+
+    GGUF            these four letters, then the version: 2 or 3
+    two counts      of tensors, and of metadata
+    metadata        key, type, value: the LLM's sizes, its vocabulary, how it is cut into tokens
+    table           name, shape, type and offset of each tensor
+    tensors         one after the other, each padded to a multiple of `alignment` bytes
+
+Numbers are little-endian. A string is its length and its UTF-8 bytes; an array is the type of its
+values, their count, and the values. (The format: github.com/ggml-org/ggml, docs/gguf.md)
+
+    >>> file = GGUF("SmolLM2-135M-Instruct.Q4_1.gguf")
+    >>> file.metadata["llama.embedding_length"], file.read("token_embd.weight").shape
+    (576, (49152, 576))
+
+The file is mapped into memory: opening it reads the head, and `read` one tensor at a time. Nothing
+in it is trusted: every count and size is compared with what the file can hold before it is used.
+"""
+import struct
+from pathlib import Path
+from typing import NamedTuple
+
+import numpy as np
+import tiktoken
+
+from data.files import Refused
+
+NUMBERS = {0: "<B", 1: "<b", 2: "<H", 3: "<h", 4: "<I", 5: "<i", 6: "<f", 7: "<?",
+           10: "<Q", 11: "<q", 12: "<d"}  # types of values, in the notation of struct
+STRING, ARRAY = 8, 9
+
+LETTERS, DIGITS, REST = r" ?\p{L}+", r" ?\p{N}+", r" ?[^\s\p{L}\p{N}]+"  # of GPT-2
+ENDINGS = r"'(?:[sdmt]|ll|ve|re)"
+SPACE = r"\s+(?!\S)|\s+"  # all but the last space, which belongs to the next word
+NEWER = (r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|%s"
+         r"| ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]+|" + SPACE)  # of GPT-4, and those after it
+PATTERNS = {  # how a text is cut into chunks, by the name of the pre-tokeniser
+    "gpt-2": "|".join([ENDINGS, LETTERS, DIGITS, REST, SPACE]),
+    # each digit alone, and no space belongs to a digit
+    "smollm": "|".join([ENDINGS, LETTERS, r"\p{N}", REST, r"\s+(?=\p{N})", SPACE]),
+    "llama-bpe": NEWER % r"\p{N}{1,3}",
+    "qwen2": NEWER % r"\p{N}"}
+
+
+# ---- how weights are stored ---------------------------------------------------------------------
+
+def f32(raw):
+    return raw.view("<f4").astype(np.float32)
+
+
+def f16(raw):
+    return raw.view("<f2").astype(np.float32)
+
+
+def bf16(raw):
+    """The upper half of a float32."""
+    return (raw.view("<u2").astype(np.uint32) << 16).view(np.float32)
+
+
+def q8_0(blocks):
+    """d (2 bytes), q (32 x 8 bits with sign): w = d q"""
+    return f16(blocks[:, :2].copy()) * blocks[:, 2:].view(np.int8)
+
+
+def nibbles(packed):
+    """Two numbers of 4 bits in each byte: the lower halves are the first 16 of a block."""
+    return np.concatenate([packed & 15, packed >> 4], axis=1)  # (blocks, 32)
+
+
+def q4_0(blocks):
+    """d (2 bytes), q (32 x 4 bits): w = d (q - 8)"""
+    return f16(blocks[:, :2].copy()) * (nibbles(blocks[:, 2:]).astype(np.float32) - 8)
+
+
+def q4_1(blocks):
+    """d, m (2 bytes each), q (32 x 4 bits): w = d q + m"""
+    return f16(blocks[:, :2].copy()) * nibbles(blocks[:, 4:]) + f16(blocks[:, 2:4].copy())
+
+
+class Storage(NamedTuple):
+    name: str
+    weights: int  # in a block
+    bytes: int  # of a block
+    decode: object  # (blocks, bytes) uint8 -> (blocks, weights) float32
+
+
+STORED = {0: Storage("F32", 1, 4, f32), 1: Storage("F16", 1, 2, f16),
+          30: Storage("BF16", 1, 2, bf16), 8: Storage("Q8_0", 32, 34, q8_0),
+          2: Storage("Q4_0", 32, 18, q4_0), 3: Storage("Q4_1", 32, 20, q4_1)}
+OTHERS = {6: "Q5_0", 7: "Q5_1", 9: "Q8_1", 10: "Q2_K", 11: "Q3_K", 12: "Q4_K", 13: "Q5_K",
+          14: "Q6_K", 15: "Q8_K", 16: "IQ2_XXS", 17: "IQ2_XS", 18: "IQ3_XXS", 19: "IQ1_S",
+          20: "IQ4_NL", 21: "IQ3_S", 22: "IQ2_S", 23: "IQ4_XS", 24: "I8", 25: "I16", 26: "I32",
+          27: "I64", 28: "F64", 29: "IQ1_M", 34: "TQ1_0", 35: "TQ2_0", 39: "MXFP4"}
+
+
+class Entry(NamedTuple):
+    """A row of the table."""
+    shape: tuple  # as in PyTorch: (rows, columns); the file has columns first
+    storage: Storage
+    start: int  # in the file
+    size: int  # in bytes
+
+
+# ---- the file -----------------------------------------------------------------------------------
+
+class GGUF:
+    """An open file: `metadata` {key: value}, `tensors` {name: Entry}, and read(name).
+
+    Raises Refused, in one line, for a file that is damaged, cut, or of a kind that is not known.
+    """
+
+    def __init__(self, path):
+        self.path, self.at = Path(path), 0
+        if not self.path.is_file():
+            raise Refused(f"there is no file {str(path)!r}")
+        if self.path.stat().st_size < 24:
+            raise self.refusal("it is too small for a GGUF file")
+        self.bytes = np.memmap(self.path, mode="r")  # uint8
+        self.memory = memoryview(self.bytes)
+        if bytes(self.take(4)) != b"GGUF":
+            raise self.refusal("it is no GGUF file: it does not begin with these letters")
+        version = self.number("<I")
+        if version not in (2, 3):
+            raise self.refusal(f"its version is {version}; 2 and 3 are known")
+        tensors, entries = self.count(24), self.count(13)
+        self.metadata = self.distinct("key", (self.entry() for _ in range(entries)))
+        self.tensors = self.read_table(tensors)
+
+    def refusal(self, why):
+        return Refused(f"cannot read {str(self.path)!r}: {why}")
+
+    def take(self, n):
+        """The next n bytes."""
+        if n > len(self.memory) - self.at:
+            raise self.refusal(f"it is damaged or cut: {n} bytes are missing at its end")
+        self.at += n
+        return self.memory[self.at - n:self.at]
+
+    def number(self, form):
+        (number,) = struct.unpack(form, self.take(struct.calcsize(form)))
+        return number
+
+    def count(self, least):
+        """How many things follow, each of `least` bytes or more."""
+        n = self.number("<Q")
+        if n * least > len(self.memory) - self.at:
+            raise self.refusal(f"it is damaged: it promises {n} values, and has no room for them")
+        return n
+
+    def string(self):
+        try:
+            return str(self.take(self.count(1)), "utf-8")
+        except UnicodeDecodeError:
+            raise self.refusal(f"it is damaged: no text at byte {self.at}")
+
+    def value(self, type):
+        if type == STRING:
+            return self.string()
+        if type == ARRAY:
+            type = self.number("<I")
+            if type == STRING:
+                return [self.string() for _ in range(self.count(8))]
+            form = self.form(type)
+            size = struct.calcsize(form)
+            return np.frombuffer(self.take(self.count(size) * size), form[1]).tolist()
+        return self.number(self.form(type))
+
+    def form(self, type):
+        if type not in NUMBERS:
+            raise self.refusal(f"it is damaged: no value has the type {type} (byte {self.at})")
+        return NUMBERS[type]
+
+    def entry(self):
+        key = self.string()
+        return key, self.value(self.number("<I"))
+
+    def distinct(self, what, pairs):
+        found = {}
+        for name, value in pairs:
+            if name in found:
+                raise self.refusal(f"it is damaged: the {what} {name!r} is there twice")
+            found[name] = value
+        return found
+
+    def read_table(self, tensors):
+        """The table of tensors; they must fill the rest of the file."""
+        table = []
+        for _ in range(tensors):
+            name, dimensions = self.string(), self.number("<I")
+            if not 1 <= dimensions <= 4:
+                raise self.refusal(f"it is damaged: {name!r} has {dimensions} dimensions")
+            shape = tuple(self.number("<Q") for _ in range(dimensions))[::-1]
+            table.append((name, shape, self.number("<I"), self.number("<Q")))
+        alignment = self.get("general.alignment", int, 32)
+        if alignment < 8 or alignment & (alignment - 1):
+            raise self.refusal(f"it is damaged: an alignment of {alignment} bytes")
+        start = end = padded(self.at, alignment)
+        entries = []
+        for name, shape, type, offset in table:
+            if type not in STORED:
+                known = ", ".join(storage.name for storage in STORED.values())
+                raise self.refusal(f"{name!r} is stored as {OTHERS.get(type, type)}; known are "
+                                   f"{known}")
+            storage, weights = STORED[type], 1
+            for n in shape:
+                weights *= n
+            size = weights // storage.weights * storage.bytes
+            if weights < 1 or shape[-1] % storage.weights or start + offset != end:
+                raise self.refusal(f"it is damaged: the size or the place of {name!r} is wrong")
+            if start + offset + size > len(self.memory):
+                raise self.refusal(f"it is damaged or cut: {name!r} goes beyond its end")
+            entries.append((name, Entry(shape, storage, start + offset, size)))
+            end = padded(start + offset + size, alignment)
+        if len(self.memory) > end:
+            raise self.refusal(f"it is damaged: {len(self.memory) - end} bytes follow the last "
+                               "tensor")
+        return self.distinct("tensor", entries)
+
+    def get(self, key, type, default=None):
+        """A value of the metadata that must have a type; without a default, it must be there."""
+        if key not in self.metadata:
+            if default is None:
+                raise self.refusal(f"it does not say {key!r}")
+            return default
+        value = self.metadata[key]
+        if not isinstance(value, type) or isinstance(value, bool) != (type is bool):
+            raise self.refusal(f"{key} is {str(value)[:40]!r}, not of type {type.__name__}")
+        return value
+
+    def read(self, name):
+        """A tensor as float32."""
+        shape, storage, start, size = self.tensors[name]
+        raw = self.bytes[start:start + size]
+        if storage.weights > 1:
+            raw = raw.reshape(-1, storage.bytes)
+        with np.errstate(all="ignore"):  # damaged weights are reported below
+            values = np.asarray(storage.decode(raw), dtype=np.float32).reshape(shape)
+        if not np.isfinite(values).all():
+            raise self.refusal(f"it is damaged: {name!r} holds values that are not finite")
+        return values
+
+
+def padded(n, alignment):
+    return -(-n // alignment) * alignment
+
+
+# ---- its vocabulary -----------------------------------------------------------------------------
+
+def bytes_of_letters():
+    """{letter: byte}: GPT-2's alphabet, which writes every byte as a visible letter."""
+    visible = [*range(33, 127), *range(161, 173), *range(174, 256)]  # these stand for themselves
+    others = [b for b in range(256) if b not in visible]
+    return ({chr(b): b for b in visible} |
+            {chr(256 + i): b for i, b in enumerate(others)})
+
+
+def read_encoding(file):
+    """The byte-level BPE vocabulary of a GGUF file as a tiktoken.Encoding; every id is kept.
+
+    A byte that is no token of it gets an id beyond the vocabulary: such text can be encoded, but
+    not embedded. tiktoken merges in the order of ids, so the file's merges must have that order.
+    """
+    model = file.get("tokenizer.ggml.model", str)
+    if model != "gpt2":
+        raise file.refusal(f"its tokenizer is a {model!r}; only byte-level BPE, 'gpt2', is known")
+    pre = file.get("tokenizer.ggml.pre", str)
+    if pre not in PATTERNS:
+        raise file.refusal(f"its pre-tokeniser is {pre!r}; known are {', '.join(PATTERNS)}")
+    tokens = texts_of(file, "tokenizer.ggml.tokens")
+    kinds = file.get("tokenizer.ggml.token_type", list)
+    if len(kinds) != len(tokens):
+        raise file.refusal(f"it is damaged: {len(tokens)} tokens, but {len(kinds)} types of them")
+    letters = bytes_of_letters()
+    ranks, special = {}, {}
+    for id, (token, kind) in enumerate(zip(tokens, kinds)):
+        if kind != 1:  # 1: an ordinary token
+            special[token] = id
+            continue
+        try:
+            ranks[bytes(letters[letter] for letter in token)] = id
+        except KeyError:
+            raise file.refusal(f"it is damaged: token {id} is {token!r}")
+    if len(ranks) + len(special) < len(tokens) or b"" in ranks or "" in special:
+        raise file.refusal("it is damaged: a token is there twice, or is empty")
+    check_merges(file, {token: id for id, token in enumerate(tokens)})
+    beyond = len(tokens)
+    for byte in range(256):
+        if bytes([byte]) not in ranks:
+            ranks[bytes([byte])] = beyond
+            beyond += 1
+    name = file.get("general.name", str, file.path.stem)
+    return tiktoken.Encoding(name, pat_str=PATTERNS[pre], mergeable_ranks=ranks,
+                             special_tokens=special)
+
+
+def texts_of(file, key):
+    texts = file.get(key, list)
+    if not texts or not all(isinstance(text, str) for text in texts):
+        raise file.refusal(f"{key} holds no texts")
+    return texts
+
+
+def check_merges(file, ids):
+    """Raises Refused unless each merge makes a token, and later ones make higher ids."""
+    last = -1
+    for merge in texts_of(file, "tokenizer.ggml.merges"):
+        left, _, right = merge.partition(" ")
+        id = ids.get(left + right)
+        if id is None or id < last:
+            raise file.refusal(f"the merge {merge!r} is damaged, or not in the order of the ids")
+        last = id
+
+
+# ---- its LLM ------------------------------------------------------------------------------------
+
+def sizes_of(file):
+    """The sizes of the LLM in a file, as the fields of model.LlamaConfig."""
+    family = file.get("general.architecture", str)
+    if family not in ("llama", "qwen2"):
+        raise file.refusal(f"its architecture is {family!r}; known are llama and qwen2")
+    if file.get("split.count", int, 1) != 1 or file.get(f"{family}.expert_count", int, 0):
+        raise file.refusal("it is a part of several files, or a mixture of experts: not known")
+    scaling = file.get(f"{family}.rope.scaling.type", str, "none")
+    if scaling != "none":
+        raise file.refusal(f"its rotary positions are scaled ({scaling}): not known")
+
+    def size(name, default=None):
+        n = file.get(f"{family}.{name}", int, default)
+        if not 1 <= n <= 2 ** 24:
+            raise file.refusal(f"it is damaged: {family}.{name} is {n}")
+        return n
+
+    C, H = size("embedding_length"), size("attention.head_count")
+    sizes = {
+        "V": len(texts_of(file, "tokenizer.ggml.tokens")), "C": C, "H": H,
+        "G": size("attention.head_count_kv", H), "c": size("attention.key_length", C // H),
+        "F": size("feed_forward_length"), "layers": size("block_count"),
+        "context": size("context_length"),
+        "base": file.get(f"{family}.rope.freq_base", float, 10000.0),
+        "eps": file.get(f"{family}.attention.layer_norm_rms_epsilon", float),
+        "tied": "output.weight" not in file.tensors,
+        "biased": "blk.0.attn_q.bias" in file.tensors}
+    sizes["context"] = min(sizes["context"],  # within the window, all tokens are seen
+                           size("attention.sliding_window", sizes["context"]))
+    in_pairs = size("rope.dimension_count", sizes["c"]) == sizes["c"] and sizes["c"] % 2 == 0
+    if H % sizes["G"] or not in_pairs or not sizes["base"] > 0 or not 0 < sizes["eps"] < 1:
+        raise file.refusal("its numbers of heads, or its rotary positions, are of no known kind")
+    if 9 * sizes["layers"] > len(file.tensors):
+        raise file.refusal(f"it is damaged: {sizes['layers']} blocks, {len(file.tensors)} tensors")
+    return sizes
+
+
+STRETCH = "rope_freqs.weight"  # in LLaMA 3: divides the frequencies of the rotary positions
+IN_FILE = {  # our names (model.Llama), and the tensors that each of them stacks
+    "embedding.weight": ["token_embd.weight"],
+    "attention_norm.weight": ["attn_norm.weight"],
+    "attention.qkv.weight": ["attn_q.weight", "attn_k.weight", "attn_v.weight"],
+    "attention.qkv.bias": ["attn_q.bias", "attn_k.bias", "attn_v.bias"],
+    "attention.out.weight": ["attn_output.weight"],
+    "mlp_norm.weight": ["ffn_norm.weight"],
+    "mlp.gate_up.weight": ["ffn_gate.weight", "ffn_up.weight"],
+    "mlp.down.weight": ["ffn_down.weight"],
+    "norm.weight": ["output_norm.weight"],
+    "head.weight": ["output.weight"]}
+
+
+def parts_of(name):
+    """'blocks.3.mlp.gate_up.weight' -> ['blk.3.ffn_gate.weight', 'blk.3.ffn_up.weight']"""
+    if name.startswith("blocks."):
+        _, block, of_block = name.split(".", 2)
+        return [f"blk.{block}.{part}" for part in IN_FILE[of_block]]
+    return IN_FILE[name]
+
+
+def read_weights(file, shapes, c):
+    """The weights of the LLM, {our name: float32 array}, for {our name: shape}; c: width of a head.
+
+    All names and shapes are compared first. The two channels of a rotary pair are neighbours in
+    files of `llama`; in those of `qwen2` they are half a head apart, and are moved here.
+    """
+    wanted = {part for name in shapes for part in parts_of(name)} | {STRETCH} & set(file.tensors)
+    for part in sorted(wanted ^ set(file.tensors)):
+        state = "is missing" if part in wanted else "is not known"
+        raise file.refusal(f"the tensor {part!r} {state}")
+    for name, shape in shapes.items():
+        found = [file.tensors[part].shape for part in parts_of(name)]
+        rows = sum(one[0] for one in found)
+        if any((rows, *one[1:]) != tuple(shape) for one in found):
+            raise file.refusal(f"it is damaged: {parts_of(name)} have the shapes {found}, which do "
+                               "not fit its sizes")
+    return {name: np.concatenate([read_part(file, part, c) for part in parts_of(name)])
+            for name in shapes}
+
+
+def read_part(file, part, c):
+    w = file.read(part)
+    apart = file.metadata["general.architecture"] == "qwen2"
+    if apart and (".attn_q." in part or ".attn_k." in part):
+        w = w.reshape(-1, 2, c // 2, *w.shape[1:])  # (heads, 2, c/2, ..)
+        w = w.swapaxes(1, 2).reshape(-1, *w.shape[3:])
+    return w
