@@ -270,6 +270,21 @@ class Written(Quoted):
         return F.one_hot(words, beta.size(-1)).to(beta.dtype)  # (B, N, K)
 
 
+class Placed(Quoted):
+    """An adapter without words, and another one that tells where there is something."""
+
+    def __init__(self, adapter, sees):
+        super().__init__(sees)
+        self.speaks = adapter
+
+    def weights(self, x):
+        """x (B, N, D) -> (B, N, K)"""
+        return self.adapter.weights(x)
+
+    def forward(self, x):
+        return self.speaks(x)  # (B, N, C)
+
+
 class Voted(Quoted):
     """Between an adapter and Written: the patches of a tile agree, but they still say mixtures, the
     mean of their weights."""

@@ -45,10 +45,13 @@ def open_data(out):
     return load_data(read_json(Path(out) / "vit" / "config.json").get("data", {}))
 
 
-def held_out(out, device="cpu", splits=None):
-    """The frozen features of the exam's splits, or of others: {split: (pictures, N, D)}"""
+def held_out(out, device="cpu", splits=None, data=None):
+    """The frozen features of the exam's splits, or of others: {split: (pictures, N, D)}; no more
+    pictures than `data` has, where given."""
+    data = data or open_data(out)
     features = read_tensors(Path(out) / "vit" / "features.pt", mmap=True)
-    return {split: features[split].float().to(device) for split in splits or open_data(out).EXAM}
+    return {split: features[split][:data.count(split)].float().to(device)
+            for split in splits or data.EXAM}
 
 
 def load_vlm(out, name):

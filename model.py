@@ -386,6 +386,7 @@ class LlamaConfig:
     eps: float  # of the norms
     tied: bool  # whether the head is the embedding
     biased: bool  # whether queries, keys and values have biases
+    file: str  # the GGUF file, where its vocabulary is
 
 
 class LlamaAttention(nn.Module):
@@ -452,10 +453,12 @@ def same_length(prompts, batch=200):
 
 
 def save_llm(llm, encoding, folder):
-    """Write llm.pt, llm.json and tokenizer.json into the folder."""
+    """Write llm.pt, llm.json and tokenizer.json into the folder; a Llama's vocabulary stays in its
+    GGUF file."""
     write_tensors(folder / "llm.pt", llm.state_dict())
     write_json(folder / "llm.json", asdict(llm.config))
-    save_encoding(encoding, folder / "tokenizer.json")
+    if isinstance(llm, GPT):
+        save_encoding(encoding, folder / "tokenizer.json")
 
 
 def load_llm(path):
@@ -463,15 +466,19 @@ def load_llm(path):
     path = Path(path)
     if path.suffix == ".gguf":
         return load_gguf(path)
-    llm = GPT(GPTConfig(**read_json(path / "llm.json")))
+    config = read_json(path / "llm.json")
+    if "file" in config:  # tuned here
+        llm, encoding = load_gguf(config["file"])
+    else:
+        llm, encoding = GPT(GPTConfig(**config)), load_encoding(path / "tokenizer.json")
     llm.load_state_dict(read_tensors(path / "llm.pt"))
-    return llm, load_encoding(path / "tokenizer.json")
+    return llm, encoding
 
 
 def load_gguf(path):
     """(Llama, tiktoken.Encoding). Raises Refused for a file that is damaged or not known."""
-    file = GGUF(path)
-    config, encoding = LlamaConfig(**sizes_of(file)), read_encoding(file)
+    file = GGUF(Path(path).resolve())
+    config, encoding = LlamaConfig(**sizes_of(file), file=str(file.path)), read_encoding(file)
     with torch.device("meta"):  # shapes alone: nothing is allocated before the file's are compared
         llm = Llama(config)
     shapes = {name: w.shape for name, w in llm.named_parameters()}  # a tied head is there once

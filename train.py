@@ -39,8 +39,8 @@ from data.files import Refused, Stage, read_json, read_tensors, write_json, writ
 from data.loop import Loop, autocast, optimizers
 from data.run import Job, Parser, lanes, run_command, say_scores, seconds_in, stopwatch
 from data.scoring import join_splits
-from evaluate import (exam_facts, examine_vlm, held_out, load_vlm, score_llm, show_answers,
-                      subspace)
+from evaluate import (exam_facts, examine_vlm, held_out, load_vlm, score_llm, score_vlm,
+                      show_answers, subspace)
 from model import GPT, VLM, GPTConfig, load_llm, save_llm
 from results.collect import collect_run
 from results.report import results_table
@@ -453,7 +453,8 @@ def align(s, stage, kind, llm_name="llm_source", study=False):
     llm, encoding = load_llm(Path(s.out) / llm_name)
     llm.to(s.device).requires_grad_(False)
     adapter = new_adapter(s, kind, llm, encoding).set_basis(llm, encoding)
-    vlm, data, exam = VLM(adapter, llm, encoding), s.data, held_out(s.out, s.device)
+    data = s.data
+    vlm, exam = VLM(adapter, llm, encoding), held_out(s.out, s.device, data=data)
     features = training_features(s)  # (pictures, N, D)
     announce(s, stage, [adapter], vlm, s.align_steps, s.align_batch,
              data.description(0, random.Random(0)))
@@ -476,12 +477,13 @@ def align(s, stage, kind, llm_name="llm_source", study=False):
                  **exam_facts(vlm, exam, data))
 
 
-def instruct(s, stage, kind, llm_name="llm_source", adapter=None):
+def instruct(s, stage, kind, llm_name="llm_source", adapter=None, points=0):
     """Stage 2: adapter and LLM learn from conversations to answer questions about pictures.
 
     `kind` is mlp, langbridge or blind (no adapter, no picture). The adapter is the one that align
     left beside this stage, unless one is given. The basis of a LangBridge is a copy of the LLM's
-    embeddings before this stage, and stays so: words keep the meaning that they had for W.
+    embeddings before this stage, and stays so: words keep the meaning that they had for W. So many
+    `points` of a curve, vqa on val, are measured on the way.
     """
     llm, encoding = load_llm(Path(s.out) / llm_name)
     llm.to(s.device)
@@ -491,16 +493,21 @@ def instruct(s, stage, kind, llm_name="llm_source", adapter=None):
     if kind == "langbridge":
         adapter.drawn = 0.0  # words are sampled in stage 1 only: here it would cost caption F1
     trained = [llm] if adapter is None else [adapter, llm]
-    vlm, data, exam = VLM(adapter, llm, encoding), s.data, held_out(s.out, s.device)
+    data = s.data
+    vlm, exam = VLM(adapter, llm, encoding), held_out(s.out, s.device, data=data)
     features = training_features(s)  # (pictures, N, D)
 
     def conversation(i, rng):
         return data.conversation(i, rng, s.instruct_turns, s.instruct_captions)
 
+    def measure():
+        return score_vlm(vlm, {"val": exam["val"]}, data)["val"]["vqa"]
+
     announce(s, stage, trained, vlm, s.instruct_steps, s.instruct_batch,
              conversation(0, random.Random(0)))
     loop = Loop(s, stage, trained, optimizers(s.instruct_matrix_lr, s.instruct_lr, *trained),
-                s.instruct_steps)
+                s.instruct_steps, measure,
+                {s.instruct_steps * i // points for i in range(points)} if points else ())
     for step in loop:
         rng = random.Random(f"instruct/{s.seed}/{step}")
         pictures = [rng.randrange(len(features)) for _ in range(s.instruct_batch)]
@@ -509,7 +516,7 @@ def instruct(s, stage, kind, llm_name="llm_source", adapter=None):
     save_llm(llm, encoding, stage.folder)
     if adapter is not None:
         save_adapter(adapter, stage.folder)
-    stage.finish(base=llm_name, seconds=loop.seconds, params=size_of(vlm),
+    stage.finish(base=llm_name, seconds=loop.seconds, measured=loop.measured, params=size_of(vlm),
                  **exam_facts(vlm, exam, data))
 
 

@@ -6,6 +6,8 @@
     python transfer.py --reverse            from the target to the source
     python transfer.py --corpus sentences   LLMs that have never read a raster
     python transfer.py --source A --target B   any LLM folders, absolute or relative to --out
+    python transfer.py --target FILE.gguf      to a real LLM, which reads --shots solved examples
+    python transfer.py --target FILE.gguf --steps 40    and tune it, too
 
     row                           how the adapter gets to the target     stage 1, 2 there
     zero_shot_langbridge          its basis is swapped                     no       no
@@ -28,7 +30,8 @@
     shuffled_basis                words mixed up                           no       yes
 
 A row named _after_instruct (with --rows all) starts from the source's adapter after stage 2 instead
-of stage 1. Every row's stage 2 has the same budget, by default two fifths of train.py's: short
+of stage 1. To a real LLM other rows are made (REAL_ROWS), and the LLM first reads examples, as
+text: see Prompted in model.py. Every row's stage 2 has the same budget, by default two fifths of train.py's: short
 enough for the start to matter. A seed decides the adapters and the order of data in both stages.
 Finished stages are reused. Writes transfer.json and .md into --out, with the mode in the name.
 """
@@ -37,6 +40,7 @@ import os
 import shutil
 import sys
 from dataclasses import asdict, dataclass, replace
+from functools import partial
 from pathlib import Path
 from typing import NamedTuple
 
@@ -44,16 +48,19 @@ import torch
 import torch.nn.functional as F
 
 import train
-from adapter import (NOTHING, LangBridge, MLPAdapter, Voted, Written, from_tiles, in_tiles,
+from adapter import (NOTHING, LangBridge, MLPAdapter, Placed, Voted, Written, from_tiles, in_tiles,
                      load_adapter, read_as_words, token)
 from data.corpus import GRID
-from data.files import Refused, read_json, write_json, write_text
+from data.files import Refused, Stage, read_json, write_json, write_text
+from data.gguf import GGUF
 from data.run import (Job, Parser, lanes, run_command, say_scores, seconds_in, seed_list,
                       stopwatch)
 from data.scoring import SCORES
+from data.world import QUESTION_TYPES
 from evaluate import exam_facts, held_out, score_vlm
-from model import VLM, load_llm
-from results.collect import collect_transfer, print_transfer, row_head, row_line
+from model import VLM, Prompted, Reader, load_llm
+from results.collect import (collect_real, collect_transfer, look_up, print_transfer, row_head,
+                             row_line)
 from results.report import transfer_table
 from train import (Settings, align, check, instruct, load_settings, new_adapter, open_stage,
                    training_features, words_of)
@@ -61,6 +68,8 @@ from train import (Settings, align, check, instruct, load_settings, new_adapter,
 TEMPERATURES = [0.03, 0.06, 0.1, 0.2]  # of an MLP that is read as words; one is chosen on val,
 RIDGES = [0.1, 0.3, 1.0, 3.0]  # and so is one of these, of the linear map,
 CHOSEN_ON = 150  # by so many pictures
+REAL_LR = 0.0003  # of AdamW in stage 2, for a real LLM
+EXAMPLES, EXAMPLES_ON = 6, 50  # sets of examples for a real LLM, and the pictures that choose one
 PROBED = 1500  # labelled pictures that the probe has seen
 
 
@@ -72,6 +81,7 @@ class Row(NamedTuple):
     after: str = "align"  # the source's adapter is taken after this stage
     written: str = ""  # text: top (a patch's top word), relaid (a tile's top two words); or voted
     headline: bool = True
+    other_picture: bool = False  # questions are about one picture, and another one is shown
 
     @property
     def stage1(self):
@@ -115,6 +125,31 @@ ROWS = [  # the most telling first
     more("zero_shot_langbridge_after_instruct", "langbridge", "moved", after="instruct"),
     more("zero_shot_shuffled_after_instruct", "langbridge", "shuffled", after="instruct"),
 ]
+
+
+REAL_ROWS = [  # to a GGUF file; the first four see no picture, but read the scene in words
+    Row("reads_list", "none", "list"),
+    Row("reads_rasters", "none", "raster"),
+    Row("reads_sentences", "none", "sentences"),
+    Row("nothing", "none", "nothing"),
+    Row("zero_shot_langbridge", "langbridge", "moved"),
+    Row("zero_shot_langbridge_after_instruct", "langbridge", "moved", after="instruct"),
+    Row("zero_shot_wrong_picture", "langbridge", "moved", other_picture=True),
+    Row("zero_shot_shuffled", "langbridge", "shuffled"),
+    Row("zero_shot_mlp_as_words", "mlp", "as_words"),
+    Row("zero_shot_stitched_mlp", "mlp", "stitched"),
+    Row("words_as_text", "langbridge", "moved", written="relaid"),
+    Row("words_as_text_mlp", "mlp", "as_words", written="relaid"),
+]
+TUNED_ROWS = [  # and with --steps, in this order
+    Row("transferred_langbridge", "langbridge", "moved", stage2=True),
+    Row("native_mlp", "mlp", "native", stage2=True),
+    Row("fresh_mlp", "mlp", "fresh", stage2=True),
+    Row("native_langbridge", "langbridge", "native", stage2=True),
+]
+
+
+REAL_SCORES = ("vqa", *QUESTION_TYPES, "caption_f1", "pope_acc")
 
 
 # ---- how an adapter gets to another LLM ---------------------------------------------------------
@@ -226,20 +261,24 @@ def ways(s, row, move, llm, encoding):
     return {ridge: stitch(adapter, v, e, e_target, ridge) for ridge in RIDGES}
 
 
-def bring(s, row, move, llm, encoding):
+def bring(s, row, move, llm, encoding, see=VLM, pictures=CHOSEN_ON):
     """A row's adapter as it arrives at the target LLM, before any stage 2 (None for blind), and the
-    constant that did best on val, if one was open."""
+    constant that did best on val, if one was open. see(adapter, llm, encoding) is the VLM that is
+    tried, on so many pictures."""
     if row.start == "none":
         return None, None
     adapters = ways(s, row, move, llm, encoding)
+    if row.start == "stitched" and see is not VLM:  # it must say where there is something, too
+        sees = ways(s, row._replace(start="as_words"), move, llm, encoding)[TEMPERATURES[0]]
+        adapters = {ridge: Placed(adapter, sees) for ridge, adapter in adapters.items()}
     for constant, adapter in adapters.items():
         if row.written:
             adapters[constant] = (Voted(adapter) if row.written == "voted" else
                                   Written(adapter, relaid=row.written == "relaid"))
-    exam = {"val": held_out(s.out, s.device, ["val"])["val"][:CHOSEN_ON]}
+    exam = {"val": held_out(s.out, s.device, ["val"])["val"][:pictures]}
 
     def quality(constant):
-        vlm = VLM(adapters[constant], llm, encoding)
+        vlm = see(adapters[constant], llm, encoding)
         scores = score_vlm(vlm, exam, s.data)["val"]
         return scores["vqa"] + scores["caption_f1"]
 
@@ -263,6 +302,53 @@ def make_row(s, stage, row, move):
     stage.finish(base=move.target, seconds=0.0, chosen=constant, **facts)
 
 
+# ---- to a real LLM ------------------------------------------------------------------------------
+
+def choose_examples(s, stage, move):
+    """Which solved examples an LLM reads before a scene: those after which it answers best about
+    scenes of val, in words."""
+    llm, encoding = load_llm(move.target)
+    llm.to(s.device)
+    texts = {"val": [s.data.tell("val", i, "list") for i in range(EXAMPLES_ON)]}
+    tried = {}
+    for seed in range(EXAMPLES):
+        reader = Reader(llm, encoding, s.data.examples(move.shots, seed, "list"))
+        tried[seed] = score_vlm(reader, texts, s.data)
+    best = max(tried, key=lambda seed: tried[seed]["val"]["vqa"])
+    stage.folder.mkdir(parents=True, exist_ok=True)
+    stage.finish(seconds=0.0, chosen=best, scores=tried[best],
+                 tried={seed: scores["val"]["vqa"] for seed, scores in tried.items()},
+                 params=train.size_of(llm), vocab=llm.config.V)
+
+
+def make_real_row(s, stage, row, move):
+    """Make a row of an LLM that reads examples first; no weight of it is changed, unless the row
+    has stage 2: then there are no examples, and a picture is a raster, as everywhere."""
+    llm, encoding = load_llm(move.target)
+    llm.to(s.device)
+    if row.stage2:
+        adapter, _ = (None, None) if row.stage1 else bring(s, row, move, llm, encoding)
+        return instruct(s, stage, row.kind, move.target, adapter, points=5)
+    how = row.start if row.start in ("raster", "sentences") else "list"
+    examples = s.data.examples(move.shots, move.examples.config()["chosen"], how)
+    constant, missing = None, []
+    if row.kind == "none":
+        exam = {"test": [s.data.tell("test", i, row.start) for i in range(s.data.count("test"))]}
+        vlm = Reader(llm, encoding, examples)
+    else:
+        see = partial(Prompted, examples=examples)
+        adapter, constant = bring(s, row, move, llm, encoding, see, EXAMPLES_ON)
+        exam, vlm = held_out(s.out, s.device, ["test"], s.data), see(adapter, llm, encoding)
+        missing = [t.decode("latin-1") for t in getattr(adapter, "missing", [])]
+    if row.other_picture:
+        exam["test"] = exam["test"].roll(len(exam["test"]) // 2, 0)
+    facts = exam_facts(vlm, exam, s.data)
+    stage.folder.mkdir(parents=True, exist_ok=True)
+    stage.finish(base=move.target, seconds=0.0, chosen=constant, missing=missing, **facts)
+
+
+# ---- adapters and rows as stages -----------------------------------------------------------------
+
 @dataclass
 class Move:
     """From one LLM to another, with one seed: the stages of its adapters and rows.
@@ -277,11 +363,23 @@ class Move:
     steps: int = 0  # of stage 2 in every row; 0: two fifths of train.py's
     rate: float = 1.0  # times the learning rates of stage 2
     root: str = "transfer"
+    shots: int = 0  # solved examples that a real LLM reads before a scene
+    pictures: int = 0  # test pictures that it is asked about
+    reads: str = ""  # the --out folder of what does not depend on an adapter
 
     def __post_init__(self):
+        self.real = is_file(self.target)
         self.row_s = replace(self.s, instruct_steps=self.steps or self.s.instruct_steps * 2 // 5,
                              instruct_lr=self.rate * self.s.instruct_lr,
                              instruct_matrix_lr=self.rate * self.s.instruct_matrix_lr)
+        if self.real:  # a step takes seconds
+            self.row_s = replace(
+                self.row_s, test_pictures=self.pictures, instruct_lr=self.rate * REAL_LR,
+                align_steps=self.row_s.instruct_steps * 5 // 2, align_batch=self.s.instruct_batch)
+
+    def s_of(self, llm):
+        """The settings of adapters that are trained on this LLM."""
+        return self.row_s if self.real and llm == self.target else self.s
 
     def folder_of(self, llm):
         return f"{self.root}/{label(llm)}/seed{self.s.seed}"
@@ -293,7 +391,18 @@ class Move:
     def adapter(self, llm, kind, phase):
         """The stage that holds the adapter trained on this LLM."""
         name = f"{kind}_{phase}"
-        return open_stage(self.s, name if self.by_train(llm) else f"{self.folder_of(llm)}/{name}")
+        return open_stage(self.s_of(llm),
+                          name if self.by_train(llm) else f"{self.folder_of(llm)}/{name}")
+
+    @property
+    def examples(self):
+        """The stage that holds the choice of examples for a real LLM."""
+        return self.reading(f"examples{self.shots}")
+
+    def reading(self, name):
+        """A stage of a real LLM that does not depend on an adapter."""
+        settings = {"shots": self.shots, "test_pictures": self.pictures}
+        return Stage(self.reads, f"{self.root}/{label(self.target)}/{name}", settings)
 
     def llm_of(self, row):
         """The LLM that a row's adapter was trained with."""
@@ -305,6 +414,8 @@ class Move:
 
     def stage_of(self, row):
         """The stage that holds a row's scores."""
+        if row.kind == "none":
+            return self.reading(row.name)
         if row.stage1 and not row.stage2:
             return self.start_of(row)
         name, s = f"from_{label(self.source)}/{row.name}", self.row_s
@@ -314,7 +425,10 @@ class Move:
             name = f"steps{self.steps}/rate{self.rate:g}/{name}"
         if not row.stage2:  # whatever the budget
             s = replace(self, steps=0, rate=1.0).row_s
-        return open_stage(s, f"{self.folder_of(self.target)}/{name}")
+        stage = open_stage(s, f"{self.folder_of(self.target)}/{name}")
+        if self.real and not row.stage2:
+            stage.settings["shots"] = self.shots
+        return stage
 
     def jobs(self, rows):
         """The rows' jobs, each after those of the adapter that it starts from."""
@@ -325,9 +439,14 @@ class Move:
                 after = [self.start_of(row)]
                 for job in self.adapter_jobs(row):
                     jobs.setdefault(job.stage.folder, job)
+            if self.real:
+                jobs.setdefault(self.examples.folder, Job(choose_examples, self.row_s,
+                                                          self.examples, {"move": self}))
+                after = [*after, self.examples]
             if row.stage2 or not row.stage1:
                 stage, about = self.stage_of(row), {"row": row, "move": self}
-                jobs[stage.folder] = Job(make_row, self.row_s, stage, about, after)
+                make = make_real_row if self.real else make_row
+                jobs[stage.folder] = Job(make, self.row_s, stage, about, after)
         return list(jobs.values())
 
     def adapter_jobs(self, row):
@@ -337,9 +456,9 @@ class Move:
             read_json(start.folder / "config.json")  # or Refused, before anything is made
             return []
         about, aligned = {"kind": row.kind, "llm_name": llm}, self.adapter(llm, row.kind, "align")
-        jobs = [Job(align, self.s, aligned, about)]
+        jobs = [Job(align, self.s_of(llm), aligned, about)]
         if row.after == "instruct":
-            jobs.append(Job(instruct, self.s, start, about, [aligned]))
+            jobs.append(Job(instruct, self.s_of(llm), start, about, [aligned]))
         return jobs
 
 
@@ -353,8 +472,16 @@ def run_moves(s, moves, rows, say=say_scores):
         run(list(jobs.values()))
 
 
+def is_file(llm):
+    """Whether an LLM is a real one, in a GGUF file."""
+    return llm.endswith(".gguf")
+
+
 def label(llm):
-    """A folder name for an LLM; for a path, its last two parts: out-seed1-llm_source."""
+    """A folder name for an LLM; for a path, its last two parts: out-seed1-llm_source; for a file,
+    its name."""
+    if is_file(llm):
+        return Path(llm).stem
     if "/" in llm or os.sep in llm:
         return "-".join(Path(llm).resolve().parts[-2:])
     return llm
@@ -380,7 +507,11 @@ def parse(argv):
         "0,1,2 with --full-seeds)")
     add("--reverse", action="store_true", help="from the target LLM to the source LLM")
     add("--source", default="llm_source", help="LLM folder that the adapter comes from")
-    add("--target", default="llm_target", help="LLM folder that it is moved to")
+    add("--target", default="llm_target", help="LLM folder, or GGUF file, that it is moved to")
+    add("--shots", type=int, default=16, help="solved examples, as text, that a real LLM (GGUF "
+        "file) reads before a scene (default: 16)")
+    add("--pictures", type=int, default=200, help="test pictures that a real LLM is asked about "
+        "(default: 200)")
     add("--full-seeds", action="store_true", help="each seed has LLMs and a ViT of its own: "
         "train.py into OUT-seed1 and so on")
     add("--corpus", choices=["both", "sentences"], default="both", help="sentences: LLMs that "
@@ -388,17 +519,29 @@ def parse(argv):
     add("--rows", choices=["headline", "all"], default="headline",
         help="all: more ways to move, fresh adapters, adapters after instruct, too")
     add("--steps", type=int, default=0,
-        help="steps of stage 2 on the target, in every row (default: two fifths of train.py's)")
+        help="steps of stage 2 on the target, in every row (default: two fifths of train.py's; for "
+        "a GGUF file, none)")
     add("--threads", type=int, default=0, help="CPU threads in all; 0: as many as there are cores")
     add("--device", help="cpu, cuda or mps (default: what train.py used)")
     args = parser.parse_args(argv)
     for name in ("steps", "threads"):
         if getattr(args, name) < 0:
             raise Refused(f"--{name} {getattr(args, name)}: expected 0 for the default, or more")
+    for name, least in (("shots", 1), ("pictures", 4)):
+        if getattr(args, name) < least:
+            raise Refused(f"--{name} {getattr(args, name)}: expected {least} or more")
+    args.real = is_file(args.target)
+    if args.real:
+        args.target = str(Path(args.target).resolve())
+        GGUF(args.target)  # refused now, not after training
+        if args.reverse or args.corpus == "sentences":
+            raise Refused("to a GGUF file, adapters are moved from the source LLM as it is: "
+                          "--reverse and --corpus do not go with it")
     if args.full_seeds and args.corpus == "sentences":
         raise Refused("--full-seeds does not go with --corpus sentences")
     own_llms = args.full_seeds or args.corpus == "sentences"
-    if own_llms and (args.source, args.target) != ("llm_source", "llm_target"):
+    named = {args.source} if args.real else {args.source, args.target}
+    if own_llms and not named <= {"llm_source", "llm_target"}:
         raise Refused("--source and --target name one pair of LLMs, --full-seeds and --corpus make "
                       "their own: use one or the other")
     args.seeds = args.seeds or ([0, 1, 2] if args.full_seeds else [0])
@@ -416,7 +559,9 @@ def name_of(args):
         name += "_full-seeds"
     if args.corpus == "sentences":
         name += "_sentences"
-    if {args.source, args.target} != {"llm_source", "llm_target"}:
+    if args.real:
+        name = f"transfer_{label(args.target)}"
+    elif {args.source, args.target} != {"llm_source", "llm_target"}:
         name += f"_{label(args.source)}_to_{label(args.target)}"
     return name
 
@@ -432,7 +577,7 @@ def prepare_seed(seed, args, s):
         s = replace(s, seed=seed, out=f"{s.out}-seed{seed}")
         if not (Path(s.out) / "results.json").exists():
             train.main(s)
-    for llm in (args.source, args.target):
+    for llm in (args.source, args.target)[:1 if args.real else 2]:
         read_json(Path(s.out) / llm / "llm.json")  # fails now, not after training
     return s
 
@@ -455,20 +600,28 @@ def main():
     for seed in args.seeds:
         its = prepare_seed(seed, args, s)
         own = seed == its.seed and args.corpus == "both"
-        moves.append(Move(replace(its, seed=seed), args.source, args.target, own, args.steps))
-    rows = [row for row in ROWS if (args.rows == "all" or row.headline) and can_be_made(row, s)]
-    print(f"transfer: {args.source} to {args.target}, seeds {args.seeds}, {len(rows)} rows, "
+        moves.append(Move(replace(its, seed=seed), args.source, args.target, own, args.steps,
+                          shots=args.shots, pictures=args.pictures, reads=args.out))
+    rows = [row for row in ROWS if args.rows == "all" or row.headline]
+    if args.real:
+        rows = REAL_ROWS + (TUNED_ROWS if args.steps else [])
+    rows = [row for row in rows if can_be_made(row, s)]
+    names = REAL_SCORES if args.real else SCORES
+    print(f"transfer: {args.source} to {label(args.target)}, seeds {args.seeds}, {len(rows)} rows, "
           f"stage 2 of {moves[0].row_s.instruct_steps} steps x {s.instruct_batch} pictures, device "
           f"{s.device}, {s.threads} threads, settings of {args.out}/settings.json", flush=True)
     out, name = Path(args.out), name_of(args)
     clock = out / "transfer" / f"seconds{name.removeprefix('transfer')}.json"
     clock.parent.mkdir(exist_ok=True)
     pictures = {split: s.data.count(split) for split in ("test", "comp")}
+    if args.real:
+        pictures = {"test": moves[0].row_s.data.count("test")}
     guesses = {"chance": s.data.chance(pictures), "majority": s.data.majority(pictures)}
     by_folder = {move.stage_of(row).folder: row for move in moves for row in rows}
 
     def show(name, stage1, stage2, scores):
-        print(row_line(name, stage1, stage2, [scores[score] for score in SCORES]), flush=True)
+        print(row_line(name, stage1, stage2, [look_up(scores, score) for score in names]),
+              flush=True)
 
     def say(job):
         row = by_folder.get(job.stage.folder)
@@ -477,7 +630,7 @@ def main():
         seed = f", seed {job.s.seed}" if len(moves) > 1 else ""
         show(row.name + seed, row.stage1, row.stage2, job.stage.config()["scores"])
 
-    print(f"\n{row_head(SCORES)}", flush=True)
+    print(f"\n{row_head(names)}", flush=True)
     for guess, scores in guesses.items():
         show(guess, "", "", scores)
     if any(move.stage_of(row).config() is None for move in moves for row in rows):
@@ -486,12 +639,20 @@ def main():
     configs = {row.name: [move.stage_of(row).config() for move in moves] for row in rows}
     starts = {row.name: [move.start_of(row).config() for move in moves]
               for row in rows if row.stage1 or row.from_source}
-    result = collect_transfer(rows, SCORES, configs, starts, seeds=args.seeds,
+    result = collect_transfer(rows, names, configs, starts, seeds=args.seeds,
                               source=label(args.source), target=label(args.target), **guesses)
     result["seconds"] = seconds_in(clock)
+    if args.real:
+        result |= collect_real(moves[0].examples.config(), configs["zero_shot_langbridge"][0],
+                               len(load_adapter(moves[0].start_of(rows[4]).folder).tokens),
+                               {row.name: configs[row.name] for row in rows if row.stage2})
     write_json(out / f"{name}.json", result)
     write_text(out / f"{name}.md", transfer_table(result))
     print_transfer(result)
+    if args.real:
+        print(f"\n{seconds_in(clock) / 60:.1f} minutes. {out}/{name}.json and .md. Try next:\n"
+              f"  python evaluate.py --out {out} --image results/picture.png --llm {args.target}")
+        return
     (row,) = [row for row in ROWS if row.name == "transferred_langbridge"]
     transferred = moves[0].stage_of(row).name
     print(f"\n{seconds_in(clock) / 60:.1f} minutes. {out}/{name}.json and .md. Try next:\n"

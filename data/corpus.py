@@ -153,7 +153,7 @@ def conversation(scene, rng, turns, captions=0.3, pairs=PAIRS):
 
 def solved_examples(n, seed, tell, candidates=300):
     """A prompt for an LLM that was not trained here: n scenes of the corpora, tell(scene), each
-    with three questions and their answers.
+    with three questions, or requests for a caption, and their answers.
 
     Each scene is one of those whose answers were given least often before: an LLM likes to repeat
     what it has just read.
@@ -161,18 +161,21 @@ def solved_examples(n, seed, tell, candidates=300):
     rng, given, text = random.Random(f"examples/{seed}"), Counter(), ""
     scenes = [make_scene("text:source", f"examples/{seed}", i) for i in range(candidates)]
     for k in range(n):
-        types = [QUESTION_TYPES[(3 * k + j) % len(QUESTION_TYPES)] for j in range(3)]
+        types = [(*QUESTION_TYPES, "caption")[(3 * k + j) % 6] for j in range(3)]
         asked = []
         for scene in scenes:
-            questions = [ask(scene, type, rng) for type in types]
+            questions = [ask(scene, type, rng) for type in types if type != "caption"]
             if all(questions):
                 before = sum(given[qa.type, qa.answer] for qa in questions)
                 asked.append((before, len(asked), scene, questions))
         _, _, scene, questions = min(asked)
         scenes.remove(scene)
         given.update((qa.type, qa.answer) for qa in questions)
-        turns = [f"{prompt(qa.question)} {qa.answer}\n" for qa in questions]
-        text += PREFIX.removeprefix(BOS) + tell(scene) + "".join(rng.sample(turns, 3))
+        turns = [turn(qa.question, qa.answer) for qa in questions]
+        if "caption" in types:
+            turns.append(description(scene, rng))
+        pieces = sum(rng.sample(turns, 3), [])
+        text += PREFIX.removeprefix(BOS) + tell(scene) + "".join(piece for piece, _ in pieces)
     return text
 
 

@@ -16,6 +16,15 @@ from data.world import (CAPTION_REQUESTS, COLORS, COMP_PAIRS, PLACES, SEEN_PAIRS
                         keywords, make_scene, patches_of, twin)
 
 
+def tell(scene, how):
+    """A scene in words: as a list, a raster or sentences; or nothing of it."""
+    rng = random.Random(f"tell/{scene}")
+    tellings = {"list": corpus.listing, "raster": lambda scene: corpus.raster(scene, rng),
+                "sentences": lambda scene: corpus.sentences(scene, "source", rng),
+                "nothing": lambda scene: ""}
+    return tellings[how](scene)
+
+
 class SeenObject(NamedTuple):
     """An object of a picture: what it is, where it is, and which patches show it."""
     words: dict  # {kind: word}, as in {"color": "red", "shape": "circle"}
@@ -37,6 +46,8 @@ class ShapeData:
     tokenizer(dialect, V, seed)                  the LLMs: their vocabulary
     document(dialect, seed, index, ..)           the LLMs: their corpus, in pieces (data/corpus.py)
     examine_reading(answer, dialect)             the LLMs: their scores
+    tell(split, index, how), examples(n, seed, how)   an LLM that was not trained here: a scene in
+                                                 words, and solved examples
     description(index, rng)                      align: the caption of a training picture
     conversation(index, rng, turns, captions)    instruct: a conversation about it
     examine(answer, pictures)                    the exam of a VLM
@@ -100,6 +111,12 @@ class ShapeData:
         if of == "texts":
             return self.pictures(split, indices), [keywords(scene) for scene in scenes]
         return self.pictures(split, indices), self.drawings(scenes, f"others/{split}/{k}")
+
+    def tell(self, split, index, how):
+        return tell(make_scene(split, 0, index), how)
+
+    def examples(self, n, seed, how):
+        return corpus.solved_examples(n, seed, lambda scene: tell(scene, how))
 
     def description(self, index, rng):
         return corpus.description(make_scene("train", 0, index), rng)

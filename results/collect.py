@@ -69,7 +69,8 @@ def collect_transfer(rows, names, configs, starts, **facts):
             result["stage2_samples"] = settings["instruct_steps"] * settings["instruct_batch"]
     for name, base in RATIOS:
         if name in configs and base in configs:
-            ratios = {score: ratio(configs[name], configs[base], score) for score in names}
+            ratios = {score: ratio(configs[name], configs[base], score) for score in names
+                      if score in configs[name][0]["counts"]}
             key = f"{name.replace('_langbridge', '')}_vs_{base}"
             result["ratios"][key] = ratios
             result["relative"][key] = {score: found["mean"] for score, found in ratios.items()}
@@ -79,6 +80,31 @@ def collect_transfer(rows, names, configs, starts, **facts):
     before, after = hashes[0]
     result["adapter_hash"] = {"before": before, "after": after, "every_seed": hashes}
     return result
+
+
+def look_up(scores, name):
+    """A score, or that of a type of question."""
+    return scores[name] if name in scores else scores["vqa_by_type"][name]
+
+
+def collect_real(examples, moved, words, tuned):
+    """What transfer_<file>.json has besides: the LLM, its examples, and the curves of stage 2.
+
+    examples, moved: configs of their stages; words: of the adapter; tuned: {row: its configs}
+    """
+    curves = {name: [[step, float(np.mean(values))] for step, *values in
+                     zip([step for step, _ in configs[0]["measured"]],
+                         *([value for _, value in config["measured"]] for config in configs))]
+              for name, configs in tuned.items()}
+    if "native_mlp" in curves:
+        goal = 0.95 * curves["native_mlp"][-1][1]
+        needed = {name: samples_to(curve, goal) for name, curve in curves.items()}
+        curves = {"vqa_on_val": curves, "goal": goal, "steps_to_95": needed}
+    return {"llm": {"params": examples["params"], "vocab": examples["vocab"],
+                    "words": [words - len(moved["missing"]), words], "missing": moved["missing"]},
+            "examples": {"shots": examples["settings"]["shots"], "chosen": examples["chosen"],
+                         "vqa_on_val": examples["tried"]},
+            "curves": curves}
 
 
 def collect_row(row, names, configs, starts):
@@ -93,7 +119,7 @@ def collect_row(row, names, configs, starts):
     samples += steps2 * s["instruct_batch"] if steps2 else 0
     scores = {}
     for score in names:
-        values = [config["scores"][score] for config in configs]
+        values = [look_up(config["scores"], score) for config in configs]
         scores[score] = {"mean": float(np.mean(values)), "values": values}
     return {"name": row.name, "stage1": row.stage1, "stage2": row.stage2, "scores": scores,
             "seconds": seconds, "steps": steps1 + steps2, "samples": samples}
@@ -161,8 +187,9 @@ def print_transfer(r):
         means = [row["scores"][name]["mean"] for name in names]
         print(row_line(row["name"], row["stage1"], row["stage2"], means))
     for guess in ("majority", "chance"):
-        print(row_line(guess, "", "", [r[guess][name] for name in names]))
+        print(row_line(guess, "", "", [look_up(r[guess], name) for name in names]))
     for ratio, values in r["relative"].items():
-        print(f"{ratio + ':':64}" + "".join(f"{values[name]:12.3f}" for name in names))
+        print(f"{ratio + ':':64}" + "".join(f"{values[name]:12.3f}" if name in values else
+                                            f"{'':12}" for name in names))
     print(f"hash of the moved adapter at the end of its training, and at the end of its row: "
           f"{r['adapter_hash']['before']} and {r['adapter_hash']['after']}")

@@ -164,16 +164,20 @@ def transfer_table(r):
         cells = [spread(row["scores"][score]["values"]) for score in scores]
         rows.append([row["name"], *stages, *cells, f"{row['seconds']:.0f}"])
     for guess in ("majority", "chance"):
-        rows.append([guess, "", "", *(f"{r[guess][score]:.3f}" for score in scores), ""])
+        guessed = r[guess] | r[guess]["vqa_by_type"]
+        rows.append([guess, "", "", *(f"{guessed[score]:.3f}" for score in scores), ""])
     ratios = []
     for name, by_score in r["ratios"].items():
         name = name.replace("_vs_", " / ").replace("zero_shot", "zero-shot").replace("_", " ")
         cells = []
-        for score in scores:
+        for score in by_score:
             low, high = by_score[score]["interval"]
             cells.append(f"{spread(by_score[score]['values'])}; {low:.3f} to {high:.3f}")
         ratios.append([name, *cells])
     seeds = ", ".join(map(str, r["seeds"]))
+    if "llm" in r:
+        return "\n\n".join([real_line(r, seeds),
+                            markdown_table(["row", "stage 1", "stage 2", *scores, "seconds"], rows)])
     return "\n\n".join([
         f"{r['source']} to {r['target']}, seeds {seeds}: mean (lowest to highest).",
         markdown_table(["row", "stage 1", "stage 2", *scores, "seconds on the target"], rows),
@@ -181,6 +185,20 @@ def transfer_table(r):
         "seed;\nafter the semicolon: the 95% interval of their mean over other draws of test "
         "pictures.",
         markdown_table(["ratio", *scores], ratios)])
+
+
+def real_line(r, seeds):
+    """What there is to say about a real LLM and its examples."""
+    have, of = r["llm"]["words"]
+    text = (f"{r['source']} to {r['target']} ({r['llm']['params'] / 1e6:.0f} million parameters, "
+            f"{r['llm']['vocab']:,} tokens, {have} of the\nadapter's {of} words), which first reads "
+            f"{r['examples']['shots']} solved examples; seeds {seeds}: mean (lowest to highest).")
+    if "goal" in r["curves"]:
+        needed = [f"{name} {'never' if steps is None else round(steps)}"
+                  for name, steps in r["curves"]["steps_to_95"].items()]
+        text += (f"\nSteps of stage 2 until vqa on val reaches {r['curves']['goal']:.3f}, 95% of "
+                 f"native_mlp's last: {', '.join(needed)}.")
+    return text
 
 
 def budgets_table(r):
