@@ -26,7 +26,7 @@ from typing import NamedTuple
 
 from data.bpe import BOS, PATTERNS, train_bpe
 from data.world import (CAPTION_REQUESTS, PAIRS, PLACES, QUESTION_TYPES, any_caption, ask, ask_any,
-                        make_scene)
+                        caption, make_scene)
 
 GRID = 6  # tiles a side: a place of the 3 x 3 board is 2 x 2 tiles
 NOTHING = " ."  # the word for an empty tile
@@ -173,7 +173,7 @@ def solved_examples(n, seed, tell, candidates=300):
         given.update((qa.type, qa.answer) for qa in questions)
         turns = [turn(qa.question, qa.answer) for qa in questions]
         if "caption" in types:
-            turns.append(description(scene, rng))
+            turns.append(turn(rng.choice(CAPTION_REQUESTS), caption(scene)))
         pieces = sum(rng.sample(turns, 3), [])
         text += PREFIX.removeprefix(BOS) + tell(scene) + "".join(piece for piece, _ in pieces)
     return text
