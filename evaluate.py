@@ -6,6 +6,7 @@
     python evaluate.py --image picture.png --trace        from the file to the answer, step by step
     python evaluate.py --image picture.png --map words.png            what each patch says
     python evaluate.py --image picture.png --swap red=blue --ask ..   what if it said blue?
+    python evaluate.py --image picture.png --llm FILE.gguf --ask ..   ask a real LLM; all of these work
 
 The exam itself, its questions and what answers are worth, is in data/scoring.py.
 """
@@ -30,10 +31,11 @@ from data.dataset import load_data
 from data.files import Refused, read_json, read_tensors, write_json
 from data.run import Parser, run_command
 from data.scoring import SCORES
-from model import GPT, VLM, load_llm, same_length
+from model import LLM, VLM, Prompted, load_llm, same_length
 from results.figures import contact_sheet, plot_study, word_map
 from vision import ViT, load_vit, read_picture
 
+SHOTS = 16  # solved examples that a real LLM reads before a scene
 CHECKPOINTS = ("mlp_align", "langbridge_align", "mlp_instruct", "langbridge_instruct",
                "blind_instruct")
 
@@ -67,6 +69,23 @@ def load_vlm(out, name):
     adapter = load_adapter(folder).set_basis(*load_llm(base)) if spoken else None
     llm, encoding = load_llm(folder if tuned else base)
     return vit, VLM(adapter, llm, encoding).eval()
+
+
+def load_real(out, name, file):
+    """(ViT, VLM) of an adapter that was moved to a real LLM, which reads solved examples first:
+    those that transfer.py has chosen for it, if it has."""
+    vit, adapter = load_vit(out / "vit").eval(), load_adapter(out / name)
+    if not isinstance(adapter, LangBridge):
+        raise Refused(f"--llm needs a LangBridge, whose words another LLM can say; {name!r} is none")
+    llm, encoding = load_llm(file)
+    chosen = out / "transfer" / file.stem / f"examples{SHOTS}" / "config.json"
+    seed = read_json(chosen)["chosen"] if chosen.exists() else 0
+    examples = open_data(out).examples(SHOTS, seed, "list")
+    try:
+        adapter.set_basis(llm, encoding)
+    except ValueError as error:
+        raise Refused(str(error)) from error
+    return vit, Prompted(adapter, llm, encoding, examples).eval()
 
 
 def base_of(out, name):
@@ -454,15 +473,16 @@ def trace(path, vit, vlm, question, known):
         show_step("4. The MLP turns each feature into a visual token.", adapter(features),
                   MLPAdapter.forward, "return")
     picture, start = vlm.picture(features), len(vlm.prefix)  # (B, prefix + N + rows, C)
-    show_step("6. They go inside the text, with a newline after each row.", picture,
-              VLM.picture, "return torch.cat")
+    show_step(f"6. They go inside the text. {vlm.layout}", picture, type(vlm).picture,
+              "return torch.cat")
     ids = encoding.encode(prompt(question))
-    print(f"        position 0: {'|'.join(encoding.decode([i]) for i in vlm.prefix)!r}")
-    print(f"        position {start}: {side} rows of {side} patches and a newline")
+    shown = vlm.prefix[-5:]
+    print(f"        position {start - len(shown)}: {'|'.join(encoding.decode([i]) for i in shown)!r}")
+    print(f"        position {start}: the picture, {picture.size(1) - start} tokens")
     print(f"        position {picture.size(1)}: {'|'.join(encoding.decode([i]) for i in ids)!r}")
     logits = llm(torch.cat([picture, vlm.embed(ids)], dim=1))
     show_step("7. The LLM reads all T positions; the logits of the last one choose the answer's "
-              "first token:", logits, GPT.forward, "return")
+              "first token:", logits, LLM.forward, "return")
     best = logits[0, -1].softmax(-1).topk(5)
     for p, i in zip(best.values.tolist(), best.indices.tolist()):
         print(f"        {p:.3f}  {encoding.decode([i])!r}")
@@ -531,8 +551,12 @@ def chat(vlm, features, data, known, draw_map):
 def look_at(args, model):
     """python evaluate.py --image: whatever was asked for."""
     data = open_data(args.out)
-    vit, vlm = load_vlm(args.out, model)
-    known = words_read(args.out, model)
+    if args.llm:
+        vit, vlm = load_real(args.out, model, args.llm)
+        known = set()  # it has read the web
+    else:
+        vit, vlm = load_vlm(args.out, model)
+        known = words_read(args.out, model)
     pixels = read_picture(args.image, vit.config.size)
     features = vit(pixels)
     question = " ".join((args.ask or data.request).lower().split())
@@ -566,9 +590,11 @@ def main():
                         "LangBridge beside the MLP")
     parser.add_argument("--swap", metavar="WORD=WORD", help="replace the first word by the second "
                         "in what every patch says, as in red=blue")
+    parser.add_argument("--llm", type=Path, metavar="GGUF", help="a real LLM in a GGUF file answers; "
+                        "the adapter is moved to it as it is (default of --model: langbridge_align)")
     args = parser.parse_args()
     if args.image is None:
-        for flag in ("ask", "trace", "map", "swap"):
+        for flag in ("ask", "trace", "map", "swap", "llm"):
             if getattr(args, flag):
                 raise Refused(f"which picture? --{flag} needs --image picture.png")
         names = [args.model]
@@ -581,7 +607,7 @@ def main():
     if args.ask is not None and not args.ask.strip():
         raise Refused('the question is empty; try --ask "what color is the circle?", or leave '
                       "--ask out for a caption")
-    look_at(args, args.model or "langbridge_instruct")
+    look_at(args, args.model or ("langbridge_align" if args.llm else "langbridge_instruct"))
 
 
 if __name__ == "__main__":

@@ -512,6 +512,7 @@ class VLM(nn.Module):
     """
 
     batch = 200  # pictures, or questions, that are answered at a time
+    layout = "A newline ends each row."
 
     def __init__(self, adapter, llm, encoding):
         super().__init__()
@@ -602,6 +603,7 @@ class Prompted(VLM):
     visual tokens, each the mean over the two rows of its four patches.
     """
     batch = 64
+    layout = "A line for each place where there is something; examples come before."
 
     def __init__(self, adapter, llm, encoding, examples):
         super().__init__(adapter, llm, encoding)
@@ -620,6 +622,11 @@ class Prompted(VLM):
                 pieces += [tokens[place], self.embed([self.newline])[0]]
             told.append(torch.cat(pieces))  # (T, C)
         return told
+
+    def picture(self, features):
+        """What comes before the text, for a single picture: (1, prefix + lines, C)"""
+        (told,) = self.told(features)  # (T, C)
+        return torch.cat([self.embed(self.prefix), told[None]], dim=1)  # (B, prefix + lines, C)
 
     def read(self, features):
         if self.begun is None:

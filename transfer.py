@@ -309,7 +309,8 @@ def choose_examples(s, stage, move):
     scenes of val, in words."""
     llm, encoding = load_llm(move.target)
     llm.to(s.device)
-    texts = {"val": [s.data.tell("val", i, "list") for i in range(EXAMPLES_ON)]}
+    few = min(EXAMPLES_ON, s.data.count("val"))
+    texts = {"val": [s.data.tell("val", i, "list") for i in range(few)]}
     tried = {}
     for seed in range(EXAMPLES):
         reader = Reader(llm, encoding, s.data.examples(move.shots, seed, "list"))
@@ -327,7 +328,7 @@ def make_real_row(s, stage, row, move):
     llm, encoding = load_llm(move.target)
     llm.to(s.device)
     if row.stage2:
-        adapter, _ = (None, None) if row.stage1 else bring(s, row, move, llm, encoding)
+        adapter, _ = bring(s, row, move, llm, encoding)
         return instruct(s, stage, row.kind, move.target, adapter, points=5)
     how = row.start if row.start in ("raster", "sentences") else "list"
     examples = s.data.examples(move.shots, move.examples.config()["chosen"], how)
@@ -337,7 +338,8 @@ def make_real_row(s, stage, row, move):
         vlm = Reader(llm, encoding, examples)
     else:
         see = partial(Prompted, examples=examples)
-        adapter, constant = bring(s, row, move, llm, encoding, see, EXAMPLES_ON)
+        few = min(EXAMPLES_ON, s.data.count("val"))
+        adapter, constant = bring(s, row, move, llm, encoding, see, few)
         exam, vlm = held_out(s.out, s.device, ["test"], s.data), see(adapter, llm, encoding)
         missing = [t.decode("latin-1") for t in getattr(adapter, "missing", [])]
     if row.other_picture:
@@ -391,6 +393,8 @@ class Move:
     def adapter(self, llm, kind, phase):
         """The stage that holds the adapter trained on this LLM."""
         name = f"{kind}_{phase}"
+        if self.real and llm == self.target:
+            name = f"steps{self.steps}/{name}"  # its stage 1 is as long as stage 2 allows
         return open_stage(self.s_of(llm),
                           name if self.by_train(llm) else f"{self.folder_of(llm)}/{name}")
 

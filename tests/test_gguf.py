@@ -10,7 +10,8 @@ import pytest
 import regex
 import torch
 
-from data.bpe import line_ends
+from data.bpe import BOS, line_ends
+from data.corpus import document
 from data.files import Refused
 from data.gguf import GGUF, PATTERNS, bytes_of_letters, read_encoding
 from model import load_llm
@@ -101,15 +102,17 @@ def chunks(pre):
     return cut
 
 
-def train_merges(cut, letters):
-    """40 merges of TEXT, as pairs of strings in GPT-2's letters."""
-    words = Counter(tuple(letters[b] for b in chunk.encode()) for chunk in cut(TEXT))
+def train_merges(cut, letters, text, n):
+    """At most n merges of a text, as pairs of strings in GPT-2's letters."""
+    words = Counter(tuple(letters[b] for b in chunk.encode()) for chunk in cut(text))
     merges = []
-    for _ in range(40):
+    for _ in range(n):
         pairs = Counter()
         for word, n in words.items():
             for pair in pairwise(word):
                 pairs[pair] += n
+        if not pairs:
+            break
         best = max(pairs, key=lambda pair: (pairs[pair], pair))
         merges.append(best)
         words = Counter({merge_all(word, best): n for word, n in words.items()})
@@ -126,17 +129,17 @@ def merge_all(word, pair):
     return tuple(out)
 
 
-def some_metadata(family="llama", pre="smollm", without=()):
+def some_metadata(family="llama", pre="smollm", without=(), learned=TEXT, merges=40):
     """The metadata of a tiny file. Its vocabulary lacks the bytes in `without`."""
     letters = {b: letter for letter, b in bytes_of_letters().items()}
-    merges = train_merges(chunks(pre), letters)
+    merges = train_merges(chunks(pre), letters, learned, merges)
     tokens = ["<|end|>"] + [letters[b] for b in range(256) if b not in without]
     tokens += [left + right for left, right in merges] + ["<|more|>"]
     return {
         "general.architecture": family, f"{family}.embedding_length": C,
         f"{family}.attention.head_count": H, f"{family}.attention.head_count_kv": G,
         f"{family}.feed_forward_length": WIDE, f"{family}.block_count": LAYERS,
-        f"{family}.context_length": 128, f"{family}.rope.freq_base": 5000.0,
+        f"{family}.context_length": 2048, f"{family}.rope.freq_base": 5000.0,
         f"{family}.attention.layer_norm_rms_epsilon": 1e-5,
         "tokenizer.ggml.model": "gpt2", "tokenizer.ggml.pre": pre, "tokenizer.ggml.tokens": tokens,
         "tokenizer.ggml.token_type": [3] + [1] * (len(tokens) - 2) + [4],
@@ -182,6 +185,15 @@ def some_file(path, family="llama", kind="Q4_1", tied=True, stretch=None, **chan
 @pytest.fixture
 def path(tmp_path):
     return tmp_path / "tiny.gguf"
+
+
+def some_reader(path):
+    """A tiny LLM that has the words of our corpus, and lacks a byte."""
+    text = "".join(piece for i in range(60) for piece, _ in document("source", 0, i))
+    metadata = some_metadata(without=[4], learned=text.replace(BOS, ""), merges=280)
+    V = len(metadata["tokenizer.ggml.tokens"])
+    write(path, metadata, some_tensors("llama", "Q8_0", True, V))
+    return path
 
 
 # ---- what it should compute ----------------------------------------------------------------------
