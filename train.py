@@ -501,7 +501,7 @@ def instruct(s, stage, kind, llm_name="llm_source", adapter=None, points=0):
         return data.conversation(i, rng, s.instruct_turns, s.instruct_captions)
 
     def measure():
-        return score_vlm(vlm, {"val": exam["val"]}, data)["val"]["vqa"]
+        return score_vlm(vlm, {"val": exam["val"][:50]}, data)["val"]["vqa"]
 
     announce(s, stage, trained, vlm, s.instruct_steps, s.instruct_batch,
              conversation(0, random.Random(0)))

@@ -368,6 +368,7 @@ class Move:
     shots: int = 0  # solved examples that a real LLM reads before a scene
     pictures: int = 0  # test pictures that it is asked about
     reads: str = ""  # the --out folder of what does not depend on an adapter
+    tunes: bool = True  # whether it makes rows with stage 2
 
     def __post_init__(self):
         self.real = is_file(self.target)
@@ -378,6 +379,9 @@ class Move:
             self.row_s = replace(
                 self.row_s, test_pictures=self.pictures, instruct_lr=self.rate * REAL_LR,
                 align_steps=self.row_s.instruct_steps * 5 // 2, align_batch=self.s.instruct_batch)
+
+    def makes(self, row):
+        return self.tunes or not row.stage2
 
     def s_of(self, llm):
         """The settings of adapters that are trained on this LLM."""
@@ -437,7 +441,7 @@ class Move:
     def jobs(self, rows):
         """The rows' jobs, each after those of the adapter that it starts from."""
         jobs = {}  # by folder: several rows may start from one adapter
-        for row in rows:
+        for row in filter(self.makes, rows):
             after = []
             if row.from_source or row.stage1:
                 after = [self.start_of(row)]
@@ -524,7 +528,7 @@ def parse(argv):
         help="all: more ways to move, fresh adapters, adapters after instruct, too")
     add("--steps", type=int, default=0,
         help="steps of stage 2 on the target, in every row (default: two fifths of train.py's; for "
-        "a GGUF file, none)")
+        "a GGUF file, none, and with the first seed only)")
     add("--threads", type=int, default=0, help="CPU threads in all; 0: as many as there are cores")
     add("--device", help="cpu, cuda or mps (default: what train.py used)")
     args = parser.parse_args(argv)
@@ -605,7 +609,8 @@ def main():
         its = prepare_seed(seed, args, s)
         own = seed == its.seed and args.corpus == "both"
         moves.append(Move(replace(its, seed=seed), args.source, args.target, own, args.steps,
-                          shots=args.shots, pictures=args.pictures, reads=args.out))
+                          shots=args.shots, pictures=args.pictures, reads=args.out,
+                          tunes=not args.real or not moves))  # a real LLM is tuned with one seed
     rows = [row for row in ROWS if args.rows == "all" or row.headline]
     if args.real:
         rows = REAL_ROWS + (TUNED_ROWS if args.steps else [])
@@ -621,7 +626,8 @@ def main():
     if args.real:
         pictures = {"test": moves[0].row_s.data.count("test")}
     guesses = {"chance": s.data.chance(pictures), "majority": s.data.majority(pictures)}
-    by_folder = {move.stage_of(row).folder: row for move in moves for row in rows}
+    made = {row: [move for move in moves if move.makes(row)] for row in rows}
+    by_folder = {move.stage_of(row).folder: row for row in rows for move in made[row]}
 
     def show(name, stage1, stage2, scores):
         print(row_line(name, stage1, stage2, [look_up(scores, score) for score in names]),
@@ -637,11 +643,11 @@ def main():
     print(f"\n{row_head(names)}", flush=True)
     for guess, scores in guesses.items():
         show(guess, "", "", scores)
-    if any(move.stage_of(row).config() is None for move in moves for row in rows):
+    if any(move.stage_of(row).config() is None for row in rows for move in made[row]):
         with stopwatch(clock):
             run_moves(s, moves, rows, say)
-    configs = {row.name: [move.stage_of(row).config() for move in moves] for row in rows}
-    starts = {row.name: [move.start_of(row).config() for move in moves]
+    configs = {row.name: [move.stage_of(row).config() for move in made[row]] for row in rows}
+    starts = {row.name: [move.start_of(row).config() for move in made[row]]
               for row in rows if row.stage1 or row.from_source}
     result = collect_transfer(rows, names, configs, starts, seeds=args.seeds,
                               source=label(args.source), target=label(args.target), **guesses)

@@ -355,6 +355,23 @@ def main_table(target, runs):
     return markdown_table(["LLM", "adapter", "after", *SHORT_SCORES.values()], rows)
 
 
+def real_table(r):
+    """What a real LLM answers with nothing trained on it, from its transfer_<file>.json."""
+    ways = [("the true words", "reads_list"),
+            ("LangBridge's visual tokens", "zero_shot_langbridge"),
+            ("those of another picture", "zero_shot_wrong_picture"),
+            ("an MLP's, through a linear map", "zero_shot_stitched_mlp"),
+            ("an MLP's, read as words", "zero_shot_mlp_as_words"),
+            ("nothing", "nothing")]
+    scores = ["vqa", "color", "shape", "where", "count", "exists"]
+    by_row = {row["name"]: row["scores"] for row in r["rows"]}
+    rows = []
+    for title, name in ways:
+        values = [by_row[name][score]["mean"] for score in scores]
+        rows.append([title, *(f"{value:.2f}".removeprefix("0") for value in values)])
+    return markdown_table([f"{r['target'].split('.')[0]} is shown", *scores], rows)
+
+
 # ---- into the READMEs ----------------------------------------------------------------------------
 
 def read_json(path):
@@ -366,7 +383,7 @@ SINGLE = {"tries.json": tries_table, "bench.json": bench_table, "budgets.json": 
 
 def table_names(folder):
     """Every NAME that can be filled in from the files in this folder."""
-    names = ["claim", "main results", "seeds", "types", "bf16", "findings", "unseen"]
+    names = ["claim", "main results", "seeds", "types", "bf16", "findings", "unseen", "real"]
     names += [name for name in SINGLE if (folder / name).exists()]
     names += sorted(path.name for path in folder.glob("transfer*.json"))
     sweeps = sorted(path.stem.removeprefix("ablate_") for path in folder.glob("ablate_*.json"))
@@ -396,6 +413,8 @@ def table(name, folder):
         return findings_table(runs("evaluate*.json"))
     if name == "unseen":
         return unseen_table(runs("unseen*.json"))
+    if name == "real":
+        return real_table(runs("transfer_SmolLM2*.json")[0])
     if name in SINGLE:
         return SINGLE[name](read_json(folder / name))
     if name.startswith("transfer"):
