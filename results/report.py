@@ -187,6 +187,17 @@ def transfer_table(r):
         markdown_table(["ratio", *scores], ratios)])
 
 
+def tellings_table(r):
+    """A tellings.json: how well a real LLM reads a scene that is told in different ways."""
+    rows = []
+    for title, by_score in r["ways"].items():
+        cells = [f"{np.mean(values):.3f}".removeprefix("0") for values in by_score.values()]
+        rows.append([title, spread(by_score["vqa"]), *cells[1:]])
+    scores = list(next(iter(r["ways"].values())))
+    return (f"{r['llm']}, {r['pictures']} scenes of val, three sets of examples: mean (lowest to "
+            f"highest).\n\n" + markdown_table(["how a scene is told, in true words", *scores], rows))
+
+
 def real_line(r, seeds):
     """What there is to say about a real LLM and its examples."""
     have, of = r["llm"]["words"]
@@ -378,7 +389,8 @@ def read_json(path):
     return json.loads(path.read_text(encoding="utf-8"))
 
 
-SINGLE = {"tries.json": tries_table, "bench.json": bench_table, "budgets.json": budgets_table}
+SINGLE = {"tries.json": tries_table, "bench.json": bench_table, "budgets.json": budgets_table,
+          "tellings.json": tellings_table}
 
 
 def table_names(folder):

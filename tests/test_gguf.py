@@ -139,7 +139,7 @@ def some_metadata(family="llama", pre="smollm", without=(), learned=TEXT, merges
         "general.architecture": family, f"{family}.embedding_length": C,
         f"{family}.attention.head_count": H, f"{family}.attention.head_count_kv": G,
         f"{family}.feed_forward_length": WIDE, f"{family}.block_count": LAYERS,
-        f"{family}.context_length": 2048, f"{family}.rope.freq_base": 5000.0,
+        f"{family}.context_length": 8192, f"{family}.rope.freq_base": 5000.0,
         f"{family}.attention.layer_norm_rms_epsilon": 1e-5,
         "tokenizer.ggml.model": "gpt2", "tokenizer.ggml.pre": pre, "tokenizer.ggml.tokens": tokens,
         "tokenizer.ggml.token_type": [3] + [1] * (len(tokens) - 2) + [4],

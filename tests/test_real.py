@@ -13,6 +13,8 @@ from data.files import read_json
 from data.world import make_scene
 from evaluate import held_out, load_real, open_data
 from model import Prompted, Reader, load_llm
+from results import tellings
+from results.report import tellings_table
 from transfer import REAL_ROWS, Move, ways
 
 
@@ -190,3 +192,13 @@ def test_the_examples_that_transfer_has_chosen_are_used(out, file, result, monke
                         lambda data, n, seed, how: seen.append((n, seed, how)) or "")
     load_real(out, "langbridge_align", file)
     assert seen == [(2, result["examples"]["chosen"], "list")]
+
+
+def test_ways_to_tell_a_scene_are_compared_on_the_same_questions(file, monkeypatch):
+    few = {title: (tell, 2) for title, (tell, _) in tellings.WAYS.items()}
+    monkeypatch.setattr(tellings, "WAYS", few)
+    monkeypatch.setattr(tellings, "SEEDS", [0])
+    found = tellings.compare(*load_llm(file), pictures=2)
+    assert len(found) == 10 and all(list(by)[0] == "vqa" for by in found.values())
+    table = tellings_table({"llm": "tiny", "pictures": 2, "ways": found})
+    assert all(title in table for title in tellings.WAYS)
