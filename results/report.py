@@ -371,15 +371,18 @@ def real_table(r):
     ways = [("the true words", "reads_list"),
             ("LangBridge's visual tokens", "zero_shot_langbridge"),
             ("those of another picture", "zero_shot_wrong_picture"),
+            ("LangBridge's, words shuffled", "zero_shot_shuffled"),
             ("an MLP's, through a linear map", "zero_shot_stitched_mlp"),
             ("an MLP's, read as words", "zero_shot_mlp_as_words"),
             ("nothing", "nothing")]
-    scores = ["vqa", "color", "shape", "where", "count", "exists"]
+    scores = ["color", "shape", "vqa"]
     by_row = {row["name"]: row["scores"] for row in r["rows"]}
     rows = []
     for title, name in ways:
         values = [by_row[name][score]["mean"] for score in scores]
         rows.append([title, *(f"{value:.2f}".removeprefix("0") for value in values)])
+    guessed = r["chance"] | r["chance"]["vqa_by_type"]
+    rows.append(["chance", *(f"{guessed[score]:.2f}".removeprefix("0") for score in scores)])
     return markdown_table([f"{r['target'].split('.')[0]} is shown", *scores], rows)
 
 
