@@ -292,9 +292,7 @@ def make_row(s, stage, row, move):
     llm.to(s.device)
     adapter, constant = bring(s, row, move, llm, encoding)
     if row.name == "zero_shot_langbridge":
-        lost = b", ".join(adapter.missing[:10]).decode("latin-1") or "none"
-        print(f"{stage.name}: of the adapter's {len(adapter.tokens)} words {move.target} lacks "
-              f"{len(adapter.missing)} ({lost})", flush=True)
+        say_missing(stage, adapter, move)
     if row.stage2:
         return instruct(s, stage, row.kind, move.target, adapter)
     facts = exam_facts(VLM(adapter, llm, encoding), held_out(s.out, s.device), s.data)
@@ -332,24 +330,33 @@ def make_real_row(s, stage, row, move):
         return instruct(s, stage, row.kind, move.target, adapter, points=5)
     how = row.start if row.start in ("raster", "sentences") else "list"
     examples = s.data.examples(move.shots, move.examples.config()["chosen"], how)
-    constant, missing = None, []
     if row.kind == "none":
+        vlm, about = Reader(llm, encoding, examples), {}
         exam = {"test": [s.data.tell("test", i, row.start) for i in range(s.data.count("test"))]}
-        vlm = Reader(llm, encoding, examples)
     else:
         see = partial(Prompted, examples=examples)
-        few = min(EXAMPLES_ON, s.data.count("val"))
-        adapter, constant = bring(s, row, move, llm, encoding, see, few)
-        exam, vlm = held_out(s.out, s.device, ["test"], s.data), see(adapter, llm, encoding)
-        missing = [t.decode("latin-1") for t in getattr(adapter, "missing", [])]
+        adapter, constant = bring(s, row, move, llm, encoding, see,
+                                  min(EXAMPLES_ON, s.data.count("val")))
+        vlm, about = see(adapter, llm, encoding), {"chosen": constant}
+        exam = held_out(s.out, s.device, ["test"], s.data)
+    if row.name == "zero_shot_langbridge":
+        about["words"] = say_missing(stage, adapter, move)
     if row.other_picture:
         exam["test"] = exam["test"].roll(len(exam["test"]) // 2, 0)
     facts = exam_facts(vlm, exam, s.data)
     stage.folder.mkdir(parents=True, exist_ok=True)
-    stage.finish(base=move.target, seconds=0.0, chosen=constant, missing=missing, **facts)
+    stage.finish(base=move.target, seconds=0.0, **about, **facts)
 
 
 # ---- adapters and rows as stages -----------------------------------------------------------------
+
+def say_missing(stage, adapter, move):
+    """Say which of an adapter's words the target lacks; returns how many it [has, of]."""
+    K, lost = len(adapter.tokens), b", ".join(adapter.missing[:10]).decode("latin-1") or "none"
+    print(f"{stage.name}: of the adapter's {K} words {label(move.target)} lacks "
+          f"{len(adapter.missing)} ({lost})", flush=True)
+    return [K - len(adapter.missing), K]
+
 
 @dataclass
 class Move:
@@ -585,9 +592,19 @@ def prepare_seed(seed, args, s):
         s = replace(s, seed=seed, out=f"{s.out}-seed{seed}")
         if not (Path(s.out) / "results.json").exists():
             train.main(s)
-    for llm in (args.source, args.target)[:1 if args.real else 2]:
+    llms = [args.source] if args.real else [args.source, args.target]
+    for llm in llms:
         read_json(Path(s.out) / llm / "llm.json")  # fails now, not after training
     return s
+
+
+def rows_of(args, s):
+    """The rows that were asked for, without those that these settings do not allow."""
+    if args.real:
+        rows = REAL_ROWS + (TUNED_ROWS if args.steps else [])
+    else:
+        rows = [row for row in ROWS if args.rows == "all" or row.headline]
+    return [row for row in rows if can_be_made(row, s)]
 
 
 def can_be_made(row, s):
@@ -611,11 +628,7 @@ def main():
         moves.append(Move(replace(its, seed=seed), args.source, args.target, own, args.steps,
                           shots=args.shots, pictures=args.pictures, reads=args.out,
                           tunes=not args.real or not moves))  # a real LLM is tuned with one seed
-    rows = [row for row in ROWS if args.rows == "all" or row.headline]
-    if args.real:
-        rows = REAL_ROWS + (TUNED_ROWS if args.steps else [])
-    rows = [row for row in rows if can_be_made(row, s)]
-    names = REAL_SCORES if args.real else SCORES
+    rows, names = rows_of(args, s), REAL_SCORES if args.real else SCORES
     print(f"transfer: {args.source} to {label(args.target)}, seeds {args.seeds}, {len(rows)} rows, "
           f"stage 2 of {moves[0].row_s.instruct_steps} steps x {s.instruct_batch} pictures, device "
           f"{s.device}, {s.threads} threads, settings of {args.out}/settings.json", flush=True)
@@ -653,9 +666,7 @@ def main():
                               source=label(args.source), target=label(args.target), **guesses)
     result["seconds"] = seconds_in(clock)
     if args.real:
-        result |= collect_real(moves[0].examples.config(), configs["zero_shot_langbridge"][0],
-                               len(load_adapter(moves[0].start_of(rows[4]).folder).tokens),
-                               {row.name: configs[row.name] for row in rows if row.stage2})
+        result |= collect_real(moves[0].examples.config(), configs)
     write_json(out / f"{name}.json", result)
     write_text(out / f"{name}.md", transfer_table(result))
     print_transfer(result)

@@ -87,24 +87,24 @@ def look_up(scores, name):
     return scores[name] if name in scores else scores["vqa_by_type"][name]
 
 
-def collect_real(examples, moved, words, tuned):
+def collect_real(examples, configs):
     """What transfer_<file>.json has besides: the LLM, its examples, and the curves of stage 2.
-
-    examples, moved: configs of their stages; words: of the adapter; tuned: {row: its configs}
-    """
-    curves = {name: [[step, float(np.mean(values))] for step, *values in
-                     zip([step for step, _ in configs[0]["measured"]],
-                         *([value for _, value in config["measured"]] for config in configs))]
-              for name, configs in tuned.items()}
+    configs: {row's name: [the config of its stage, for each seed]}"""
+    result = {
+        "llm": {"params": examples["params"], "vocab": examples["vocab"],
+                "words": configs["zero_shot_langbridge"][0]["words"]},
+        "examples": {"shots": examples["settings"]["shots"], "chosen": examples["chosen"],
+                     "vqa_on_val": examples["tried"]}}
+    curves = {}  # [[samples, vqa on val], ..]
+    for name, (config, *_) in configs.items():
+        if "measured" in config:
+            batch = config["settings"]["instruct_batch"]
+            curves[name] = [[batch * step, vqa] for step, vqa in config["measured"]]
     if "native_mlp" in curves:
         goal = 0.95 * curves["native_mlp"][-1][1]
-        needed = {name: samples_to(curve, goal) for name, curve in curves.items()}
-        curves = {"vqa_on_val": curves, "goal": goal, "steps_to_95": needed}
-    return {"llm": {"params": examples["params"], "vocab": examples["vocab"],
-                    "words": [words - len(moved["missing"]), words], "missing": moved["missing"]},
-            "examples": {"shots": examples["settings"]["shots"], "chosen": examples["chosen"],
-                         "vqa_on_val": examples["tried"]},
-            "curves": curves}
+        result |= {"curves": curves, "goal": goal, "samples_to_95": {
+            name: samples_to(curve, goal) for name, curve in curves.items()}}
+    return result
 
 
 def collect_row(row, names, configs, starts):

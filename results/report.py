@@ -204,11 +204,11 @@ def real_line(r, seeds):
     text = (f"{r['source']} to {r['target']} ({r['llm']['params'] / 1e6:.0f} million parameters, "
             f"{r['llm']['vocab']:,} tokens, {have} of the\nadapter's {of} words), which first reads "
             f"{r['examples']['shots']} solved examples; seeds {seeds}: mean (lowest to highest).")
-    if "goal" in r["curves"]:
-        needed = [f"{name} {'never' if steps is None else round(steps)}"
-                  for name, steps in r["curves"]["steps_to_95"].items()]
-        text += (f"\nSteps of stage 2 until vqa on val reaches {r['curves']['goal']:.3f}, 95% of "
-                 f"native_mlp's last: {', '.join(needed)}.")
+    if "goal" in r:
+        needed = [f"{name} {'never' if samples is None else round(samples)}"
+                  for name, samples in r["samples_to_95"].items()]
+        text += (f"\nRows with stage 2 have one seed. Samples until vqa on val reaches "
+                 f"{r['goal']:.3f}, 95% of native_mlp's last:\n{', '.join(needed)}.")
     return text
 
 
