@@ -6,7 +6,7 @@
     python evaluate.py --image picture.png --trace        from the file to the answer, step by step
     python evaluate.py --image picture.png --map words.png            what each patch says
     python evaluate.py --image picture.png --swap red=blue --ask ..   what if it said blue?
-    python evaluate.py --image picture.png --llm FILE.gguf --ask ..   ask a real LLM; all of these work
+    python evaluate.py --image picture.png --llm FILE.gguf --ask ..   ask a real LLM
 
 The exam itself, its questions and what answers are worth, is in data/scoring.py.
 """
