@@ -76,7 +76,7 @@ def load_real(out, name, file):
     those that transfer.py has chosen for it, if it has."""
     vit, adapter = load_vit(out / "vit").eval(), load_adapter(out / name)
     if not isinstance(adapter, LangBridge):
-        raise Refused(f"--llm needs a LangBridge, whose words another LLM can say; {name!r} is none")
+        raise Refused(f"--llm needs a LangBridge, which speaks in words; {name!r} is none")
     llm, encoding = load_llm(file)
     chosen = out / "transfer" / file.stem / f"examples{SHOTS}" / "config.json"
     seed = read_json(chosen)["chosen"] if chosen.exists() else 0
@@ -476,8 +476,8 @@ def trace(path, vit, vlm, question, known):
     show_step(f"6. They go inside the text. {vlm.layout}", picture, type(vlm).picture,
               "return torch.cat")
     ids = encoding.encode(prompt(question))
-    shown = vlm.prefix[-5:]
-    print(f"        position {start - len(shown)}: {'|'.join(encoding.decode([i]) for i in shown)!r}")
+    last = vlm.prefix[-5:]
+    print(f"        position {start - len(last)}: {'|'.join(encoding.decode([i]) for i in last)!r}")
     print(f"        position {start}: the picture, {picture.size(1) - start} tokens")
     print(f"        position {picture.size(1)}: {'|'.join(encoding.decode([i]) for i in ids)!r}")
     logits = llm(torch.cat([picture, vlm.embed(ids)], dim=1))
@@ -590,8 +590,8 @@ def main():
                         "LangBridge beside the MLP")
     parser.add_argument("--swap", metavar="WORD=WORD", help="replace the first word by the second "
                         "in what every patch says, as in red=blue")
-    parser.add_argument("--llm", type=Path, metavar="GGUF", help="a real LLM in a GGUF file answers; "
-                        "the adapter is moved to it as it is (default of --model: langbridge_align)")
+    parser.add_argument("--llm", type=Path, metavar="GGUF", help="a real LLM answers, the one in "
+                        "this file: the adapter is moved to it (--model: langbridge_align)")
     args = parser.parse_args()
     if args.image is None:
         for flag in ("ask", "trace", "map", "swap", "llm"):

@@ -30,10 +30,11 @@
     shuffled_basis                words mixed up                           no       yes
 
 A row named _after_instruct (with --rows all) starts from the source's adapter after stage 2 instead
-of stage 1. To a real LLM other rows are made (REAL_ROWS), and the LLM first reads examples, as
-text: see Prompted in model.py. Every row's stage 2 has the same budget, by default two fifths of train.py's: short
+of stage 1. Every row's stage 2 has the same budget, by default two fifths of train.py's: short
 enough for the start to matter. A seed decides the adapters and the order of data in both stages.
-Finished stages are reused. Writes transfer.json and .md into --out, with the mode in the name.
+To a real LLM other rows are made (REAL_ROWS), and it reads solved examples first, as text (Prompted
+in model.py). Finished stages are reused. Writes transfer.json and .md into --out, with the mode in
+the name.
 """
 import math
 import os

@@ -176,8 +176,8 @@ def transfer_table(r):
         ratios.append([name, *cells])
     seeds = ", ".join(map(str, r["seeds"]))
     if "llm" in r:
-        return "\n\n".join([real_line(r, seeds),
-                            markdown_table(["row", "stage 1", "stage 2", *scores, "seconds"], rows)])
+        header = ["row", "stage 1", "stage 2", *scores, "seconds"]
+        return f"{real_line(r, seeds)}\n\n{markdown_table(header, rows)}"
     return "\n\n".join([
         f"{r['source']} to {r['target']}, seeds {seeds}: mean (lowest to highest).",
         markdown_table(["row", "stage 1", "stage 2", *scores, "seconds on the target"], rows),
@@ -193,17 +193,17 @@ def tellings_table(r):
     for title, by_score in r["ways"].items():
         cells = [f"{np.mean(values):.3f}".removeprefix("0") for values in by_score.values()]
         rows.append([title, spread(by_score["vqa"]), *cells[1:]])
-    scores = list(next(iter(r["ways"].values())))
+    header = ["how a scene is told, in true words", *next(iter(r["ways"].values()))]
     return (f"{r['llm']}, {r['pictures']} scenes of val, three sets of examples: mean (lowest to "
-            f"highest).\n\n" + markdown_table(["how a scene is told, in true words", *scores], rows))
+            f"highest).\n\n{markdown_table(header, rows)}")
 
 
 def real_line(r, seeds):
     """What there is to say about a real LLM and its examples."""
     have, of = r["llm"]["words"]
     text = (f"{r['source']} to {r['target']} ({r['llm']['params'] / 1e6:.0f} million parameters, "
-            f"{r['llm']['vocab']:,} tokens, {have} of the\nadapter's {of} words), which first reads "
-            f"{r['examples']['shots']} solved examples; seeds {seeds}: mean (lowest to highest).")
+            f"{r['llm']['vocab']:,} tokens, {have} of the\nadapter's {of} words), which reads "
+            f"{r['examples']['shots']} solved examples first; seeds {seeds}:\nmean (lowest to highest).")
     if "goal" in r:
         needed = [f"{name} {'never' if samples is None else round(samples)}"
                   for name, samples in r["samples_to_95"].items()]
