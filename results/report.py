@@ -203,7 +203,8 @@ def real_line(r, seeds):
     have, of = r["llm"]["words"]
     text = (f"{r['source']} to {r['target']} ({r['llm']['params'] / 1e6:.0f} million parameters, "
             f"{r['llm']['vocab']:,} tokens, {have} of the\nadapter's {of} words), which reads "
-            f"{r['examples']['shots']} solved examples first; seeds {seeds}:\nmean (lowest to highest).")
+            f"{r['examples']['shots']} solved examples first; seeds {seeds}:\n"
+            "mean (lowest to highest).")
     if "goal" in r:
         needed = [f"{name} {'never' if samples is None else round(samples)}"
                   for name, samples in r["samples_to_95"].items()]
