@@ -64,9 +64,7 @@ class BlockCache:
 
     def share(self, B):
         """What one row has read becomes what B rows begin with; it is kept only once."""
-        kept = {name: x.expand(B, -1, -1) for name, x in vars(self).items()
-                if torch.is_tensor(x) and x.dim() == 3}
-        return type(self)(**kept, shared=(self.keys[0], self.values[0]))
+        return type(self)(shared=(self.keys[0], self.values[0]))
 
 
 @dataclass
@@ -292,6 +290,12 @@ class ShortConv(nn.Module):
 class ConvCache(BlockCache):
     attention_past: torch.Tensor = None  # (B, width - 1, C): of the convolution before attention
     mlp_past: torch.Tensor = None  # (B, width - 1, C): of the convolution before the MLP
+
+    def share(self, B):
+        begun = super().share(B)
+        begun.attention_past = self.attention_past.expand(B, -1, -1)
+        begun.mlp_past = self.mlp_past.expand(B, -1, -1)
+        return begun
 
 
 class GPTAttention(nn.Module):

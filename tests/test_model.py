@@ -109,6 +109,19 @@ def test_rows_of_a_cache_can_be_picked_twice(llm):
     assert torch.allclose(llm(y, again), expected, atol=1e-4)
 
 
+def test_what_one_row_has_read_can_be_the_beginning_of_many(llm):
+    begin, y, z = llm.embed(some_ids(1, 7)), llm.embed(some_ids(3, 4)), llm.embed(some_ids(3, 1))
+    cache = llm.new_cache()
+    llm.hidden(begin, cache)
+    shared = cache.share(3)
+    assert shared.length == 7
+    expected = llm(torch.cat([begin.expand(3, -1, -1), y, z], dim=1))
+    assert torch.allclose(llm(y, shared), expected[:, 7:11], atol=1e-4)
+    shared = shared.pick([2, 0])
+    assert shared.length == 11
+    assert torch.allclose(llm(z[[2, 0]], shared), expected[[2, 0], 11:], atol=1e-4)
+
+
 def test_the_last_positions_alone_are_what_they_are_among_all(llm):
     x = torch.randn(2, 40, 32)
     assert torch.allclose(llm.hidden(x, last=7), llm.hidden(x)[:, -7:], atol=1e-5)
