@@ -468,7 +468,7 @@ def save_llm(llm, encoding, folder):
 def load_llm(path):
     """(LLM, tiktoken.Encoding): what save_llm wrote into a folder, or those of a GGUF file."""
     path = Path(path)
-    if path.suffix == ".gguf":
+    if path.suffix == ".gguf" or path.is_file():
         return load_gguf(path)
     config = read_json(path / "llm.json")
     if "file" in config:  # tuned here

@@ -490,7 +490,7 @@ def run_moves(s, moves, rows, say=say_scores):
 
 def is_file(llm):
     """Whether an LLM is a real one, in a GGUF file."""
-    return llm.endswith(".gguf")
+    return llm.endswith(".gguf") or Path(llm).is_file()
 
 
 def label(llm):

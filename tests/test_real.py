@@ -165,6 +165,8 @@ def test_a_real_llm_can_be_asked_traced_and_mapped(out, file, picture, tmp_path)
     (["--image", "PICTURE", "--llm", "FEW"], "share too little"),
     (["--image", "PICTURE", "--llm", "FILE", "--model", "mlp_align"], "needs a LangBridge"),
     (["--image", "PICTURE", "--llm", "FILE", "--ask", "\x04"], "no token of this LLM"),
+    (["--image", "PICTURE", "--llm", "PICTURE"], "it is no GGUF file"),
+    (["--image", "PICTURE", "--llm", "FILE", "--ask", "<|end|>"], "is a special token"),
     (["--llm", "FILE"], "which picture?"),
 ])
 def test_what_cannot_be_asked_is_refused(out, file, picture, tmp_path, args, says):
