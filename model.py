@@ -447,13 +447,18 @@ class Llama(LLM):
 def same_length(prompts, batch=200):
     """Batches of prompts of equal length, so nothing is padded: {key: ids} -> yields (keys, ids
     (B, T))."""
+    for keys in batches_of_one_length(prompts, batch):
+        yield keys, torch.tensor([prompts[key] for key in keys])
+
+
+def batches_of_one_length(texts, batch):
+    """{key: text} -> yields lists of keys, whose texts (ids or embeddings) are equally long"""
     by_length = {}
-    for key, ids in prompts.items():
-        by_length.setdefault(len(ids), []).append(key)
+    for key, text in texts.items():
+        by_length.setdefault(len(text), []).append(key)
     for group in by_length.values():
         for start in range(0, len(group), batch):
-            keys = group[start:start + batch]
-            yield keys, torch.tensor([prompts[key] for key in keys])
+            yield group[start:start + batch]
 
 
 def save_llm(llm, encoding, folder):
@@ -618,12 +623,14 @@ class Prompted(VLM):
         """What the LLM reads of each picture: [(T, C), ..]"""
         v = in_tiles(self.adapter(features))  # (B, tiles, 4, C)
         v = v.unflatten(2, (2, 2)).mean(2)  # (B, tiles, 2, C)
+        (head,) = self.embed(self.encoding.encode(LIST_HEAD))  # (T, C)
+        (newline,) = self.embed([self.newline])  # (1, C)
         told = []
         for tokens, places in zip(v, shown(self.adapter, features)):
-            pieces = [self.embed(self.encoding.encode(LIST_HEAD))[0]]
+            pieces = [head]
             for place in places.nonzero()[:, 0].tolist():
-                pieces.append(self.embed(self.encoding.encode(list_place(place)))[0])
-                pieces += [tokens[place], self.embed([self.newline])[0]]
+                (line,) = self.embed(self.encoding.encode(list_place(place)))  # (T, C)
+                pieces += [line, tokens[place], newline]
             told.append(torch.cat(pieces))  # (T, C)
         return told
 
@@ -636,17 +643,13 @@ class Prompted(VLM):
         if self.begun is None:
             self.begun = self.llm.new_cache()
             self.llm.hidden(self.embed(self.prefix), self.begun)
-        told = self.told(features)
-        by_length = {}
-        for i, x in enumerate(told):
-            by_length.setdefault(len(x), []).append(i)
-        for length, group in by_length.items():
-            for start in range(0, len(group), self.batch):
-                pictures = group[start:start + self.batch]
-                cache = self.begun.share(len(pictures))
-                if length:
-                    self.llm.hidden(torch.stack([told[i] for i in pictures]), cache)
-                yield pictures, cache
+        told = dict(enumerate(self.told(features)))
+        for pictures in batches_of_one_length(told, self.batch):
+            x = torch.stack([told[i] for i in pictures])  # (B, T, C)
+            cache = self.begun.share(len(pictures))
+            if x.size(1):
+                self.llm.hidden(x, cache)
+            yield pictures, cache
 
 
 class Reader(Prompted):

@@ -276,7 +276,7 @@ def bring(s, row, move, llm, encoding, see=VLM, pictures=CHOSEN_ON):
         if row.written:
             adapters[constant] = (Voted(adapter) if row.written == "voted" else
                                   Written(adapter, relaid=row.written == "relaid"))
-    exam = {"val": held_out(s.out, s.device, ["val"])["val"][:pictures]}
+    exam = {"val": held_out(s.out, s.device, ["val"], s.data)["val"][:pictures]}
 
     def quality(constant):
         vlm = see(adapters[constant], llm, encoding)
@@ -297,7 +297,6 @@ def make_row(s, stage, row, move):
     if row.stage2:
         return instruct(s, stage, row.kind, move.target, adapter)
     facts = exam_facts(VLM(adapter, llm, encoding), held_out(s.out, s.device), s.data)
-    stage.folder.mkdir(parents=True, exist_ok=True)
     stage.finish(base=move.target, seconds=0.0, chosen=constant, **facts)
 
 
@@ -315,7 +314,6 @@ def choose_examples(s, stage, move):
         reader = Reader(llm, encoding, s.data.examples(move.shots, seed, "list"))
         tried[seed] = score_vlm(reader, texts, s.data)
     best = max(tried, key=lambda seed: tried[seed]["val"]["vqa"])
-    stage.folder.mkdir(parents=True, exist_ok=True)
     stage.finish(seconds=0.0, chosen=best, scores=tried[best],
                  tried={seed: scores["val"]["vqa"] for seed, scores in tried.items()},
                  params=train.size_of(llm), vocab=llm.config.V)
@@ -336,8 +334,7 @@ def make_real_row(s, stage, row, move):
         exam = {"test": [s.data.tell("test", i, row.start) for i in range(s.data.count("test"))]}
     else:
         see = partial(Prompted, examples=examples)
-        adapter, constant = bring(s, row, move, llm, encoding, see,
-                                  min(EXAMPLES_ON, s.data.count("val")))
+        adapter, constant = bring(s, row, move, llm, encoding, see, EXAMPLES_ON)
         vlm, about = see(adapter, llm, encoding), {"chosen": constant}
         exam = held_out(s.out, s.device, ["test"], s.data)
     if row.name == "zero_shot_langbridge":
@@ -345,7 +342,6 @@ def make_real_row(s, stage, row, move):
     if row.other_picture:
         exam["test"] = exam["test"].roll(len(exam["test"]) // 2, 0)
     facts = exam_facts(vlm, exam, s.data)
-    stage.folder.mkdir(parents=True, exist_ok=True)
     stage.finish(base=move.target, seconds=0.0, **about, **facts)
 
 

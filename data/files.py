@@ -106,6 +106,7 @@ class Stage:
 
     def finish(self, **facts):
         """Declare the stage finished. `facts` are what later stages and the tables read."""
+        self.folder.mkdir(parents=True, exist_ok=True)
         write_json(self.folder / "config.json", {
             "stage": self.name, "settings": self.settings, "commit": COMMIT,
             "torch": torch.__version__, **facts})
