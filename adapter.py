@@ -14,7 +14,7 @@ import torch.nn as nn
 import torch.nn.functional as F
 
 from data import corpus
-from data.files import read_json, read_tensors, write_json, write_tensors
+from data.files import load_weights, read_json, write_json, write_tensors
 
 NOTHING = corpus.NOTHING.encode()  # the word that an untrained LangBridge says: 'nothing here'
 COEFFICIENTS = ("softplus", "softmax", "relu", "linear")
@@ -349,10 +349,7 @@ def save_adapter(adapter, folder):
 def load_adapter(folder):
     """The adapter that save_adapter wrote; a LangBridge must then be given a basis by set_basis."""
     config = read_json(folder / "adapter.json")
-    if config.pop("kind") == "mlp":
-        adapter = MLPAdapter(**config)
-    else:
+    if "tokens" in config:
         config["tokens"] = [t.encode("latin-1") for t in config["tokens"]]
-        adapter = LangBridge(**config)
-    adapter.load_state_dict(read_tensors(folder / "adapter.pt"))
-    return adapter
+    kinds, kind = {"mlp": MLPAdapter, "langbridge": LangBridge}, config.pop("kind")
+    return load_weights(lambda: kinds[kind](**config), folder / "adapter.pt")

@@ -63,7 +63,8 @@ def load_vlm(out, name):
     """
     out, folder = Path(out), Path(out) / name
     vit, base = load_vit(out / "vit").eval(), base_of(out, name)
-    tuned, spoken = (folder / "llm.pt").exists(), (folder / "adapter.json").exists()
+    made = read_json(folder / "config.json")["files"]
+    tuned, spoken = "llm.pt" in made, "adapter.pt" in made
     if not tuned and not spoken:
         raise Refused(f"{str(folder)!r} holds scores, but neither an adapter nor an LLM")
     adapter = load_adapter(folder).set_basis(*load_llm(base)) if spoken else None
@@ -98,8 +99,8 @@ def base_of(out, name):
 
 def words_read(out, name):
     """The words that a stage's LLM has read; empty if not recorded."""
-    path = base_of(out, name) / "config.json"
-    return set(read_json(path).get("words", [])) if path.exists() else set()
+    base = base_of(out, name)
+    return set(read_json(base / "config.json").get("words", [])) if base.is_dir() else set()
 
 
 # ---- scores -------------------------------------------------------------------------------------

@@ -36,7 +36,7 @@ import torch.nn.functional as F
 from adapter import in_tiles, shown
 from data.bpe import BOS, line_ends, load_encoding, save_encoding
 from data.corpus import LIST_HEAD, PREFIX, list_place, prompt
-from data.files import Refused, read_json, read_tensors, write_json, write_tensors
+from data.files import Refused, load_weights, read_json, read_tensors, write_json, write_tensors
 from data.gguf import GGUF, STRETCH, read_encoding, read_weights, sizes_of
 
 
@@ -171,7 +171,8 @@ class LLM(nn.Module):
 
     def set_rotary(self, c, base, stretch=1.0):
         """Pair j of a head's channels turns by base^(-2j/c) / stretch per position."""
-        frequencies = base ** -(torch.arange(0, c, 2) / c) / stretch  # (c/2,)
+        pairs = torch.arange(0, c, 2, device="cpu")  # there even if weights are shapes alone
+        frequencies = base ** -(pairs / c) / stretch  # (c/2,)
         self.register_buffer("frequencies", frequencies, persistent=False)
 
     def turns(self, start, T):
@@ -478,9 +479,10 @@ def load_llm(path):
     config = read_json(path / "llm.json")
     if "file" in config:  # tuned here
         llm, encoding = load_gguf(config["file"])
+        llm.load_state_dict(read_tensors(path / "llm.pt"))
     else:
-        llm, encoding = GPT(GPTConfig(**config)), load_encoding(path / "tokenizer.json")
-    llm.load_state_dict(read_tensors(path / "llm.pt"))
+        encoding = load_encoding(path / "tokenizer.json")
+        llm = load_weights(lambda: GPT(GPTConfig(**config)), path / "llm.pt")
     return llm, encoding
 
 

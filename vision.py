@@ -4,6 +4,7 @@ A ViT with random weights knows nothing about pictures. As CLIP does (Radford et
 arXiv 2103.00020), we train it next to a small text tower on pairs of a picture and its alt text;
 then the text tower is discarded and the ViT frozen. Neither tower ever meets the LLMs.
 """
+import warnings
 from dataclasses import asdict, dataclass
 
 import numpy as np
@@ -12,7 +13,7 @@ import torch.nn as nn
 import torch.nn.functional as F
 from PIL import Image, UnidentifiedImageError
 
-from data.files import Refused, read_json, read_tensors, write_json, write_tensors
+from data.files import Refused, load_weights, read_json, write_json, write_tensors
 
 
 @dataclass
@@ -198,9 +199,8 @@ def save_vit(vit, folder):
 
 def load_vit(folder):
     """The ViT that save_vit wrote."""
-    vit = ViT(ViTConfig(**read_json(folder / "vit.json")))
-    vit.load_state_dict(read_tensors(folder / "vit.pt"))
-    return vit
+    config = read_json(folder / "vit.json")
+    return load_weights(lambda: ViT(ViTConfig(**config)), folder / "vit.pt")
 
 
 @torch.no_grad()
@@ -261,12 +261,14 @@ def read_picture(path, size):
     Transparent pixels become white, and it is padded to a square with its border's median colour.
     """
     try:
-        picture = Image.open(path)
-        picture.load()
+        with warnings.catch_warnings():
+            warnings.simplefilter("error", Image.DecompressionBombWarning)  # 90 million pixels
+            picture = Image.open(path)
+            picture.load()
     except FileNotFoundError:
         raise Refused(f"there is no picture {str(path)!r}")
     except (UnidentifiedImageError, OSError, SyntaxError, ValueError,
-            Image.DecompressionBombError) as error:
+            Image.DecompressionBombWarning, Image.DecompressionBombError) as error:
         raise Refused(f"cannot read {str(path)!r} as a picture ({error}); PNG and JPEG files work")
     if picture.mode.startswith("I"):  # 16-bit greyscale
         grey = np.asarray(picture, dtype=np.float64) / 257
@@ -276,6 +278,7 @@ def read_picture(path, size):
         white = Image.new("RGBA", picture.size, "white")
         picture = Image.alpha_composite(white, picture)
     picture = picture.convert("RGB")
+    picture.thumbnail((2048, 2048))  # a long strip would become a huge square
     pixels = np.asarray(picture)
     border = np.concatenate([pixels[0], pixels[-1], pixels[:, 0], pixels[:, -1]])
     side = max(picture.size)
