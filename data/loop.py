@@ -1,13 +1,14 @@
 """The training loop that all stages share: optimisers, learning rates, progress, checkpoints."""
 import math
+import signal
 import sys
 import time
 
 import torch
 from tqdm import tqdm
 
-from data.files import Refused, write_text
-from data.run import lane
+from data.files import RANK, RANKS, Refused, write_text
+from data.run import Stop, Stopped, lane
 
 
 class Muon(torch.optim.Optimizer):
@@ -99,7 +100,7 @@ class Loop:
     def __iter__(self):
         self.bar = tqdm(desc=self.stage.name.split("/")[-1], initial=self.step, total=self.steps,
                         mininterval=1 if sys.stderr.isatty() else 60, dynamic_ncols=True,
-                        leave=False, position=lane())
+                        leave=False, position=lane(), disable=RANK > 0)
         saved = time.perf_counter()
         while self.step < self.steps:
             self.measure_now()
@@ -108,14 +109,18 @@ class Loop:
             for optimizer, rate in zip(self.optimizers, self.rates):
                 for group in optimizer.param_groups:
                     group["lr"] = rate * self.schedule()
-            began = time.perf_counter()
+            began, Stop.in_step = time.perf_counter(), True
             yield self.step
             self.seconds += time.perf_counter() - began
             self.step += 1
             self.bar.update()
-            if time.perf_counter() - saved > self.s.save_every and self.step < self.steps:
+            if Stop.signal or time.perf_counter() - saved > self.s.save_every:
                 self.save()
                 saved = time.perf_counter()
+            Stop.in_step = False
+            if Stop.signal:
+                self.bar.close()
+                raise Stopped(Stop.signal)
         self.bar.close()
         for module in self.modules:
             module.eval()
@@ -141,9 +146,9 @@ class Loop:
         for loss in losses:
             loss.backward()
             value += loss.item()
-        if not math.isfinite(value):
-            raise Refused(f"{self.stage.name}: the loss is {value} at step {self.step}; lower the "
-                          f"learning rate and delete {str(self.stage.folder)!r}")
+        if RANKS > 1:
+            value = self.sum_over_ranks(value)
+        self.expect_finite(value)
         for optimizer in self.optimizers:
             optimizer.step()
             optimizer.zero_grad()
@@ -153,10 +158,45 @@ class Loop:
             lr = self.optimizers[-1].param_groups[0]["lr"]
             self.log.append([self.step, round(value, 5), round(self.smooth, 5), lr])
 
+    def sum_over_ranks(self, loss):
+        """Each process has computed some parts of the batch: add up their losses and gradients.
+        Also, if one of them was asked to stop, all do."""
+        params = [p for module in self.modules for p in module.parameters() if p.requires_grad]
+        grads = [torch.zeros_like(p) if p.grad is None else p.grad for p in params]
+        facts = torch.tensor([loss, float(Stop.signal is not None)], device=grads[0].device)
+        both = torch.cat([facts, *(grad.flatten() for grad in grads)])
+        torch.distributed.all_reduce(both)
+        loss, stop, *_ = both[:2].tolist()
+        for p, grad in zip(params, both[2:].split([p.numel() for p in params])):
+            p.grad = grad.view_as(p)
+        if stop:
+            Stop.signal = Stop.signal or signal.SIGTERM
+        return loss
+
+    def expect_finite(self, loss):
+        """Raise Refused, before it reaches a weight, for a loss or a gradient that is no number."""
+        gradients = [p.grad.abs().max() for module in self.modules for p in module.parameters()
+                     if p.grad is not None]
+        largest = torch.stack(gradients).max().item()  # nan, if one is
+        if not math.isfinite(loss + largest):
+            self.bar.close()
+            raise Refused(f"{self.stage.name}: at step {self.step} (seed {self.s.seed}) the loss "
+                          f"is {loss} and the largest gradient {largest}; delete "
+                          f"{str(self.stage.folder)!r} and try lower learning rates or --precision "
+                          "fp32")
+
     def save(self):
         parts = [part.state_dict() for part in [*self.modules, *self.optimizers]]
-        self.stage.save_state(parts=parts, rng=torch.get_rng_state(), step=self.step, log=self.log,
+        self.stage.save_state(self.step, parts=parts, rng=self.random_streams(), log=self.log,
                               seconds=self.seconds, smooth=self.smooth, measured=self.measured)
+
+    def random_streams(self):
+        """The state of the CPU's generator and, if training is elsewhere, of that device's: drawn
+        words come from there."""
+        streams = [torch.get_rng_state()]
+        if self.s.device != "cpu":
+            streams.append(torch.get_device_module(self.s.device).get_rng_state())
+        return streams
 
     def resume(self):
         state = self.stage.load_state(self.s.device)
@@ -164,7 +204,9 @@ class Loop:
             return
         for part, saved in zip([*self.modules, *self.optimizers], state["parts"], strict=True):
             part.load_state_dict(saved)
-        torch.set_rng_state(state["rng"].cpu())
+        torch.set_rng_state(state["rng"][0].cpu())
+        if len(state["rng"]) > 1:
+            torch.get_device_module(self.s.device).set_rng_state(state["rng"][1].cpu())
         self.step, self.seconds, self.smooth = state["step"], state["seconds"], state["smooth"]
         self.log, self.measured = state["log"], state["measured"]
         print(f"{self.stage.name}: resuming from step {self.step}", flush=True)

@@ -17,7 +17,7 @@ from typing import Any, Callable, NamedTuple
 import torch
 from tqdm import tqdm
 
-from data.files import Refused, Stage, read_json, write_json
+from data.files import RANK, RANKS, Refused, Stage, locked, read_summed, write_summed
 
 
 class Parser(argparse.ArgumentParser):
@@ -58,25 +58,89 @@ class Parser(argparse.ArgumentParser):
         raise Refused(f"{message}; see python {self.prog} --help")
 
 
+def number(low, high=10 ** 6):
+    """A type for flags: a whole number in this range"""
+    def parse(text):
+        if not (re.fullmatch(r"\d{1,9}", text) and low <= int(text) <= high):
+            raise argparse.ArgumentTypeError(f"{text!r}: expected {low} to {high}")
+        return int(text)
+    return parse
+
+
 def seed_list(text):
     """A type for flags: '0,1,2' -> [0, 1, 2]"""
-    if not re.fullmatch(r"\d+(,\d+)*", text):
-        raise argparse.ArgumentTypeError(f"{text!r}: expected numbers with commas, as in 0,1,2")
+    if not re.fullmatch(r"\d{1,9}(,\d{1,9})*", text):
+        raise argparse.ArgumentTypeError(f"{text!r}: expected numbers of at most nine digits "
+                                         "with commas, as in 0,1,2")
     return list(dict.fromkeys(int(seed) for seed in text.split(",")))
+
+
+NO_MEMORY = "out of memory|allocate memory|not enough memory"  # as torch reports it
+
+
+class Stopped(KeyboardInterrupt):
+    """A signal has ended the work; what a checkpoint should hold is saved."""
+
+
+class Stop:
+    """What signals have asked for. Within a step of training, the step is finished and saved first;
+    otherwise a process ends at once."""
+    in_step = False
+    signal = None  # the first
+
+    @classmethod
+    def command(cls, number, frame):
+        """A command is stopped; a second signal does not wait, and the last checkpoint is good."""
+        if cls.signal:
+            os._exit(128 + number)
+        cls.signal = signal.Signals(number)
+        if not cls.in_step:
+            raise Stopped(cls.signal)
+
+    @classmethod
+    def lane(cls, number, frame):
+        """A lane is stopped, by its command."""
+        cls.signal = signal.Signals(number)
+        if not cls.in_step:
+            os._exit(128 + number)
 
 
 def run_command(main):
     """Run a command; errors that a user can fix are one line."""
-    signal.signal(signal.SIGTERM, signal.default_int_handler)  # as Ctrl-C does
+    Stop.in_step, Stop.signal = False, None
+    signal.signal(signal.SIGTERM, Stop.command)
+    signal.signal(signal.SIGINT, Stop.command)
     try:
+        if RANKS > 1:
+            join_ranks()
         main()
-    except KeyboardInterrupt:
-        sys.exit("stopped; run the same command again to continue")
+    except Stopped:
+        print(f"stopped by {Stop.signal.name}; run the same command again to continue",
+              file=sys.stderr)
+        sys.exit(128 + Stop.signal)
     except BrokenProcessPool:
         sys.exit("a process was killed (out of memory?); run the same command again to continue")
     except (Refused, OSError) as error:
         print(f"error: {error}", file=sys.stderr)
         sys.exit(2)
+    except (MemoryError, RuntimeError) as error:
+        if not isinstance(error, MemoryError) and not re.search(NO_MEMORY, str(error)):
+            raise
+        print("error: out of memory; try a smaller batch or model (see --help), another --out, and "
+              "fewer programs at a time", file=sys.stderr)
+        sys.exit(2)
+
+
+def join_ranks():
+    """Under torchrun, meet the other processes. Each has a GPU of its own, if there are any."""
+    gpus, own = torch.cuda.device_count(), int(os.environ["LOCAL_RANK"])
+    if gpus:
+        if own >= gpus:
+            raise Refused(f"torchrun --nproc_per_node: expected at most {gpus}, a GPU for each")
+        torch.cuda.set_device(own)
+    torch.distributed.init_process_group()  # NCCL between GPUs, gloo between CPUs
+    if RANK > 0:
+        sys.stdout = open(os.devnull, "w", encoding="utf-8")  # the first process speaks
 
 
 # ---- stages side by side ------------------------------------------------------------------------
@@ -106,22 +170,25 @@ def say_scores(job):
 
 @contextmanager
 def lanes(s, most, say=say_scores):
-    """Yields run(jobs): at most `most` stages at a time, each in a process of its own. Of the jobs
-    that could begin, the first in the list does. say(job) is called when one is finished.
+    """Lock --out and yield run(jobs): at most `most` stages at a time, each in a process of its
+    own. Of the jobs that could begin, the first in the list does. say(job) is called when one is
+    finished.
 
     On a CPU, two stages on one thread each finish sooner than one after the other on two threads. A
     lane keeps its thread count even when others idle: sums would round differently, and a resumed
     run would not match bit for bit. An accelerator makes one stage at a time.
     """
-    count = min(s.threads, most) if s.device == "cpu" else 1
+    count = min(s.threads, most) if s.device == "cpu" and RANKS == 1 else 1
     if count == 1:
-        yield lambda jobs: one_by_one(jobs, say)
+        with locked(s.out):
+            yield lambda jobs: one_by_one(jobs, say)
         return
     # otherwise glibc returns large blocks to the system and refetches them at every step
     os.environ.setdefault("MALLOC_MMAP_THRESHOLD_", str(2 ** 25))
     os.environ.setdefault("MALLOC_TRIM_THRESHOLD_", str(2 ** 30))
     context = multiprocessing.get_context("spawn")
-    with ProcessPoolExecutor(count, context, begin_lane, (s.threads // count,)) as pool:
+    with (locked(s.out),
+          ProcessPoolExecutor(count, context, begin_lane, (s.threads // count,)) as pool):
         try:
             yield lambda jobs: side_by_side(pool, count, jobs, say)
         except BaseException:
@@ -156,7 +223,8 @@ def side_by_side(pool, count, jobs, say):
 def begin_lane(threads):
     """In each process of `lanes`, before its first stage."""
     torch.set_num_threads(threads)
-    signal.signal(signal.SIGINT, signal.SIG_IGN)  # the parent decides when to stop
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # the parent decides when to stop,
+    signal.signal(signal.SIGTERM, Stop.lane)  # and says so
     tqdm.set_lock(threading.RLock())  # one per process: a shared semaphore would outlive them
     threading.Thread(target=end_with_parent, daemon=True).start()
 
@@ -179,8 +247,8 @@ def stopwatch(path):
     try:
         yield
     finally:
-        write_json(path, before + time.perf_counter() - began)
+        write_summed(path, {"seconds": before + time.perf_counter() - began})
 
 
 def seconds_in(path):
-    return read_json(path) if path.exists() else 0.0
+    return read_summed(path)["seconds"] if path.exists() else 0.0
