@@ -3,6 +3,7 @@
     python train.py                    everything, into out/
     python train.py --preset smoke     the same in a few seconds, to see that it runs
     python train.py --help             every setting, with the laptop's values
+    torchrun --nproc_per_node=8 train.py     on several GPUs (or CPUs), which share each batch
 
     stage          what is trained                     on what
     llm_source     a GPT                               text only
@@ -35,7 +36,8 @@ from adapter import BASES, COEFFICIENTS, NOTHING, LangBridge, MLPAdapter, load_a
 from data.bpe import BOS, PATTERNS, load_encoding, tokens_of, train_bpe
 from data.corpus import DIALECTS, encode
 from data.dataset import ShapeData
-from data.files import Refused, Stage, read_json, read_tensors, write_json, write_tensors
+from data.files import (RANK, RANKS, Refused, Stage, locked, move_aside, read_summed, read_tensors,
+                        write_json, write_summed, write_tensors)
 from data.loop import Loop, autocast, optimizers
 from data.run import Job, Parser, lanes, run_command, say_scores, seconds_in, stopwatch
 from data.scoring import join_splits
@@ -141,12 +143,16 @@ PRESETS = {
 
 
 def parse_settings(argv):
-    """Settings from the command line; what it leaves out is as in the preset, else the default."""
+    """Settings from the command line; what it leaves out is as in the preset, else the default.
+    With --fresh, an old folder is moved aside."""
     parser = Parser(__doc__)
     parser.add_fields(Settings)
+    parser.add_argument("--fresh", action="store_true",
+                        help="start over: what is in --out moves to a folder beside it")
     given = vars(parser.parse_args(argv))  # the flags that are there
+    fresh = given.pop("fresh")
     s = Settings(**given)
-    s.threads = s.threads or os.cpu_count()
+    s.threads = s.threads or max(1, os.cpu_count() // RANKS)
     if s.device == "auto":
         s.device = "cuda" if torch.cuda.is_available() else "cpu"
     if s.precision == "auto":
@@ -155,6 +161,9 @@ def parse_settings(argv):
         if name not in given:
             setattr(s, name, value)
     check(s)
+    if fresh and Path(s.out).exists():
+        with locked(s.out):
+            print(f"what was in {s.out}/ is now in {move_aside(s.out)}/", flush=True)
     return s
 
 
@@ -169,14 +178,18 @@ def check(s):
     except (RuntimeError, AssertionError, NotImplementedError):
         raise Refused(f"--device {s.device}: this machine or this torch has no such device; "
                       "try --device cpu")
+    expect("out", s.out.strip(), "a folder")
     expect("stages", s.stages == "all" or set(s.stages.split(",")) <= set(STAGES),
            f"some of {', '.join(STAGES)}, or all")
     least = {"threads": 0, "save_every": 0, "seed": 0, "align_K": 0, "vit_batch": 2,
              "align_mlp_hidden": 0,
-             "test_pictures": 4, "llm_source_V": 300, "llm_target_V": 300}  # 256 are the bytes
+             "pictures": 20, "test_pictures": 20,
+             "llm_source_V": 300, "llm_target_V": 300}  # 256 are the bytes
+    most = {"threads": 1024, "seed": 2 ** 31 - 1}
     for name, value in asdict(s).items():
         if type(value) is int:
-            expect(name, value >= least.get(name, 1), f"{least.get(name, 1)} or more")
+            low, high = least.get(name, 1), most.get(name, 10 ** 6)
+            expect(name, low <= value <= high, f"{low} to {high}")
         elif name.endswith("lr"):
             expect(name, 0 <= value < math.inf, "0 or more")
         elif type(value) is float:
@@ -190,6 +203,10 @@ def check(s):
         raise Refused(f"--vit_size {s.vit_size} --vit_patch {s.vit_patch}: each of the 3 x 3 "
                       "places must be a whole number of patches; 6 x 6 patches are best, like the "
                       f"6 x 6 words that the LLMs read: --vit_size {6 * best} --vit_patch {best}")
+    if (s.vit_size // s.vit_patch) ** 2 > 256:
+        raise Refused(f"--vit_size {s.vit_size} --vit_patch {s.vit_patch}: expected at most "
+                      "16 x 16 patches; with a text, more do not fit into an LLM's context of "
+                      f"{GPTConfig.context} tokens")
     expect("align_drawn", s.align_drawn == 0 or s.align_coefficients in ("softplus", "softmax"),
            f"0, for words cannot be drawn by {s.align_coefficients} weights")
 
@@ -198,7 +215,7 @@ def load_settings(out):
     """The settings that train.py used for a folder."""
     path = Path(out) / "settings.json"
     try:
-        return Settings(**read_json(path) | {"out": str(out)})
+        return Settings(**read_summed(path) | {"out": str(out)})
     except TypeError:
         raise Refused(f"{str(path)!r} is of another version of this project; make the folder again")
 
@@ -252,6 +269,20 @@ def by_length(samples, parts):
         yield samples[start:start + size]
 
 
+def parts_of(s, samples):
+    """The parts of a batch, and whether they are this process's: under torchrun each computes every
+    RANKS-th one, and Loop adds up their losses and gradients. Yields (part, mine)."""
+    for k, part in enumerate(by_length(samples, max(s.parts, RANKS))):
+        yield part, k % RANKS == RANK
+
+
+def draw_along(adapter, x):
+    """Draw the words of a part that another process computes: all random streams stay together."""
+    if isinstance(adapter, LangBridge) and adapter.training and adapter.drawn > 0:
+        with torch.no_grad():
+            adapter(x)
+
+
 def padded(part):
     """The ids and the weights of a part's samples, 0 for padding: 2 x (B, T)"""
     ids = pad([sample.ids for sample in part], torch.long)
@@ -279,7 +310,9 @@ def text_losses(s, llm, encoding, documents):
         ids, weights = encode(encoding, document)
         samples.append(Sample(ids, [max(w, s.llm_text_weight) for w in weights]))
     total = sum(sum(sample.weights[1:]) for sample in samples)
-    for part in by_length(samples, s.parts):
+    for part, mine in parts_of(s, samples):
+        if not mine:
+            continue
         ids, weights = padded(part)  # 2 x (B, T)
         wanted, answers, weights = targets(ids[:, 1:], weights[:, 1:], s.device)  # 3 x (n,)
         with autocast(s):
@@ -359,7 +392,7 @@ def pretrain_vit(s, stage):
         pairs = batch(*data.pairs(s.seed, step, s.vit_batch, s.vit_pairs))
         with autocast(s):
             loss = model.loss(*pairs)
-        loop.update([loss])
+        loop.update([loss / RANKS])  # it compares all pairs: each process computes the whole
     save_vit(model.vit, stage.folder)
 
     @torch.no_grad()
@@ -424,8 +457,11 @@ def picture_losses(s, vlm, features, pictures, texts):
     features (pictures, N, D)"""
     samples = [Sample(*encode(vlm.encoding, text), i) for i, text in zip(pictures, texts)]
     total = sum(sum(sample.weights) for sample in samples)
-    for part in by_length(samples, s.parts):
+    for part, mine in parts_of(s, samples):
         x = features[[sample.picture for sample in part]].float().to(s.device)  # (B, N, D)
+        if not mine:
+            draw_along(vlm.adapter, x)
+            continue
         ids, weights = padded(part)  # 2 x (B, T)
         wanted, answers, weights = targets(ids, weights, s.device)  # 3 x (n,)
         with autocast(s):
@@ -535,12 +571,16 @@ STAGES = {  # name: (how it is made, with what, after which), the most urgent fi
 
 
 def main(s):
+    with locked(s.out):
+        make_all(s)
+
+
+def make_all(s):
     torch.set_num_threads(s.threads)
     out = Path(s.out)
     stages = {name: open_stage(s, name) for name in STAGES}
     finished = {name for name in STAGES if stages[name].config()}  # refuses other settings
-    out.mkdir(parents=True, exist_ok=True)
-    write_json(out / "settings.json", asdict(s))
+    write_summed(out / "settings.json", asdict(s))
     print(f"nanoLangBridge: preset {s.preset}, device {s.device}, {s.precision}, {s.threads} "
           f"threads, torch {torch.__version__}, into {out}/", flush=True)
     clock, began = out / "seconds.json", time.perf_counter()
@@ -571,8 +611,9 @@ def main(s):
     write_json(out / "results.json", r)
     print(f"\n{results_table([r])}")
     _, vlm = load_vlm(out, "langbridge_instruct")
-    said = examine_vlm(vlm, held_out(out, splits=["test"]), s.data)
-    show_answers(out / "samples.png", said, s.data, count=6)
+    if RANK == 0:
+        said = examine_vlm(vlm, held_out(out, splits=["test"]), s.data)
+        show_answers(out / "samples.png", said, s.data, count=6)
     print(f"\n{seconds_in(clock) / 60:.1f} minutes. Scores: {out}/results.json. Try next:\n"
           f"  python evaluate.py --out {out} --image results/picture.png\n"
           f"  python transfer.py --out {out}")

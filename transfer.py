@@ -40,6 +40,7 @@ import math
 import os
 import shutil
 import sys
+from contextlib import ExitStack
 from dataclasses import asdict, dataclass, replace
 from functools import partial
 from pathlib import Path
@@ -52,9 +53,9 @@ import train
 from adapter import (NOTHING, LangBridge, MLPAdapter, Placed, Voted, Written, from_tiles, in_tiles,
                      load_adapter, read_as_words, token)
 from data.corpus import GRID
-from data.files import Refused, Stage, read_json, write_json, write_text
+from data.files import (Refused, Stage, locked, read_json, write_json, write_summed, write_text)
 from data.gguf import GGUF
-from data.run import (Job, Parser, lanes, run_command, say_scores, seconds_in, seed_list,
+from data.run import (Job, Parser, lanes, number, run_command, say_scores, seconds_in, seed_list,
                       stopwatch)
 from data.scoring import SCORES
 from data.world import QUESTION_TYPES
@@ -480,7 +481,10 @@ def run_moves(s, moves, rows, say=say_scores):
     for move in moves:
         for job in move.jobs(rows):
             jobs.setdefault(job.stage.folder, job)
-    with lanes(s, max(1, len(jobs)), say) as run:
+    with ExitStack() as locks:
+        for move in moves:
+            locks.enter_context(locked(move.s.out))
+        run = locks.enter_context(lanes(s, max(1, len(jobs)), say))
         run(list(jobs.values()))
 
 
@@ -505,7 +509,7 @@ def copy_stages(s, out, *stages):
         if not (Path(out) / stage / "config.json").exists():
             shutil.copytree(Path(s.out) / stage, Path(out) / stage, dirs_exist_ok=True)
     s = replace(s, out=out)
-    write_json(Path(out) / "settings.json", asdict(s))
+    write_summed(Path(out) / "settings.json", asdict(s))
     return s
 
 
@@ -520,28 +524,24 @@ def parse(argv):
     add("--reverse", action="store_true", help="from the target LLM to the source LLM")
     add("--source", default="llm_source", help="LLM folder that the adapter comes from")
     add("--target", default="llm_target", help="LLM folder, or GGUF file, that it is moved to")
-    add("--shots", type=int, default=16, help="solved examples, as text, that a real LLM (GGUF "
-        "file) reads before a scene (default: 16)")
-    add("--pictures", type=int, default=200, help="test pictures that a real LLM is asked about "
-        "(default: 200)")
+    add("--shots", type=number(1), default=16,
+        help="solved examples, as text, that a real LLM (GGUF file) reads before a scene "
+        "(default: 16)")
+    add("--pictures", type=number(4), default=200,
+        help="test pictures that a real LLM is asked about (default: 200)")
     add("--full-seeds", action="store_true", help="each seed has LLMs and a ViT of its own: "
         "train.py into OUT-seed1 and so on")
     add("--corpus", choices=["both", "sentences"], default="both", help="sentences: LLMs that "
         "never read a raster, in OUT-sentences with the ViT of --out")
     add("--rows", choices=["headline", "all"], default="headline",
         help="all: more ways to move, fresh adapters, adapters after instruct, too")
-    add("--steps", type=int, default=0,
+    add("--steps", type=number(0), default=0,
         help="steps of stage 2 on the target, in every row (default: two fifths of train.py's; for "
         "a GGUF file, none, and with the first seed only)")
-    add("--threads", type=int, default=0, help="CPU threads in all; 0: as many as there are cores")
+    add("--threads", type=number(0), default=0,
+        help="CPU threads in all; 0: as many as there are cores")
     add("--device", help="cpu, cuda or mps (default: what train.py used)")
     args = parser.parse_args(argv)
-    for name in ("steps", "threads"):
-        if getattr(args, name) < 0:
-            raise Refused(f"--{name} {getattr(args, name)}: expected 0 for the default, or more")
-    for name, least in (("shots", 1), ("pictures", 4)):
-        if getattr(args, name) < least:
-            raise Refused(f"--{name} {getattr(args, name)}: expected {least} or more")
     args.real = is_file(args.target)
     if args.real:
         args.target = str(Path(args.target).resolve())
@@ -591,7 +591,7 @@ def prepare_seed(seed, args, s):
             train.main(s)
     llms = [args.source] if args.real else [args.source, args.target]
     for llm in llms:
-        read_json(Path(s.out) / llm / "llm.json")  # fails now, not after training
+        read_json(Path(s.out) / llm / "config.json")  # fails now, not after training
     return s
 
 
@@ -618,6 +618,12 @@ def main():
     s.device = args.device or s.device
     check(s)
     torch.set_num_threads(s.threads)
+    with locked(args.out):
+        move_all(args, s)
+
+
+def move_all(args, s):
+    """What was asked for, from the LLMs that are missing to the tables."""
     moves = []
     for seed in args.seeds:
         its = prepare_seed(seed, args, s)

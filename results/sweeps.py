@@ -27,7 +27,7 @@ sys.path.insert(0, str(Path(__file__).parent.parent))  # the project, one folder
 
 import train
 from data.files import Refused, read_json, write_json, write_text
-from data.run import Job, Parser, lanes, run_command, seed_list
+from data.run import Job, Parser, lanes, number, run_command, seed_list
 from data.scoring import SCORES
 from evaluate import held_out, load_vlm, own_weight
 from results.collect import collect_budgets
@@ -190,11 +190,10 @@ def main():
     add("--no-stage2", action="store_true", help="only rows without a stage 2 (not for budgets)")
     add("--steps", type=seed_list, default="50,100,200,400,800",
         help="for budgets: the lengths of stage 2 (default: 50,100,200,400,800)")
-    add("--threads", type=int, default=0, help="CPU threads in all; 0: as many as there are cores")
+    add("--threads", type=number(0), default=0,
+        help="CPU threads in all; 0: as many as there are cores")
     add("--device", help="cpu, cuda or mps (default: what train.py used)")
     args = parser.parse_args()
-    if args.threads < 0:
-        raise Refused(f"--threads {args.threads}: expected 0 for the default, or more")
     if 0 in args.steps:
         raise Refused("--steps 0: expected lengths of stage 2, 1 or more, as in 50,100,200")
     s = replace(load_settings(args.out), stages="all", threads=args.threads or os.cpu_count())

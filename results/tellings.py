@@ -16,7 +16,7 @@ sys.path.insert(0, str(Path(__file__).parent.parent))  # the project, one folder
 
 from data.corpus import LIST_HEAD, listing, raster, solved_examples
 from data.files import write_json
-from data.run import Parser, run_command
+from data.run import Parser, number, run_command
 from data.scoring import Answered, benchmark, score_answers
 from data.world import PLACES
 from model import Reader, load_llm
@@ -77,7 +77,8 @@ def main():
     parser = Parser(__doc__)
     parser.add_argument("file", type=Path, help="the LLM: a GGUF file")
     parser.add_argument("--out", type=Path, default=Path("out"), help="a folder (default: out)")
-    parser.add_argument("--pictures", type=int, default=100, help="scenes of val (default: 100)")
+    parser.add_argument("--pictures", type=number(1), default=100,
+                        help="scenes of val (default: 100)")
     args = parser.parse_args()
     llm, encoding = load_llm(args.file)
     found = {"llm": args.file.stem, "pictures": args.pictures,

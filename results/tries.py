@@ -22,7 +22,7 @@ sys.path.insert(0, str(Path(__file__).parent.parent))  # the project, one folder
 from adapter import LangBridge, MLPAdapter
 from data.files import Refused, Stage, write_json
 from data.loop import Loop, optimizers
-from data.run import Job, Parser, lanes, run_command, seed_list
+from data.run import Job, Parser, lanes, number, run_command, seed_list
 from evaluate import held_out, own_weight, score_vlm
 from model import VLM, load_llm
 from results.report import across, tries_table
@@ -223,7 +223,8 @@ def main():
         help="seeds of the adapters and of the order of data (default: 0,1,2)")
     add("--only", default=",".join(TRIES), metavar="NAME,NAME",
         help=f"some of {', '.join(TRIES)} (default: all)")
-    add("--threads", type=int, default=0, help="CPU threads in all; 0: as many as train.py used")
+    add("--threads", type=number(0), default=0,
+        help="CPU threads in all; 0: as many as train.py used")
     args = parser.parse_args()
     s = load_settings(args.out)
     s.threads = args.threads or s.threads
