@@ -179,7 +179,7 @@ def test_a_folder_of_another_version_is_refused(tmp_path):
     (tmp_path / "vit").mkdir()
     (tmp_path / "vit" / "config.json").write_text('{"stage": "vit"}', encoding="utf-8")
     assert_refused(run_here("evaluate.py", "--out", tmp_path, "--model", "mlp_align"),
-                   "must be made again")
+                   "of another version of this project")
 
 
 # ---- one picture ---------------------------------------------------------------------------------

@@ -179,8 +179,8 @@ def test_what_cannot_be_asked_is_refused(out, file, picture, tmp_path, args, say
 @pytest.mark.parametrize("args, says", [
     (["--target", "nowhere.gguf"], "there is no file"),
     (["--target", "FILE", "--reverse"], "--reverse and --corpus"),
-    (["--target", "FILE", "--shots", "0"], "expected 1 or more"),
-    (["--target", "FILE", "--pictures", "1"], "expected 4 or more"),
+    (["--target", "FILE", "--shots", "0"], "expected 1 to 1000000"),
+    (["--target", "FILE", "--pictures", "1"], "expected 4 to 1000000"),
 ])
 def test_a_move_that_cannot_be_made_is_refused(out, file, args, says):
     args = [file if a == "FILE" else a for a in args]

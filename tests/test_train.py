@@ -46,7 +46,7 @@ def test_a_stage_is_finished_once_its_config_is_written(tmp_path):
     stage.save_state(step=3)
     stage.finish(vqa=0.5)
     assert stage.config()["vqa"] == 0.5
-    assert not (stage.folder / "state.pt").exists()
+    assert not list(stage.folder.glob("state*"))
 
 
 def test_a_finished_stage_of_other_settings_is_refused_and_says_what_differs(tmp_path):
@@ -131,14 +131,6 @@ def test_a_loop_learns_and_its_rates_go_up_stay_and_go_down(tmp_path):
 def test_what_is_measured_on_the_way_is_noted(tmp_path):
     _, loop = tiny_loop(tmp_path, measure=lambda: "seen", measure_at={0, 7, 60})
     assert loop.measured == [[0, "seen"], [7, "seen"], [60, "seen"]]
-
-
-def test_a_loss_that_is_no_number_ends_the_stage_and_names_it(tmp_path):
-    model = nn.Linear(1, 1)
-    loop = Loop(smoke(), Stage(tmp_path, "tiny", {}), [model], [], 10)
-    with pytest.raises(Refused, match="tiny: the loss is nan at step 0"):
-        for _ in loop:
-            loop.update([model(torch.full((1, 1), torch.nan)).mean()])
 
 
 # ---- the optimisers ------------------------------------------------------------------------------
@@ -393,32 +385,13 @@ def test_running_again_redoes_nothing(out):
     assert read_json(out / "results.json") == results
 
 
-def test_a_run_killed_anywhere_ends_bit_for_bit_like_one_that_was_not(out, tmp_path):
-    args = ["--preset", "smoke", "--out", tmp_path / "out", "--save_every", "0"]
-    for stage in ("llm_source", "vit", "langbridge_instruct"):  # killed in the middle of each
-        process = subprocess.Popen(
-            command("train.py", *args), stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL,
-            cwd=ROOT, start_new_session=True)
-        while not (tmp_path / "out" / stage / "state.pt").exists():
-            assert process.poll() is None, f"it ended before {stage}"
-            time.sleep(0.01)
-        os.killpg(process.pid, signal.SIGKILL)
-        process.wait()
-    assert "resuming from step" in run("train.py", *args).stdout
-    paths = sorted((tmp_path / "out").rglob("*.pt"))
-    assert len(paths) > 10
-    for path in paths:
-        a, b = read_tensors(path), read_tensors(out / path.relative_to(tmp_path / "out"))
-        assert a.keys() == b.keys() and all(torch.equal(a[k], b[k]) for k in a), path
-
-
 def test_lanes_end_when_the_command_is_killed(tmp_path):
     process = subprocess.Popen(
         command("train.py", "--preset", "smoke", "--llm_source_steps", "5000",
                 "--llm_target_steps", "5000", "--out", tmp_path / "out", "--save_every", "0",
                 "--threads", "2", "--device", "cpu"),
         stdout=subprocess.PIPE, stderr=subprocess.STDOUT, cwd=ROOT)
-    while not (tmp_path / "out" / "llm_source" / "state.pt").exists():
+    while not list((tmp_path / "out" / "llm_source").glob("state-*.pt")):
         assert process.poll() is None
         time.sleep(0.05)
     process.kill()
@@ -450,14 +423,14 @@ def test_the_recipe_runs_in_the_bfloat16_of_a_gpu(tmp_path):
     (["--vit_stepz", "3"], "did you mean --vit_steps?"),
     (["--preset", "desktop"], "laptop"),
     (["--vit_steps", "many"], "invalid int value: 'many'"),
-    (["--vit_steps", "0"], "--vit_steps 0: expected 1 or more"),
+    (["--vit_steps", "0"], "--vit_steps 0: expected 1 to 1000000"),
     (["--llm_lr", "-1"], "--llm_lr -1.0: expected 0 or more"),
     (["--llm_lr", "nan"], "--llm_lr nan: expected 0 or more"),
     (["--llm_captions", "7"], "--llm_captions 7.0: expected a share"),
     (["--device", "meta"], "--device cpu"),
-    (["--threads", "-2"], "--threads -2: expected 0 or more"),
-    (["--test_pictures", "3"], "--test_pictures 3: expected 4 or more"),
-    (["--llm_source_V", "200"], "--llm_source_V 200: expected 300 or more"),
+    (["--threads", "-2"], "--threads -2: expected 0 to 1024"),
+    (["--test_pictures", "3"], "--test_pictures 3: expected 20 to 1000000"),
+    (["--llm_source_V", "200"], "--llm_source_V 200: expected 300 to 1000000"),
     (["--align_coefficients", "sigmoid"], "softmax"),
     (["--align_coefficients", "relu"], "--align_drawn 0.25: expected 0"),
     (["--align_basis", "whitened"], "centered"),
@@ -500,7 +473,7 @@ def test_the_smallest_vocabularies_can_be_trained_and_examined(tmp_path):
     args = ["--out", tmp_path / "out", "--threads", "1", "--device", "cpu"]
     done = run_here("train.py", "--preset", "smoke", "--llm_source_steps", "2",
                     "--llm_target_steps", "2", "--vit_steps", "2", "--align_steps", "2",
-                    "--instruct_steps", "2", "--test_pictures", "6", "--align_K", "3",
+                    "--instruct_steps", "2", "--test_pictures", "20", "--align_K", "3",
                     "--llm_source_V", "300", *args)
     assert done.returncode == 0, done.stderr
     said = done.stdout  # the first model comes first, and it is told how to ask it

@@ -327,7 +327,7 @@ def test_a_shuffled_row_is_loaded_with_its_words_shuffled(moved):
 
 @pytest.mark.parametrize("args, says", [
     (["--seeds", "a"], "as in 0,1,2"),
-    (["--steps", "-1"], "--steps -1"),
+    (["--steps", "-1"], "--steps: '-1'"),
     (["--corpus", "none"], "sentences"),
     (["--source", "nowhere"], "nowhere"),
     (["--full-seeds", "--source", "nowhere"], "use one or the other"),
