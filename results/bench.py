@@ -1,7 +1,7 @@
 """How long things take, each beside what it is compared with, in one run, on a CPU.
 
     python results/bench.py               after train.py: all of it, into bench.json and bench.png
-    python results/bench.py --only ask    some of: step, skill, generate, ask
+    python results/bench.py --only ask    some of: step, skill, generate, ask, memory
 
     step      one training step of the source LLM, beside one of a GPT-2 of the same size, built as
               nanoGPT does and trained with AdamW, on the same documents
@@ -10,6 +10,8 @@
               as many and with six times as many: whatever reaches the goal first counts
     generate  text with the cache, beside the same without
     ask       a cold `python evaluate.py --image .. --ask ..`, beside a cold `import torch`
+    memory    a long training of the source LLM, at its end beside near its start; and the most that
+              the whole `python train.py` takes, lanes included (on Linux)
 
 Seconds depend on the machine and on the hour; only ratios within a run mean anything. In `skill`,
 two models are trained side by side, a thread each. Finished ones are kept in --out, so a killed run
@@ -20,6 +22,7 @@ import random
 import statistics
 import subprocess
 import sys
+import tempfile
 import time
 from dataclasses import replace
 from pathlib import Path
@@ -167,7 +170,8 @@ def exact_match(s, llm, samples):
 def learn_to_read(s, stage, rate, steps):
     """Train on the source LLM's documents, and note [seconds, exact match] on the way."""
     llm, its_optimizers, encoding = new_llm(s, rate)
-    exam = [Sample(*encode(encoding, document)) for document in raster_questions(500)]
+    questions = min(500, 5 * s.test_pictures)  # a smoke run asks fewer
+    exam = [Sample(*encode(encoding, document)) for document in raster_questions(questions)]
 
     def measure():
         llm.eval()
@@ -254,9 +258,49 @@ def bench_ask(s):
     return {"ask": ask, "import_torch": bare, "ratio": ask / bare}
 
 
+def memory_of(pid):
+    """The megabytes of a process and all that it has started; what they share is counted once."""
+    proc, kilobytes = Path("/proc") / str(pid), 0
+    try:
+        for line in (proc / "smaps_rollup").read_text().splitlines():
+            if line.startswith("Pss:"):
+                kilobytes = int(line.split()[1])
+        children = [pid for thread in (proc / "task").iterdir()
+                    for pid in (thread / "children").read_text().split()]
+    except OSError:  # it has ended
+        return 0.0
+    return kilobytes / 1000 + sum(memory_of(child) for child in children)
+
+
+def watch(s, *flags):
+    """The megabytes that train.py takes, every half second."""
+    with tempfile.TemporaryDirectory() as folder:
+        arguments = ["train.py", "--preset", s.preset, "--out", folder, "--device", "cpu", *flags]
+        process = subprocess.Popen([sys.executable, *arguments], cwd=ROOT,
+                                   stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+        taken = []
+        while process.poll() is None:
+            taken.append(memory_of(process.pid))
+            time.sleep(0.5)
+    if process.returncode:
+        raise Refused(f"python {' '.join(arguments)} has failed")
+    return taken
+
+
+def bench_memory(s):
+    """Megabytes: the peak of the whole run; a long training's last tenth and second tenth."""
+    steps = 5000 if s.preset == "laptop" else 300
+    taken = watch(s, "--stages", "llm_source", "--llm_source_steps", str(steps), "--threads", "2")
+    tenth = len(taken) // 10
+    early, late = statistics.mean(taken[tenth:2 * tenth]), statistics.mean(taken[-tenth - 1:-1])
+    return {"steps": steps, "early": early, "late": late, "ratio": late / early,
+            "peak": max(watch(s))}
+
+
 # ---- python results/bench.py ---------------------------------------------------------------------
 
-BENCHES = {"step": bench_step, "skill": bench_skill, "generate": bench_generate, "ask": bench_ask}
+BENCHES = {"step": bench_step, "skill": bench_skill, "generate": bench_generate, "ask": bench_ask,
+           "memory": bench_memory}
 
 
 def plot_skill(skill, path):

@@ -287,7 +287,11 @@ def bench_table(r):
     def seconds(value):
         return "never" if value is None else f"{value:.3g} s"
 
-    step, generate, ask, skill = (r[name] for name in ("step", "generate", "ask", "skill"))
+    def megabytes(value):
+        return f"{value:.0f} MB"
+
+    step, generate, ask, skill, memory = (
+        r[name] for name in ("step", "generate", "ask", "skill", "memory"))
     rows = [["a training step: nanoGPT's design / ours", seconds(step["gpt2"]),
              seconds(step["ours"]), f"{1 / step['ratio']:.2f}"]]
     ours = skill["designs"]["ours"]
@@ -304,7 +308,23 @@ def bench_table(r):
                  seconds(generate["cached"]), f"{generate['ratio']:.1f}"])
     rows.append(["a cold `--ask` / a cold `import torch`", seconds(ask["ask"]),
                  seconds(ask["import_torch"]), f"{ask['ratio']:.2f}"])
+    rows.append([f"memory in the last tenth / the second tenth of {memory['steps']:,} steps",
+                 megabytes(memory["late"]), megabytes(memory["early"]), f"{memory['ratio']:.3f}"])
+    rows.append(["memory of `python train.py`, at most", megabytes(memory["peak"]), "", ""])
     return markdown_table(["medians", "the first", "the second", "ratio"], rows)
+
+
+def faults_table(r):
+    """faults.json: what came of damaged files."""
+    came = {"refused in one line": "refused in one line", "the same answer": "made no difference"}
+    rows = []
+    for damage in dict.fromkeys(damage for damage, _, _ in r["outcomes"]):
+        times = {what: n for kind, what, n in r["outcomes"] if kind == damage}
+        good = [times.get(what, 0) for what in came]
+        rows.append([damage, *map(str, good), str(sum(times.values()) - sum(good))])
+    title = (f"{r['kills']} kills in {r['runs']} runs: all weights are those of a run that was "
+             f"left alone. {r['files']} damaged files:\n\n")
+    return title + markdown_table(["damage", *came.values(), "a fault"], rows)
 
 
 # ---- the tutorial's tables: means alone ----------------------------------------------------------
@@ -394,7 +414,7 @@ def read_json(path):
 
 
 SINGLE = {"tries.json": tries_table, "bench.json": bench_table, "budgets.json": budgets_table,
-          "tellings.json": tellings_table}
+          "tellings.json": tellings_table, "faults.json": faults_table}
 
 
 def table_names(folder):
