@@ -263,6 +263,7 @@ class Stage:
             torch.distributed.barrier()  # the others wait until they can read it
 
     def close(self, facts):
+        """Write the config, which makes checkpoints needless."""
         self.folder.mkdir(parents=True, exist_ok=True)
         files = {path.name: hash_of(path) for path in sorted(self.folder.iterdir())
                  if path.is_file() and not path.name.startswith(("config.json", "state"))
