@@ -211,6 +211,7 @@ def test_a_signal_in_each_stage_saves_its_step_and_the_run_goes_on(out, tmp_path
     assert sent == {*STAGES}
     done = run_here("train.py", *args)
     assert done.returncode == 0, done.stderr
+    assert "resuming from step 8" in done.stdout
     weights = faults.weights_of(folder)
     assert weights.items() <= faults.weights_of(out).items() and len(weights) > 10
     monkeypatch.setattr(Stop, "signal", None)
