@@ -1,6 +1,7 @@
 """Scores, questions about your own pictures, and a look inside.
 
     python evaluate.py                                    every score, into evaluate.json
+    python evaluate.py --data test.json --images DIR      the same about other pictures
     python evaluate.py --image picture.png                a conversation, or a caption
     python evaluate.py --image picture.png --ask "what color is the circle?"
     python evaluate.py --image picture.png --trace        from the file to the answer, step by step
@@ -25,15 +26,17 @@ import torch.nn.functional as F
 
 from adapter import (NOTHING, Edited, LangBridge, MLPAdapter, fingerprint, load_adapter, readable,
                      token)
-from data.bpe import BOS, line_ends
-from data.corpus import PREFIX, prompt
+from data.bpe import line_ends
+from data.corpus import encode, in_scene, prompt
 from data.dataset import load_data
 from data.files import Refused, read_json, read_tensors, write_json
+from data.pictures import read_picture
 from data.run import Parser, run_command
-from data.scoring import SCORES
+from data.own import open_own
+from data.scoring import intervals
 from model import LLM, VLM, Prompted, load_llm, same_length
 from results.figures import contact_sheet, plot_study, word_map
-from vision import ViT, load_vit, read_picture
+from vision import ViT, encode_pictures, load_vit
 
 SHOTS = 16  # solved examples that a real LLM reads before a scene
 CHECKPOINTS = ("mlp_align", "langbridge_align", "mlp_instruct", "langbridge_instruct",
@@ -44,7 +47,7 @@ CHECKPOINTS = ("mlp_align", "langbridge_align", "mlp_instruct", "langbridge_inst
 
 def open_data(out):
     """The data that a folder's stages were trained on."""
-    return load_data(read_json(Path(out) / "vit" / "config.json").get("data", {}))
+    return load_data(read_json(Path(out) / "vit" / "config.json").get("data", {}), out)
 
 
 def held_out(out, device="cpu", splits=None, data=None):
@@ -113,8 +116,8 @@ def score_llm(llm, encoding, data, dialect):
     def answer(asked):
         prompts = []
         for body, question in asked:
-            ids = encoding.encode(PREFIX + body, allowed_special={BOS})
-            prompts.append(ids + encoding.encode(prompt(question)))
+            ids, _ = encode(encoding, [*in_scene(body), (prompt(question), 0.0)])
+            prompts.append(ids)
         answers = [""] * len(prompts)
         for indices, ids in same_length(dict(enumerate(prompts))):
             for i, tokens in zip(indices, llm.generate(llm.embed(ids.to(device)), stops)):
@@ -132,7 +135,10 @@ def examine_vlm(vlm, features, data):
     def answer(split, items):
         return vlm.answer(features[split], [(i, qa.question) for i, qa in items])
 
-    return data.examine(answer, {split: len(x) for split, x in features.items()})
+    def find(split, groups):
+        return vlm.find(features[split], groups)
+
+    return data.examine(answer, {split: len(x) for split, x in features.items()}, find)
 
 
 def score_vlm(vlm, features, data):
@@ -331,29 +337,52 @@ def class_means(adapter, features, data, kind):
 
 # ---- python evaluate.py -------------------------------------------------------------------------
 
-def evaluate(out, names):
-    """Scores with intervals, and what the adapters say: into evaluate.json, with figures."""
-    data, features = open_data(out), held_out(out, splits=["test", "comp"])
+def evaluate(out, names, data, features, path):
+    """Scores with intervals, and what the adapters say: into a JSON file, with figures."""
     result, vlms, said = {"checkpoints": {}}, {}, {}
-    print(f"{'':22}" + "".join(f"{score:>24}" for score in SCORES) + "   (95% interval)")
+    wide = max(22, *map(len, names))
+    print(f"{'':{wide}}" + "".join(f"{score:>24}" for score in data.SCORES) + "   (95% interval)")
     for name in names:
         _, vlms[name] = load_vlm(out, name)
         said[name] = examine_vlm(vlms[name], features, data)
-        scores, bounds = data.score(said[name]), data.intervals(said[name])
+        scores, bounds = data.score(said[name]), intervals(data.counts(said[name]))
         result["checkpoints"][name] = scores | {
             "intervals": bounds, "by_objects": data.by_objects(said[name])}
-        cells = [f"{scores[k]:10.3f} ({bounds[k][0]:.3f}-{bounds[k][1]:.3f})" for k in SCORES]
-        print(f"{name:22}" + "".join(cells), flush=True)
+        cells = [f"{scores[k]:10.3f} ({bounds[k][0]:.3f}-{bounds[k][1]:.3f})" for k in data.SCORES]
+        print(f"{name:{wide}}" + "".join(cells), flush=True)
     pictures = {split: len(x) for split, x in features.items()}
     for name, guess in (("majority", data.majority), ("chance", data.chance)):
         result[name] = guess(pictures)
-        print(f"{name:22}" + "".join(f"{result[name][k]:10.3f}{'':14}" for k in SCORES))
+        cells = [f"{result[name][k]:10.3f}{'':14}" for k in data.SCORES]
+        print(f"{name:{wide}}" + "".join(cells))
     shown = said.get("langbridge_instruct", said[names[0]])
     show_answers(out / "mistakes.png", shown, data, count=10)
-    if {"langbridge_align", "mlp_align", "langbridge_instruct", "mlp_instruct"} <= set(names):
+    studied = {"langbridge_align", "mlp_align", "langbridge_instruct", "mlp_instruct"}
+    if data.kinds and studied <= set(names):
         result |= look_inside(out, vlms, features["test"], data)
-    write_json(out / "evaluate.json", result)
-    print(f"written: {out / 'evaluate.json'}")
+    write_json(path, result)
+    print(f"written: {path}")
+
+
+def other_exam(out, conversations, images, allow_bad):
+    """(data, features) of a file that is only an exam, for models that know another one."""
+    vit = load_vit(out / "vit").eval()
+    trained, config = open_data(out), vit.config
+    data = open_own(str(conversations), str(images), folder=f"{out}/pictures", size=config.size,
+                    side=config.grid, allow_bad=allow_bad, exam=True)
+    if not trained.kinds:
+        data.known = trained.known  # what guesses may know
+    path = out / "pictures" / "features.new"
+    return data, {"test": encode_pictures(vit, data, "test", path).float()}
+
+
+def models_in(out, moved):
+    """The stages of train.py in a folder; with `moved`, also those that transfer.py has tuned."""
+    names = [name for name in CHECKPOINTS if (out / name / "config.json").exists()]
+    for path in sorted((out / "transfer").glob("llm_*/seed*/**/config.json")) if moved else []:
+        if {"adapter.pt", "llm.pt"} <= set(read_json(path)["files"]):
+            names.append(path.parent.relative_to(out).as_posix())
+    return names
 
 
 def look_inside(out, vlms, features, data):
@@ -593,18 +622,31 @@ def main():
                         "in what every patch says, as in red=blue")
     parser.add_argument("--llm", type=Path, metavar="GGUF", help="a real LLM answers, the one in "
                         "this file: the adapter is moved to it (--model: langbridge_align)")
+    parser.add_argument("--data", type=Path, metavar="JSON", help="score what the models say about "
+                        "these conversations (in LLaVA's format) instead, into evaluate_NAME.json")
+    parser.add_argument("--images", type=Path, metavar="DIR", help="the folder of their pictures")
+    parser.add_argument("--allow-bad", action="store_true", help="even if more than 5%% of them "
+                        "cannot be used")
     args = parser.parse_args()
+    if (args.data is None) != (args.images is None):
+        raise Refused("--data FILE and --images DIR go together")
+    if args.image is not None and args.data is not None:
+        raise Refused("--image asks about one picture, --data scores many: use one of them")
     if args.image is None:
         for flag in ("ask", "trace", "map", "swap", "llm"):
             if getattr(args, flag):
                 raise Refused(f"which picture? --{flag} needs --image picture.png")
-        names = [args.model]
-        if args.model is None:
-            names = [name for name in CHECKPOINTS if (args.out / name / "config.json").exists()]
+        names = [args.model] if args.model else models_in(args.out, bool(args.data))
         if not names:
             raise Refused(f"{str(args.out)!r} has no finished model yet; "
                           f"'python train.py --out {args.out}' makes them")
-        return evaluate(args.out, names)
+        if args.data:
+            data, features = other_exam(args.out, args.data, args.images, args.allow_bad)
+            path = args.out / f"evaluate_{args.data.stem}.json"
+        else:
+            data, path = open_data(args.out), args.out / "evaluate.json"
+            features = held_out(args.out, splits=[split for split in data.EXAM if split != "val"])
+        return evaluate(args.out, names, data, features, path)
     if args.ask is not None and not args.ask.strip():
         raise Refused('the question is empty; try --ask "what color is the circle?", or leave '
                       "--ask out for a caption")

@@ -596,6 +596,31 @@ class VLM(nn.Module):
                     answers[k] = self.encoding.decode(tokens).strip()
         return answers
 
+    @torch.no_grad()
+    def find(self, features, asked):
+        """Which picture is an answer most likely about? For each in `asked`, the picture's index.
+
+            argmax_i sum_t ln p(a_t | picture i, question, a_1 .. a_(t-1))
+
+        features (B, N, D), asked: [(pictures' indices, question, answer), ..]. The answer is the
+        same for all pictures, so how usual it is does not matter. To a blind model they are alike.
+        """
+        found, read = [], None
+        for pictures, question, answer in asked:
+            if pictures != read:  # others than for the answer before
+                read, cache = pictures, self.llm.new_cache()
+                self.llm.hidden(self.picture(features[list(pictures)]), cache)
+            before = self.encoding.encode(prompt(question))
+            room = self.llm.config.context - cache.length - len(before)
+            ids = before + self.encoding.encode(f" {answer}\n")[:room]
+            x = self.embed(ids[:-1]).expand(len(pictures), -1, -1)  # (B, T - 1, C)
+            hidden = self.llm.hidden(x, cache.pick(slice(None)))[:, len(before) - 1:]
+            ln_p = self.llm.head(hidden).float().log_softmax(-1)  # (B, answer, V)
+            said = torch.tensor(ids[len(before):], device=ln_p.device)  # (answer,)
+            own = ln_p.gather(2, said.expand(len(pictures), -1)[..., None])  # (B, answer, 1)
+            found.append(pictures[own.sum((1, 2)).argmax().item()])
+        return found
+
 
 class Prompted(VLM):
     """A VLM whose LLM was never trained to see: first it is given solved examples, as text.

@@ -3,6 +3,7 @@
     python train.py                    everything, into out/
     python train.py --preset smoke     the same in a few seconds, to see that it runs
     python train.py --help             every setting, with the laptop's values
+    python train.py --data train.json --images DIR     on pictures and conversations of your own
     torchrun --nproc_per_node=8 train.py     on several GPUs (or CPUs), which share each batch
 
     stage          what is trained                     on what
@@ -34,11 +35,13 @@ import torch.nn.functional as F
 
 from adapter import BASES, COEFFICIENTS, NOTHING, LangBridge, MLPAdapter, load_adapter, save_adapter
 from data.bpe import BOS, PATTERNS, load_encoding, tokens_of, train_bpe
+from data.conversations import read_passages
 from data.corpus import DIALECTS, encode
 from data.dataset import ShapeData
 from data.files import (RANK, RANKS, Refused, Stage, locked, move_aside, read_summed, read_tensors,
                         write_json, write_summed, write_tensors)
 from data.loop import Loop, autocast, optimizers
+from data.own import open_own
 from data.run import Job, Parser, lanes, run_command, say_scores, seconds_in, stopwatch
 from data.scoring import join_splits
 from evaluate import (exam_facts, examine_vlm, held_out, load_vlm, score_llm, score_vlm,
@@ -51,9 +54,9 @@ from vision import CLIP, ViTConfig, Wordless, encode_pictures, probe, save_vit
 
 # ---- settings -----------------------------------------------------------------------------------
 
-def setting(default, help, choices=None):
-    """A field of Settings: its name becomes a flag, `help` its description."""
-    return field(default=default, metadata={"help": help, "choices": choices})
+def setting(default, help, choices=None, flag=None):
+    """A field of Settings: its name, or `flag`, becomes a flag, `help` its description."""
+    return field(default=default, metadata={"help": help, "choices": choices, "flag": flag})
 
 
 @dataclass
@@ -69,8 +72,15 @@ class Settings:
     save_every: int = setting(60, "seconds between checkpoints")
     parts: int = setting(2, "split a batch by length of texts: less padding and memory")
     seed: int = setting(0, "seeds weights, documents and the order of data")
-    # the world
-    pictures: int = setting(12000, "training pictures for align and instruct")
+    # what there is to see and to read
+    conversations: str = setting("", "conversations about pictures, in LLaVA's format (JSON), "
+                                 "instead of our world", flag="data")
+    images: str = setting("", "the folder of their pictures")
+    val: str = setting("", "conversations that are held out; without them, a fifth of --data is")
+    allow_bad: bool = setting(False, "train even if more than 5%% of --data cannot be used",
+                              flag="allow-bad")
+    corpus: tuple = setting((), "text files that the LLMs read, too")
+    pictures: int = setting(12000, "training pictures for align and instruct (at most, with --data)")
     test_pictures: int = setting(600, "test pictures, each with a caption and three questions")
     # the language models
     llm_source_V: int = setting(512, "vocabulary of the source LLM")
@@ -129,9 +139,16 @@ class Settings:
     @property
     def data(self):
         """What there is to see and to read."""
-        return ShapeData(self.vit_size, self.pictures, self.test_pictures)
+        if not self.conversations:
+            return ShapeData(self.vit_size, self.pictures, self.test_pictures)
+        return open_own(self.conversations, self.images, f"{self.out}/pictures", val=self.val,
+                        size=self.vit_size, side=self.vit_size // self.vit_patch,
+                        train_pictures=self.pictures, test_pictures=self.test_pictures,
+                        allow_bad=self.allow_bad)
 
 
+OWN = dict(  # with --data: as many words as people use
+    pictures=10 ** 6, llm_source_V=4096, llm_target_V=5120)
 PRESETS = {
     "laptop": {},
     "smoke": dict(
@@ -157,10 +174,15 @@ def parse_settings(argv):
         s.device = "cuda" if torch.cuda.is_available() else "cpu"
     if s.precision == "auto":
         s.precision = "bf16" if s.device == "cuda" else "fp32"
-    for name, value in PRESETS[s.preset].items():
+    for name in ("conversations", "images", "val"):
+        if getattr(s, name):
+            setattr(s, name, str(Path(getattr(s, name)).resolve()))
+    s.corpus = [str(Path(path).resolve()) for path in s.corpus]
+    for name, value in ((OWN if s.conversations else {}) | PRESETS[s.preset]).items():
         if name not in given:
             setattr(s, name, value)
     check(s)
+    read_passages(tuple(s.corpus))  # refused now, not after the first stage
     if fresh and Path(s.out).exists():
         with locked(s.out):
             print(f"what was in {s.out}/ is now in {move_aside(s.out)}/", flush=True)
@@ -179,6 +201,8 @@ def check(s):
         raise Refused(f"--device {s.device}: this machine or this torch has no such device; "
                       "try --device cpu")
     expect("out", s.out.strip(), "a folder")
+    if bool(s.conversations) != bool(s.images) or s.val and not s.conversations:
+        raise Refused("--data FILE and --images DIR go together, and --val FILE with both")
     expect("stages", s.stages == "all" or set(s.stages.split(",")) <= set(STAGES),
            f"some of {', '.join(STAGES)}, or all")
     least = {"threads": 0, "save_every": 0, "seed": 0, "align_K": 0, "vit_batch": 2,
@@ -233,8 +257,12 @@ def open_stage(s, name):
         prefixes = ("llm_", "vit_", "align_")
     else:
         prefixes = ("llm_", "vit_", "align_", "instruct_")
-    prefixes += ("seed", "precision", "pictures", "test_pictures")
-    return Stage(s.out, name, {k: v for k, v in asdict(s).items() if k.startswith(prefixes)})
+    prefixes += ("seed", "precision", "pictures", "test_pictures", "corpus")
+    settings = {k: v for k, v in asdict(s).items() if k.startswith(prefixes)}
+    settings["corpus"] = list(s.corpus)  # as it is read again
+    if s.conversations:
+        settings["files"] = s.data.sums
+    return Stage(s.out, name, settings)
 
 
 # ---- text: the language models ------------------------------------------------------------------
@@ -322,8 +350,17 @@ def text_losses(s, llm, encoding, documents):
         yield loss
 
 
+def passages_of(s, dialect):
+    """The texts of --corpus that an LLM reads: every other passage."""
+    return read_passages(tuple(s.corpus))[dialect == "source"::2]
+
+
 def document_of(s, dialect, i):
-    """Document i of an LLM's corpus, as these settings want it."""
+    """Document i of an LLM's corpus, as these settings want it. With --corpus, every fourth one is
+    a passage."""
+    if s.corpus and i % 4 == 3:
+        passage = random.Random(f"passage/{s.seed}/{i}").choice(passages_of(s, dialect))
+        return [(f"{BOS}{passage}\n", 0.0)]
     return s.data.document(dialect, s.seed, i, s.llm_rasters, s.llm_turns, s.llm_captions)
 
 
@@ -369,7 +406,8 @@ def pretrain_vit(s, stage):
     torch.manual_seed(s.seed)
     config = ViTConfig(s.vit_size, s.vit_patch, s.vit_D, s.vit_H, s.vit_layers)
     if s.vit_pairs == "texts":
-        encoding = train_bpe(data.alt_texts(s.seed, 500), 400, PATTERNS["source"], name="alt texts")
+        texts = data.alt_texts(s.seed, 500)
+        encoding = train_bpe(texts, data.alt_V, PATTERNS["source"], name="alt texts")
         model = CLIP(config, encoding.n_vocab).to(s.device)
     else:
         model = Wordless(config).to(s.device)
@@ -407,12 +445,16 @@ def pretrain_vit(s, stage):
         return float(np.mean(hits))
 
     began = time.perf_counter()
-    features = {split: encode_pictures(model.vit, data, split) for split in data.SPLITS}
+    aside = {split: stage.folder / f"{split}-{RANK}.new" for split in data.SPLITS}
+    features = {split: encode_pictures(model.vit, data, split, path)
+                for split, path in aside.items()}
     write_tensors(stage.folder / "features.pt", features)
     took = time.perf_counter() - began
     scores = probe(features, data)  # {split: ..}
     for split in ("val", "test"):
         scores[split] = {"retrieval_top1": retrieval(split)} | scores[split]
+    for path in aside.values():
+        path.unlink()
     stage.finish(data=data.config(), seconds=loop.seconds, seconds_features=took,
                  params=size_of(model.vit), scores=join_splits(scores))
 
@@ -426,7 +468,7 @@ def words_of(s, encoding):
     align_K asks for more.
     """
     text = ""
-    for i in range(1000):
+    for i in range(s.data.sampled):
         text += "".join(piece for piece, _ in s.data.conversation(i, random.Random(i), turns=4))
     ids, times = np.unique(encoding.encode(text), return_counts=True)
     ranked = ids[np.argsort(-times, kind="stable")].tolist()
@@ -475,7 +517,7 @@ def announce(s, stage, trained, vlm, steps, batch, sample):
     parameters = sum(size_of(module) for module in trained)
     print(f"{stage.name}: {parameters:,} of {size_of(vlm):,} parameters trained (adapter "
           f"{size_of(vlm.adapter):,}, LLM {size_of(vlm.llm):,}), on {steps} x {batch} of "
-          f"{s.pictures} pictures", flush=True)
+          f"{s.data.count('train')} pictures", flush=True)
     if "/" not in stage.name:  # transfer.py's many stages would all print the same
         print(f"the first sample ([answers] are learned):\n[picture] {marked(sample)}", flush=True)
 
@@ -484,7 +526,7 @@ def align(s, stage, kind, llm_name="llm_source", study=False):
     """Stage 1: from captions, the adapter alone learns to say pictures in the frozen LLM's words.
 
     `kind` is mlp or langbridge. With `study`, it is tracked how close visual tokens come to words
-    (evaluate.subspace).
+    (evaluate.subspace), if the data know what objects there are.
     """
     llm, encoding = load_llm(Path(s.out) / llm_name)
     llm.to(s.device).requires_grad_(False)
@@ -499,7 +541,7 @@ def align(s, stage, kind, llm_name="llm_source", study=False):
         return subspace(vlm, exam["test"], data)
 
     measure_at = set()
-    if study:  # evenly on a logarithmic axis
+    if study and data.kinds:  # evenly on a logarithmic axis
         measure_at = {0, s.align_steps} | {int(s.align_steps ** (i / 8)) for i in range(8)}
     loop = Loop(s, stage, [adapter], optimizers(s.align_matrix_lr, s.align_lr, adapter),
                 s.align_steps, measure, measure_at)
@@ -537,7 +579,7 @@ def instruct(s, stage, kind, llm_name="llm_source", adapter=None, points=0):
         return data.conversation(i, rng, s.instruct_turns, s.instruct_captions)
 
     def measure():
-        return score_vlm(vlm, {"val": exam["val"][:50]}, data)["val"]["vqa"]
+        return score_vlm(vlm, {"val": exam["val"][:50]}, data)["val"][data.SCORES[0]]
 
     announce(s, stage, trained, vlm, s.instruct_steps, s.instruct_batch,
              conversation(0, random.Random(0)))

@@ -57,7 +57,6 @@ from data.files import (Refused, Stage, locked, read_json, write_json, write_sum
 from data.gguf import GGUF
 from data.run import (Job, Parser, lanes, number, run_command, say_scores, seconds_in, seed_list,
                       stopwatch)
-from data.scoring import SCORES
 from data.world import QUESTION_TYPES
 from evaluate import exam_facts, held_out, score_vlm
 from model import VLM, Prompted, Reader, load_llm
@@ -282,7 +281,7 @@ def bring(s, row, move, llm, encoding, see=VLM, pictures=CHOSEN_ON):
     def quality(constant):
         vlm = see(adapters[constant], llm, encoding)
         scores = score_vlm(vlm, exam, s.data)["val"]
-        return scores["vqa"] + scores["caption_f1"]
+        return sum(scores[name] for name in s.data.SCORES[:2])
 
     best = max(adapters, key=quality) if len(adapters) > 1 else None
     return adapters[best], best
@@ -609,6 +608,8 @@ def can_be_made(row, s):
     wide as its LLM is read as words."""
     if row.written in ("relaid", "voted") and s.vit_size != GRID * s.vit_patch:
         return False
+    if row.start == "probe" and not s.data.kinds:  # it needs labels
+        return False
     return row.start != "as_words" or s.align_mlp_hidden == 0
 
 
@@ -631,14 +632,14 @@ def move_all(args, s):
         moves.append(Move(replace(its, seed=seed), args.source, args.target, own, args.steps,
                           shots=args.shots, pictures=args.pictures, reads=args.out,
                           tunes=not args.real or not moves))  # a real LLM is tuned with one seed
-    rows, names = rows_of(args, s), REAL_SCORES if args.real else SCORES
+    rows, names = rows_of(args, s), REAL_SCORES if args.real else s.data.SCORES
     print(f"transfer: {args.source} to {label(args.target)}, seeds {args.seeds}, {len(rows)} rows, "
           f"stage 2 of {moves[0].row_s.instruct_steps} steps x {s.instruct_batch} pictures, device "
           f"{s.device}, {s.threads} threads, settings of {args.out}/settings.json", flush=True)
     out, name = Path(args.out), name_of(args)
     clock = out / "transfer" / f"seconds{name.removeprefix('transfer')}.json"
     clock.parent.mkdir(exist_ok=True)
-    pictures = {split: s.data.count(split) for split in ("test", "comp")}
+    pictures = {split: s.data.count(split) for split in s.data.EXAM if split != "val"}
     if args.real:
         pictures = {"test": moves[0].row_s.data.count("test")}
     guesses = {"chance": s.data.chance(pictures), "majority": s.data.majority(pictures)}

@@ -4,16 +4,13 @@ A ViT with random weights knows nothing about pictures. As CLIP does (Radford et
 arXiv 2103.00020), we train it next to a small text tower on pairs of a picture and its alt text;
 then the text tower is discarded and the ViT frozen. Neither tower ever meets the LLMs.
 """
-import warnings
 from dataclasses import asdict, dataclass
 
-import numpy as np
 import torch
 import torch.nn as nn
 import torch.nn.functional as F
-from PIL import Image, UnidentifiedImageError
 
-from data.files import Refused, load_weights, read_json, write_json, write_tensors
+from data.files import load_weights, read_json, write_json, write_tensors
 
 
 @dataclass
@@ -204,17 +201,19 @@ def load_vit(folder):
 
 
 @torch.no_grad()
-def encode_pictures(vit, data, split):
-    """The frozen features of a split's pictures, computed once: (n, N, D) in half precision."""
-    n, parts = data.count(split), []
+def encode_pictures(vit, data, split, path):
+    """The frozen features of a split's pictures, computed once: (n, N, D) in half precision. They
+    are a file that is mapped into memory: there may be more than memory holds."""
+    n, (N, D) = data.count(split), vit.position.shape
+    features = torch.from_file(str(path), shared=True, size=n * N * D, dtype=torch.half)
+    features = features.view(n, N, D)
     for start in range(0, n, 100):
         pictures = torch.from_numpy(data.pictures(split, range(start, min(start + 100, n))))
-        features = vit(pictures.to(vit.position.device))  # (100, N, D)
-        parts.append(features.half().cpu())
-    return torch.cat(parts)
+        features[start:start + 100] = vit(pictures.to(vit.position.device)).half()  # (100, N, D)
+    return features
 
 
-# ---- probing features, and reading pictures -----------------------------------------------------
+# ---- probing features ---------------------------------------------------------------------------
 
 def linear_probe(x, y, x_test, y_test, classes):
     """Accuracy of a linear classifier: what can be read off features directly.
@@ -253,37 +252,3 @@ def probe(features, data, train_pictures=3000):
             x_test, y_test = labelled(split, None, kind)
             of_split[f"probe_{kind}"] = linear_probe(x, y, x_test, y_test, len(words))
     return accuracy
-
-
-def read_picture(path, size):
-    """Any PNG or JPEG as (1, size, size, 3) uint8. Raises Refused if it cannot be read.
-
-    Transparent pixels become white, and it is padded to a square with its border's median colour.
-    """
-    try:
-        with warnings.catch_warnings():
-            warnings.simplefilter("error", Image.DecompressionBombWarning)  # 90 million pixels
-            picture = Image.open(path)
-            picture.load()
-    except FileNotFoundError:
-        raise Refused(f"there is no picture {str(path)!r}")
-    except (UnidentifiedImageError, OSError, SyntaxError, ValueError,
-            Image.DecompressionBombWarning, Image.DecompressionBombError) as error:
-        raise Refused(f"cannot read {str(path)!r} as a picture ({error}); PNG and JPEG files work")
-    if picture.mode.startswith("I"):  # 16-bit greyscale
-        grey = np.asarray(picture, dtype=np.float64) / 257
-        picture = Image.fromarray(grey.clip(0, 255).astype(np.uint8))
-    if "A" in picture.getbands() or "transparency" in picture.info:
-        picture = picture.convert("RGBA")
-        white = Image.new("RGBA", picture.size, "white")
-        picture = Image.alpha_composite(white, picture)
-    picture = picture.convert("RGB")
-    picture.thumbnail((2048, 2048))  # a long strip would become a huge square
-    pixels = np.asarray(picture)
-    border = np.concatenate([pixels[0], pixels[-1], pixels[:, 0], pixels[:, -1]])
-    side = max(picture.size)
-    square = Image.new("RGB", (side, side), tuple(int(v) for v in np.median(border, axis=0)))
-    square.paste(picture, ((side - picture.width) // 2, (side - picture.height) // 2))
-    smooth = Image.Resampling.BOX if side > size else Image.Resampling.BICUBIC
-    pixels = np.array(square.resize((size, size), smooth))
-    return torch.from_numpy(pixels)[None]  # (1, size, size, 3)

@@ -105,6 +105,20 @@ def sentences(scene, dialect, rng):
     return " " + " ".join(said) + "\n"
 
 
+def in_lines(text):
+    """A text that is only read, as pieces. Newlines are pieces of their own, as they are tokens of
+    their own after patches: some vocabularies would join them to what comes before."""
+    pieces = []
+    for line in text.split("\n"):
+        pieces += [(line, 0.0), ("\n", 0.0)]
+    return [piece for piece in pieces[:-1] if piece[0]]
+
+
+def in_scene(body):
+    """A scene in words, to be read before what is asked about it."""
+    return [(PREFIX, 0.0), *in_lines(body)]
+
+
 def story(dialect, rng):
     """A few lines about something else, as a document."""
     its = DIALECTS[dialect]
@@ -192,16 +206,20 @@ def document(dialect, seed, index, rasters=0.6, turns=8, captions=0.3, stories=0
     else:
         rng.shuffle(scene)
         body = sentences(scene, dialect, rng)
-    return [(PREFIX + body, 0.0)] + conversation(scene, rng, turns, captions)
+    return in_scene(body) + conversation(scene, rng, turns, captions)
+
+
+def texts_of(dialect, seed, documents=3000):
+    """The first documents of an LLM's corpus, from which its vocabulary is made (of the usual
+    mixture, whatever share of rasters the LLM then reads)."""
+    for i in range(documents):
+        pieces = document(dialect, seed, i)
+        yield "".join(text for text, _ in pieces).replace(BOS, "")
 
 
 def train_tokenizer(dialect, vocab_size, seed, documents=3000):
-    """A BPE vocabulary learned from the first documents of an LLM's corpus (of the usual mixture,
-    whatever share of rasters the LLM then reads)."""
-    texts = []
-    for i in range(documents):
-        pieces = document(dialect, seed, i)
-        texts.append("".join(text for text, _ in pieces).replace(BOS, ""))
+    """A BPE vocabulary learned from an LLM's texts."""
+    texts = texts_of(dialect, seed, documents)
     order = seed + sum(dialect.encode())  # each dialect numbers its bytes differently
     return train_bpe(texts, vocab_size, DIALECTS[dialect].pattern, order, name=dialect)
 

@@ -1,17 +1,20 @@
 """The interface between the data and the stages that learn from it.
 
 train.py, evaluate.py and transfer.py ask one object for pictures, texts and exams, and know almost
-nothing of what is in a picture. ShapeData is that object for the world of world.py; for pictures of
-your own, write another class with the same methods, and name it in load_data and Settings.data.
+nothing of what is in a picture. ShapeData is that object for the world of world.py, and OwnData, in
+own.py, for pictures and conversations from files. For yet others, write another class with the same
+methods, and name it in load_data and Settings.data.
 """
 import random
 from dataclasses import asdict, dataclass
+from functools import partial
 from typing import NamedTuple
 
 import numpy as np
 
 from data import corpus, scoring
 from data.files import Refused
+from data.own import open_own
 from data.world import (CAPTION_REQUESTS, COLORS, COMP_PAIRS, PLACES, SEEN_PAIRS, SHAPES, draw,
                         keywords, make_scene, patches_of, twin)
 
@@ -39,23 +42,26 @@ class ShapeData:
     what the stages need                         for
     config()                                     what load_data rebuilds the object from
     SPLITS, EXAM, count(split)                   the names and the sizes of the splits
+    SCORES                                       the names of the scores that tables show
     pictures(split, indices)                     (n, size, size, 3) uint8, for the ViT's features
-    alt_texts(seed, n)                           the ViT: the tokenizer of its text tower
+    alt_texts(seed, n), alt_V                    the ViT: the tokenizer of its text tower
     pairs(seed, step, n, of)                     the ViT: its batches, with texts or other drawings
     test_pairs(split, k, of)                     how well it finds what belongs to a picture
-    tokenizer(dialect, V, seed)                  the LLMs: their vocabulary
+    tokenizer(dialect, V, seed), texts(dialect, seed)   the LLMs: their vocabulary
     document(dialect, seed, index, ..)           the LLMs: their corpus, in pieces (data/corpus.py)
     examine_reading(answer, dialect)             the LLMs: their scores
     tell(split, index, how), examples(n, seed, how)   an LLM that was not trained here: a scene in
                                                  words, and solved examples
     description(index, rng)                      align: the caption of a training picture
     conversation(index, rng, turns, captions)    instruct: a conversation about it
-    examine(answer, pictures)                    the exam of a VLM
+    sampled                                      how many of these a LangBridge has its words from
+    examine(answer, pictures, find)              the exam of a VLM
     chance(pictures), majority(pictures)         the scores of guessing
-    score(said), counts(said), intervals(said), by_objects(said)   what an exam is worth
+    score(said), counts(said), by_objects(said)   what an exam is worth
     edits(pictures)                              what should change when patches are edited
     request, example_questions()                 what a user may ask
-    kinds, place_words                           the words for objects and for their places
+    kinds, place_words                           the words for objects and for their places; where
+                                                 there are no kinds, the following is not asked
     objects(split, index, side)                  what the side x side patches of a picture show
     seen(split, values)                          the same for many pictures, with patches' values
     """
@@ -65,14 +71,17 @@ class ShapeData:
 
     SPLITS = ("train", "val", "test", "comp")
     EXAM = ("val", "test", "comp")  # the splits that a VLM is examined on
+    SCORES = scoring.SCORES
+    alt_V = 400
+    sampled = 1000
     tokenizer = staticmethod(corpus.train_tokenizer)
+    texts = staticmethod(corpus.texts_of)
     document = staticmethod(corpus.document)
     examine = staticmethod(scoring.examine)
     chance = staticmethod(scoring.score_chance)
     edits = staticmethod(scoring.color_edits)
     score = staticmethod(scoring.summarize)
     counts = staticmethod(scoring.counts)
-    intervals = staticmethod(scoring.intervals)
     by_objects = staticmethod(scoring.by_objects)
     request = CAPTION_REQUESTS[0]  # asks for a caption
     kinds = {"color": COLORS, "shape": SHAPES}
@@ -157,9 +166,10 @@ class ShapeData:
                     yield o, patches[o.patches]
 
 
-def load_data(config):
-    """Rebuild the object from its config(). Raises Refused for one of another version."""
-    kinds = {"shapes": ShapeData}
+def load_data(config, out):
+    """Rebuild the object of an --out folder from its config(). Raises Refused for one of another
+    version."""
+    kinds = {"shapes": ShapeData, "own": partial(open_own, folder=f"{out}/pictures")}
     fields = dict(config)
     kind = fields.pop("kind", None)
     another = "a folder of another version of this project must be made again"

@@ -36,15 +36,18 @@ class Parser(argparse.ArgumentParser):
         """A flag per field of a dataclass, with help from its metadata (--no-x for a bool).
         parse_args then returns only the flags that were given."""
         for f in fields(settings):
-            about = {"help": f"{f.metadata['help']} (default: {f.default})",
-                     "default": argparse.SUPPRESS}
+            flag = f"--{f.metadata['flag'] or f.name}"
+            default = f"(default: {f.default})" if f.default not in ("", ()) else ""
+            about = {"help": f"{f.metadata['help']} {default}", "default": argparse.SUPPRESS,
+                     "dest": f.name}
             if f.metadata["choices"]:
-                self.add_argument(f"--{f.name}", choices=f.metadata["choices"], **about)
+                self.add_argument(flag, choices=f.metadata["choices"], **about)
             elif f.type is bool:
-                self.add_argument(f"--{f.name}", action=argparse.BooleanOptionalAction, **about)
+                self.add_argument(flag, action=argparse.BooleanOptionalAction, **about)
+            elif f.type is tuple:
+                self.add_argument(flag, nargs="+", metavar="FILE", **about)
             else:
-                metavar = f.type.__name__.upper()
-                self.add_argument(f"--{f.name}", type=f.type, metavar=metavar, **about)
+                self.add_argument(flag, type=f.type, metavar=f.type.__name__.upper(), **about)
 
     def parse_args(self, argv=None):
         args, unknown = self.parse_known_args(argv)

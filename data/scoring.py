@@ -76,9 +76,10 @@ def caption_of(scene):
     return QA("caption", CAPTION_REQUESTS[0], caption(scene), About("caption"))
 
 
-def examine(answer, pictures):
+def examine(answer, pictures, find=None):
     """What a model says, {split: Said}, about the first pictures of each split, {split: number}. A
-    model is a function, answer(split, [(picture, QA), ..]) -> texts; a QA may ask for a caption."""
+    model is a function, answer(split, [(picture, QA), ..]) -> texts; a QA may ask for a caption.
+    (`find` is for pictures of your own: own.py.)"""
     said = {}
     for split, n in pictures.items():
         scenes, questions, pope = benchmark(split, n)
@@ -160,10 +161,10 @@ def counts(said):
     return result
 
 
-def intervals(said, draws=1000):
-    """95% bootstrap intervals, {score: [low, high]}, resampling whole pictures."""
+def intervals(counted, draws=1000):
+    """95% bootstrap intervals of counts, {score: [low, high]}, resampling whole pictures."""
     result = {}
-    for name, pairs in counts(said).items():
+    for name, pairs in counted.items():
         rng, pairs = np.random.default_rng(0), np.array(pairs)  # (pictures, 2)
         got, possible = pairs[rng.integers(0, len(pairs), (draws, len(pairs)))].sum(1).T  # (draws,)
         low, high = np.percentile(got / possible.clip(1), [2.5, 97.5])

@@ -14,13 +14,17 @@ on a 3 x 3 board:
 
 Which side a scene is on is decided by a hash of what is in it. So what is held out, pictures and
 texts, is in nothing that is trained on.
+
+    python data/world.py --export DIR      the world as files, as others keep theirs (export.py)
 """
 import colorsys
 import hashlib
 import math
 import random
 import re
+import sys
 from collections import Counter
+from pathlib import Path
 from typing import NamedTuple
 
 import numpy as np
@@ -330,3 +334,25 @@ def find_exists(scene, rng, pairs):
 
 FIND = {"color": find_color, "shape": find_shape, "where": find_where, "count": find_count,
         "exists": find_exists}
+
+
+# ---- python data/world.py ------------------------------------------------------------------------
+
+def main():
+    from data.export import export
+    from data.run import Parser, number
+
+    parser = Parser(__doc__)
+    parser.add_argument("--export", required=True, metavar="DIR", help="a new folder")
+    parser.add_argument("--pictures", type=number(20), default=12000, help="training pictures")
+    parser.add_argument("--test_pictures", type=number(20), default=600, help="of val, and of test")
+    parser.add_argument("--size", type=number(6, 1024), default=48, help="of a picture, in pixels")
+    args = parser.parse_args()
+    export(args.export, args.pictures, args.test_pictures, args.size)
+
+
+if __name__ == "__main__":
+    sys.path[0] = str(Path(__file__).parent.parent)  # where `data` is found
+    from data.run import run_command
+
+    run_command(main)

@@ -67,6 +67,8 @@ def results_table(runs):
     """The scores of several seeds of train.py (their results.json), as two tables."""
     first, seeds = runs[0], ", ".join(str(run["seed"]) for run in runs)
     scores = ["vqa", "caption_f1", "pope_acc", "comp_vqa", "comp_caption_f1"]
+    if "vqa" not in first["vlm"]["chance"]:  # of pictures from files
+        scores = ["exact_match", "token_f1", "retrieval"]
     exam = rows_across(runs, MODELS, ["vlm/{}/" + score for score in scores])
     return "\n\n".join([
         f"Seeds {seeds}, preset {first['preset']}, {first['device']}: mean (lowest to highest).",
@@ -105,6 +107,8 @@ def types_table(runs):
 
 def rows_of_parts(runs):
     """What the LLMs and the ViT score on their own."""
+    if "vqa" not in runs[0]["vlm"]["chance"]:
+        return rows_of_own_parts(runs)
     rows = []
     for llm in ("source", "target"):
         for what, score in [("sentences", "text_qa"), ("rasters", "raster_qa")]:
@@ -118,6 +122,16 @@ def rows_of_parts(runs):
            "the same on unseen pairs, colour": "comp_probe_color",
            "the same on unseen pairs, shape": "comp_probe_shape"}
     return rows + rows_across(runs, vit, ["vit/{}"])
+
+
+def rows_of_own_parts(runs):
+    """The same on pictures from files."""
+    rows, told = [], {"text_qa": "texts", "raster_qa": "grids of words"}
+    for llm in ("source", "target"):
+        rows += [[f"{llm} LLM reads {what}", spread(across(runs, f"llm/{llm}/{score}"))]
+                 for score, what in told.items() if score in runs[0]["llm"][llm]]
+    return rows + rows_across(runs, {"ViT: retrieval among 100 pairs": "retrieval_top1"},
+                              ["vit/{}"])
 
 
 def findings_table(runs):

@@ -22,7 +22,7 @@ from data.files import Refused, Stage, locked, read_json, read_tensors, write_js
 from data.loop import Loop, optimizers
 from data.run import Stop
 from train import STAGES, parse_settings
-from vision import read_picture
+from data.pictures import read_picture
 
 
 def assert_refused_all(folder, says):

@@ -11,7 +11,7 @@ from adapter import LangBridge, MLPAdapter
 from data.files import Refused
 from model import GPT, VLM, GPTConfig, ShortConv, attention, load_llm, same_length, save_llm
 from vision import (
-    CLIP, ViT, ViTConfig, Wordless, linear_probe, load_vit, read_picture, save_vit)
+    CLIP, ViT, ViTConfig, Wordless, linear_probe, load_vit, save_vit)
 
 
 @pytest.fixture(scope="module")
