@@ -24,6 +24,7 @@ import random
 import re
 import sys
 import time
+from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import NamedTuple
@@ -40,7 +41,7 @@ from data.corpus import DIALECTS, encode
 from data.dataset import ShapeData
 from data.files import (RANK, RANKS, Refused, Stage, locked, move_aside, read_summed, read_tensors,
                         write_json, write_summed, write_tensors)
-from data.loop import Loop, autocast, optimizers
+from data.loop import Loop, autocast, compile_blocks, optimizers
 from data.own import open_own
 from data.run import Job, Parser, lanes, run_command, say_scores, seconds_in, stopwatch
 from data.scoring import join_splits
@@ -68,6 +69,9 @@ class Settings:
     precision: str = setting("auto", "bf16 by autocast; auto: bf16 on cuda, else fp32",
                              ["auto", "fp32", "bf16"])
     stages: str = setting("all", "only these stages, separated by commas")
+    dry_run: bool = setting(False, "only print parameters and memory of each stage",
+                            flag="dry-run")
+    compile: bool = setting(False, "compile the models' blocks (torch.compile)")
     threads: int = setting(0, "CPU threads in all; 0: as many as there are cores")
     save_every: int = setting(60, "seconds between checkpoints")
     parts: int = setting(2, "split a batch by length of texts: less padding and memory")
@@ -183,7 +187,7 @@ def parse_settings(argv):
             setattr(s, name, value)
     check(s)
     read_passages(tuple(s.corpus))  # refused now, not after the first stage
-    if fresh and Path(s.out).exists():
+    if fresh and not s.dry_run and Path(s.out).exists():
         with locked(s.out):
             print(f"what was in {s.out}/ is now in {move_aside(s.out)}/", flush=True)
     return s
@@ -370,14 +374,19 @@ def documents_of(s, dialect, step):
     return [document_of(s, dialect, i) for i in indices]
 
 
+def new_llm(s, name):
+    """An untrained GPT and its vocabulary."""
+    dialect, V, C, layers, _ = s.of_llm(name)
+    torch.manual_seed(s.seed)
+    encoding = s.data.tokenizer(dialect, V, s.seed)
+    return GPT(GPTConfig(encoding.n_vocab, C, s.llm_H, layers)).to(s.device), encoding
+
+
 def pretrain_llm(s, stage):
     """A GPT from scratch, on text alone: predict the next token, answers above all."""
-    data = s.data
-    dialect, V, C, layers, steps = s.of_llm(stage.name)
-    torch.manual_seed(s.seed)
-    encoding = data.tokenizer(dialect, V, s.seed)
-    llm = GPT(GPTConfig(encoding.n_vocab, C, s.llm_H, layers)).to(s.device)
-
+    dialect, _, _, _, steps = s.of_llm(stage.name)
+    llm, encoding = new_llm(s, stage.name)
+    compile_blocks(s, llm)
     print(f"{stage.name}: a GPT of {size_of(llm):,} parameters, all trained, on {steps} x "
           f"{s.llm_batch} documents; vocabulary {encoding.n_vocab}; the first loss should be "
           f"ln V = {math.log(encoding.n_vocab):.2f}. The first document ([answers] weigh most):\n"
@@ -390,10 +399,31 @@ def pretrain_llm(s, stage):
     text = text.replace(BOS, "")
     words = sorted(set(re.findall("[a-z]+", text)))  # that it has read: evaluate.py warns of others
     stage.finish(seconds=loop.seconds, params=size_of(llm), vocab=encoding.n_vocab, words=words,
-                 scores=score_llm(llm, encoding, data, dialect))
+                 scores=score_llm(llm, encoding, s.data, dialect))
 
 
 # ---- pictures: the vision encoder ---------------------------------------------------------------
+
+def new_teacher(s):
+    """An untrained ViT with what teaches it, CLIP or Wordless, and the vocabulary of alt texts."""
+    torch.manual_seed(s.seed)
+    config = ViTConfig(s.vit_size, s.vit_patch, s.vit_D, s.vit_H, s.vit_layers)
+    if s.vit_pairs == "drawings":
+        return Wordless(config).to(s.device), None
+    texts = s.data.alt_texts(s.seed, 500)
+    encoding = train_bpe(texts, s.data.alt_V, PATTERNS["source"], name="alt texts")
+    return CLIP(config, encoding.n_vocab).to(s.device), encoding
+
+
+def pairs_of(s, encoding, pictures, others):
+    """pictures (B, size, size, 3) uint8, and ids (B, T), mask (B, T), or others like them"""
+    pictures = torch.from_numpy(pictures).to(s.device)
+    if encoding is None:
+        return pictures, torch.from_numpy(others).to(s.device)
+    ids = [encoding.encode(text) for text in others]
+    mask = pad([[1] * len(row) for row in ids], torch.bool)
+    return pictures, pad(ids, torch.long).to(s.device), mask.to(s.device)
+
 
 def pretrain_vit(s, stage):
     """A ViT from scratch, contrastively: which alt text belongs to which picture of a batch?
@@ -403,31 +433,16 @@ def pretrain_vit(s, stage):
     meets a word: it asks which other drawing shows the same scene.
     """
     data = s.data
-    torch.manual_seed(s.seed)
-    config = ViTConfig(s.vit_size, s.vit_patch, s.vit_D, s.vit_H, s.vit_layers)
-    if s.vit_pairs == "texts":
-        texts = data.alt_texts(s.seed, 500)
-        encoding = train_bpe(texts, data.alt_V, PATTERNS["source"], name="alt texts")
-        model = CLIP(config, encoding.n_vocab).to(s.device)
-    else:
-        model = Wordless(config).to(s.device)
+    model, encoding = new_teacher(s)
+    compile_blocks(s, model)
     print(f"vit: a ViT of {size_of(model.vit):,} parameters and {size_of(model):,} with what "
           f"teaches it, all trained, on {s.vit_steps} x {s.vit_batch} pictures with {s.vit_pairs}; "
           f"the first loss should be about ln {s.vit_batch} = {math.log(s.vit_batch):.2f}",
           flush=True)
 
-    def batch(pictures, others):
-        """pictures (B, size, size, 3) uint8, and ids (B, T), mask (B, T), or others like them"""
-        pictures = torch.from_numpy(pictures).to(s.device)
-        if s.vit_pairs == "drawings":
-            return pictures, torch.from_numpy(others).to(s.device)
-        ids = [encoding.encode(text) for text in others]
-        mask = pad([[1] * len(row) for row in ids], torch.bool)
-        return pictures, pad(ids, torch.long).to(s.device), mask.to(s.device)
-
     loop = Loop(s, stage, [model], optimizers(s.vit_matrix_lr, s.vit_lr, model), s.vit_steps)
     for step in loop:
-        pairs = batch(*data.pairs(s.seed, step, s.vit_batch, s.vit_pairs))
+        pairs = pairs_of(s, encoding, *data.pairs(s.seed, step, s.vit_batch, s.vit_pairs))
         with autocast(s):
             loss = model.loss(*pairs)
         loop.update([loss / RANKS])  # it compares all pairs: each process computes the whole
@@ -439,7 +454,7 @@ def pretrain_vit(s, stage):
         hits = []
         for k in range(3):
             pictures, others = data.test_pairs(split, k, s.vit_pairs)
-            found = model(*batch(pictures, others)).argmax(1).tolist()
+            found = model(*pairs_of(s, encoding, pictures, others)).argmax(1).tolist()
             hits += [np.array_equal(others[j], other)  # some texts are alike
                      for j, other in zip(found, others)]
         return float(np.mean(hits))
@@ -479,14 +494,21 @@ def words_of(s, encoding):
     return (words + [token for token in tokens_of(encoding) if token not in words])[:s.align_K]
 
 
-def new_adapter(s, kind, llm, encoding):
+def blank_adapter(s, kind, llm, encoding):
     """An untrained adapter to an LLM; a LangBridge has words of its tokenizer."""
     torch.manual_seed(s.seed)
     if kind == "mlp":
-        return MLPAdapter(s.vit_D, llm.config.C, s.align_mlp_hidden).to(s.device)
-    adapter = LangBridge(s.vit_D, words_of(s, encoding), s.align_hidden, s.align_coefficients,
-                         s.align_basis, s.align_drawn)
-    return adapter.whiten(training_features(s)[:1000].float().flatten(0, 1)).to(s.device)
+        return MLPAdapter(s.vit_D, llm.config.C, s.align_mlp_hidden)
+    return LangBridge(s.vit_D, words_of(s, encoding), s.align_hidden, s.align_coefficients,
+                      s.align_basis, s.align_drawn)
+
+
+def new_adapter(s, kind, llm, encoding):
+    """The same, for the features at hand."""
+    adapter = blank_adapter(s, kind, llm, encoding)
+    if kind == "langbridge":
+        adapter.whiten(training_features(s)[:1000].float().flatten(0, 1))
+    return adapter.to(s.device)
 
 
 def training_features(s):
@@ -534,6 +556,7 @@ def align(s, stage, kind, llm_name="llm_source", study=False):
     data = s.data
     vlm, exam = VLM(adapter, llm, encoding), held_out(s.out, s.device, data=data)
     features = training_features(s)  # (pictures, N, D)
+    compile_blocks(s, vlm)
     announce(s, stage, [adapter], vlm, s.align_steps, s.align_batch,
              data.description(0, random.Random(0)))
 
@@ -581,6 +604,7 @@ def instruct(s, stage, kind, llm_name="llm_source", adapter=None, points=0):
     def measure():
         return score_vlm(vlm, {"val": exam["val"][:50]}, data)["val"][data.SCORES[0]]
 
+    compile_blocks(s, vlm)
     announce(s, stage, trained, vlm, s.instruct_steps, s.instruct_batch,
              conversation(0, random.Random(0)))
     loop = Loop(s, stage, trained, optimizers(s.instruct_matrix_lr, s.instruct_lr, *trained),
@@ -598,6 +622,75 @@ def instruct(s, stage, kind, llm_name="llm_source", adapter=None, points=0):
                  **exam_facts(vlm, exam, data))
 
 
+# ---- what it would take -------------------------------------------------------------------------
+
+@contextmanager
+def counted():
+    """Count what is kept for gradients within the block: yields {storage: bytes}."""
+    kept = {}
+
+    def pack(x):
+        kept[x.untyped_storage()._cdata] = x.untyped_storage().nbytes()
+        return x
+
+    with torch.autograd.graph.saved_tensors_hooks(pack, lambda x: x):
+        yield kept
+
+
+def on_paper(s, name):
+    """A stage's modules and the losses of its first step: (trained, frozen, losses)"""
+    rng, data = random.Random(0), s.data
+    if name == "vit":
+        model, encoding = new_teacher(s)
+        pairs = pairs_of(s, encoding, *data.pairs(s.seed, 0, s.vit_batch, s.vit_pairs))
+        return [model], [], (model.loss(*pairs) for _ in range(1))
+    llm, encoding = new_llm(s, name if name.startswith("llm_") else "llm_source")
+    if name.startswith("llm_"):
+        dialect, *_ = s.of_llm(name)
+        return [llm], [], text_losses(s, llm, encoding, documents_of(s, dialect, 0))
+    kind, phase = name.split("_")
+    adapter = None
+    if kind != "blind":
+        adapter = blank_adapter(s, kind, llm, encoding).to(s.device).set_basis(llm, encoding)
+    trained, frozen = ([adapter], [llm]) if phase == "align" else ([llm], [])
+    if phase == "align":
+        llm.requires_grad_(False)
+        texts = [data.description(i, rng) for i in range(s.align_batch)]
+    else:
+        trained += [adapter] if adapter else []
+        texts = [data.conversation(i, rng, s.instruct_turns, s.instruct_captions)
+                 for i in range(s.instruct_batch)]
+    features = torch.empty(len(texts), (s.vit_size // s.vit_patch) ** 2, s.vit_D, device=s.device)
+    vlm = VLM(adapter, llm, encoding)
+    return trained, frozen, picture_losses(s, vlm, features, range(len(texts)), texts)
+
+
+def forecast(s):
+    """Print what each stage would train, and what it takes in memory: weights; of those that are
+    trained, gradients and the optimisers' averages; and what a step keeps for its gradients.
+    Nothing is computed: on torch's meta device, tensors are shapes alone."""
+    s = replace(s, device="meta", precision="fp32")
+    print(f"{'':22}{'trained':>12}{'parameters':>12}{'weights etc.':>16}{'for gradients':>16}")
+    for name in STAGES:
+        trained, frozen, losses = on_paper(s, name)
+        most = 0
+        with counted() as kept:
+            for _ in losses:
+                most = max(most, sum(kept.values()))
+                kept.clear()
+        muon, adamw = [[p for group in optimizer.param_groups for p in group["params"]]
+                       for optimizer in optimizers(0.0, 0.0, *trained)]
+        sizes = [sum(p.numel() for p in group) for group in (muon, adamw)]
+        others = sum(map(size_of, frozen))
+        fixed = 4 * (3 * sizes[0] + 4 * sizes[1] + others)  # weight, gradient, one or two averages
+        print(f"{name:22}{sum(sizes):12,}{sum(sizes) + others:12,}{fixed / 2 ** 20:13.1f} MB"
+              f"{most / 2 ** 20:13.1f} MB", flush=True)
+    N = (s.vit_size // s.vit_patch) ** 2
+    on_disk = 2 * N * s.vit_D * sum(s.data.count(split) for split in s.data.SPLITS)
+    print(f"In float32, per process, without torch itself. Features on disk: "
+          f"{on_disk / 2 ** 20:.1f} MB.")
+
+
 # ---- the whole run ------------------------------------------------------------------------------
 
 STAGES = {  # name: (how it is made, with what, after which), the most urgent first
@@ -613,6 +706,8 @@ STAGES = {  # name: (how it is made, with what, after which), the most urgent fi
 
 
 def main(s):
+    if s.dry_run:
+        return forecast(s)
     with locked(s.out):
         make_all(s)
 

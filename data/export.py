@@ -19,6 +19,7 @@ from tqdm import tqdm
 from data.bpe import BOS
 from data.corpus import conversation, description, document
 from data.files import Refused
+from data.run import Parser, number, run_command
 from data.scoring import benchmark, caption_of
 from data.world import SEEN_PAIRS, draw, make_scene, twin
 
@@ -109,3 +110,18 @@ def export_exam(folder, split, pictures, size):
         turns = [(qa.question, qa.answer) for qa in asked]
         entries.append(as_entry(f"{split}-{i}", turns, image))
     return entries
+
+
+def main():
+    parser = Parser(__doc__)
+    add = parser.add_argument
+    add("--export", required=True, metavar="DIR", help="a new folder")
+    add("--pictures", type=number(20), default=12000, help="training pictures (default: 12000)")
+    add("--test_pictures", type=number(20), default=600, help="of the test split (default: 600)")
+    add("--size", type=number(6, 1024), default=48, help="of a picture, in pixels (default: 48)")
+    args = parser.parse_args()
+    export(args.export, args.pictures, args.test_pictures, args.size)
+
+
+if __name__ == "__main__":
+    run_command(main)

@@ -3,8 +3,10 @@ import math
 import signal
 import sys
 import time
+from contextlib import nullcontext
 
 import torch
+import torch.nn as nn
 from tqdm import tqdm
 
 from data.files import RANK, RANKS, Refused, write_text
@@ -69,8 +71,18 @@ def optimizers(matrix_lr, lr, *modules):
 
 def autocast(s):
     """bfloat16 if the settings ask for it."""
-    device = torch.device(s.device).type
-    return torch.autocast(device, torch.bfloat16, enabled=s.precision == "bf16")
+    if s.precision != "bf16":
+        return nullcontext()
+    return torch.autocast(torch.device(s.device).type, torch.bfloat16)
+
+
+def compile_blocks(s, model):
+    """Compile the blocks of a model, if the settings ask for it: they take nearly all of its time,
+    and compile quickly because they are alike. Texts differ in length, so shapes are dynamic."""
+    if s.compile:
+        for part in model.modules():
+            for block in part if isinstance(part, nn.ModuleList) else []:
+                block.compile(dynamic=True)
 
 
 class Loop:

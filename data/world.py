@@ -22,6 +22,7 @@ import hashlib
 import math
 import random
 import re
+import runpy
 import sys
 from collections import Counter
 from pathlib import Path
@@ -336,23 +337,6 @@ FIND = {"color": find_color, "shape": find_shape, "where": find_where, "count": 
         "exists": find_exists}
 
 
-# ---- python data/world.py ------------------------------------------------------------------------
-
-def main():
-    from data.export import export
-    from data.run import Parser, number
-
-    parser = Parser(__doc__)
-    parser.add_argument("--export", required=True, metavar="DIR", help="a new folder")
-    parser.add_argument("--pictures", type=number(20), default=12000, help="training pictures")
-    parser.add_argument("--test_pictures", type=number(20), default=600, help="of val, and of test")
-    parser.add_argument("--size", type=number(6, 1024), default=48, help="of a picture, in pixels")
-    args = parser.parse_args()
-    export(args.export, args.pictures, args.test_pictures, args.size)
-
-
-if __name__ == "__main__":
-    sys.path[0] = str(Path(__file__).parent.parent)  # where `data` is found
-    from data.run import run_command
-
-    run_command(main)
+if __name__ == "__main__":  # the command is in export.py, which needs this file
+    sys.path[0] = str(Path(__file__).parent.parent)  # where `data` is
+    runpy.run_module("data.export", run_name="__main__")
