@@ -11,7 +11,7 @@ cuts the text into chunks first, so a token is at most a word with its leading s
 """
 import json
 import random
-from collections import Counter
+from collections import Counter, defaultdict
 from itertools import pairwise
 
 import regex  # comes with tiktoken, and understands the same patterns
@@ -40,24 +40,36 @@ def merge(ids, pair, new_id):
 
 def train_bpe(texts, vocab_size, pattern, seed=0, name="bpe"):
     """A tiktoken.Encoding of at most vocab_size tokens, BOS included. `seed` shuffles the ids of
-    the 256 bytes, so that two tokenizers number them differently, as real ones do."""
+    the 256 bytes, so that two tokenizers number them differently, as real ones do.
+
+    Counting all pairs anew for each token is simpler, and far too slow for thousands of tokens.
+    Here the counts are kept, and a merge changes only those of the words that it happens in.
+    """
     byte_order = random.Random(seed).sample(range(256), 256)
     token_bytes = [bytes([b]) for b in byte_order]  # id -> bytes
     chunks = Counter()
     for text in texts:
         chunks.update(regex.findall(pattern, text))
-    words = {}  # ids of a chunk -> how often it occurs
-    for chunk, n in chunks.items():
-        words[tuple(byte_order.index(b) for b in chunk.encode("utf-8"))] = n
-    while len(token_bytes) < vocab_size - 1:  # BOS will be the last one
-        pairs = Counter()
-        for ids, n in words.items():
-            for pair in pairwise(ids):
-                pairs[pair] += n
-        if not pairs:
-            break  # every chunk is one token: nothing is left to merge
-        best = max(pairs, key=lambda pair: (pairs[pair], pair))  # the pair itself breaks ties
-        words = {merge(ids, best, len(token_bytes)): n for ids, n in words.items()}
+    words = [tuple(byte_order.index(b) for b in chunk.encode("utf-8")) for chunk in chunks]
+    times = list(chunks.values())  # that each of the words occurs
+    pairs = Counter()  # neighbours in the words -> how often they occur
+    holders = defaultdict(set)  # neighbours -> the words that have them, or had them once
+    for i, ids in enumerate(words):
+        for pair in pairwise(ids):
+            pairs[pair] += times[i]
+            holders[pair].add(i)
+    while pairs and len(token_bytes) < vocab_size - 1:  # BOS will be the last one
+        most = max(pairs.values())
+        best = max(pair for pair, n in pairs.items() if n == most)  # the pair itself breaks ties
+        for i in holders.pop(best):  # in all other words nothing changes
+            for pair in pairwise(words[i]):
+                pairs[pair] -= times[i]
+                if pairs[pair] == 0:
+                    del pairs[pair]
+            words[i] = merge(words[i], best, len(token_bytes))
+            for pair in pairwise(words[i]):
+                pairs[pair] += times[i]
+                holders[pair].add(i)
         left, right = best
         token_bytes.append(token_bytes[left] + token_bytes[right])
     return make_encoding(name, pattern, token_bytes)
