@@ -35,9 +35,10 @@ import torch.nn as nn
 import torch.nn.functional as F
 
 from adapter import BASES, COEFFICIENTS, NOTHING, LangBridge, MLPAdapter, load_adapter, save_adapter
-from data.bpe import BOS, PATTERNS, load_encoding, tokens_of, train_bpe
+from data.bpe import (BOS, PATTERNS, keep_used, kept_ids, load_encoding, open_encoding, tokens_of,
+                      train_bpe)
 from data.conversations import read_passages
-from data.corpus import DIALECTS, encode
+from data.corpus import DIALECTS, encode, train_tokenizer
 from data.dataset import ShapeData
 from data.files import (RANK, RANKS, Refused, Stage, locked, move_aside, read_summed, read_tensors,
                         write_json, write_summed, write_tensors)
@@ -87,11 +88,15 @@ class Settings:
     pictures: int = setting(12000, "training pictures for align and instruct (at most, with --data)")
     test_pictures: int = setting(600, "test pictures, each with a caption and three questions")
     # the language models
-    llm_source_V: int = setting(512, "vocabulary of the source LLM")
+    llm_source_tokenizer: str = setting(
+        "bpe", "bpe: learned from its texts; or what these need of gpt2, cl100k_base, o200k_base, "
+        "or a .gguf file's")
+    llm_source_V: int = setting(512, "vocabulary of the source LLM (of another's: at least)")
     llm_source_C: int = setting(128, "width")
     llm_source_layers: int = setting(2, "depth")
     llm_source_steps: int = setting(1300, "pretraining steps")
     llm_target_dialect: str = setting("target", "how its texts are written", list(DIALECTS)[1:])
+    llm_target_tokenizer: str = setting("bpe", "as of the source LLM")
     llm_target_V: int = setting(640, "vocabulary of the target LLM")
     llm_target_C: int = setting(160, "width")
     llm_target_layers: int = setting(3, "depth")
@@ -178,9 +183,10 @@ def parse_settings(argv):
         s.device = "cuda" if torch.cuda.is_available() else "cpu"
     if s.precision == "auto":
         s.precision = "bf16" if s.device == "cuda" else "fp32"
-    for name in ("conversations", "images", "val"):
-        if getattr(s, name):
-            setattr(s, name, str(Path(getattr(s, name)).resolve()))
+    for name in ("conversations", "images", "val", "llm_source_tokenizer", "llm_target_tokenizer"):
+        path = getattr(s, name)
+        if path and ("tokenizer" not in name or path.endswith(".gguf")):
+            setattr(s, name, str(Path(path).resolve()))
     s.corpus = [str(Path(path).resolve()) for path in s.corpus]
     for name, value in ((OWN if s.conversations else {}) | PRESETS[s.preset]).items():
         if name not in given:
@@ -223,6 +229,9 @@ def check(s):
         elif type(value) is float:
             expect(name, 0 <= value <= 1, "a share between 0 and 1")
     for llm in ("llm_source", "llm_target"):
+        known = getattr(s, f"{llm}_tokenizer")
+        if known != "bpe":
+            open_encoding(known)  # refused now, not after training
         expect(f"{llm}_C", getattr(s, f"{llm}_C") % (2 * s.llm_H) == 0,
                f"a multiple of twice the {s.llm_H} heads")
     expect("vit_D", s.vit_D % s.vit_H == 0, f"a multiple of the {s.vit_H} heads")
@@ -374,18 +383,31 @@ def documents_of(s, dialect, step):
     return [document_of(s, dialect, i) for i in indices]
 
 
+def vocabulary(s, name):
+    """The vocabulary of an LLM: (tiktoken.Encoding, ids). It is learned from its texts, or is the
+    part of another LLM's that these need; then there are the ids that its tokens have there."""
+    dialect, V, *_ = s.of_llm(name)
+    texts = [*s.data.texts(dialect, s.seed), *(passages_of(s, dialect) if s.corpus else [])]
+    known = getattr(s, f"{name}_tokenizer")
+    if known == "bpe":
+        return train_tokenizer(dialect, texts, V, s.seed), None
+    original = open_encoding(known)
+    encoding = keep_used(original, texts, V, Path(known).stem)
+    return encoding, kept_ids(encoding, original)
+
+
 def new_llm(s, name):
-    """An untrained GPT and its vocabulary."""
-    dialect, V, C, layers, _ = s.of_llm(name)
+    """An untrained GPT, its vocabulary, and kept ids: (LLM, tiktoken.Encoding, ids)"""
+    _, _, C, layers, _ = s.of_llm(name)
     torch.manual_seed(s.seed)
-    encoding = s.data.tokenizer(dialect, V, s.seed)
-    return GPT(GPTConfig(encoding.n_vocab, C, s.llm_H, layers)).to(s.device), encoding
+    encoding, ids = vocabulary(s, name)
+    return GPT(GPTConfig(encoding.n_vocab, C, s.llm_H, layers)).to(s.device), encoding, ids
 
 
 def pretrain_llm(s, stage):
     """A GPT from scratch, on text alone: predict the next token, answers above all."""
     dialect, _, _, _, steps = s.of_llm(stage.name)
-    llm, encoding = new_llm(s, stage.name)
+    llm, encoding, ids = new_llm(s, stage.name)
     compile_blocks(s, llm)
     print(f"{stage.name}: a GPT of {size_of(llm):,} parameters, all trained, on {steps} x "
           f"{s.llm_batch} documents; vocabulary {encoding.n_vocab}; the first loss should be "
@@ -395,6 +417,8 @@ def pretrain_llm(s, stage):
     for step in loop:
         loop.update(text_losses(s, llm, encoding, documents_of(s, dialect, step)))
     save_llm(llm, encoding, stage.folder)
+    if ids:
+        write_json(stage.folder / "kept_ids.json", ids)
     text = "".join(piece for i in range(2000) for piece, _ in document_of(s, dialect, i))
     text = text.replace(BOS, "")
     words = sorted(set(re.findall("[a-z]+", text)))  # that it has read: evaluate.py warns of others
@@ -644,7 +668,7 @@ def on_paper(s, name):
         model, encoding = new_teacher(s)
         pairs = pairs_of(s, encoding, *data.pairs(s.seed, 0, s.vit_batch, s.vit_pairs))
         return [model], [], (model.loss(*pairs) for _ in range(1))
-    llm, encoding = new_llm(s, name if name.startswith("llm_") else "llm_source")
+    llm, encoding, _ = new_llm(s, name if name.startswith("llm_") else "llm_source")
     if name.startswith("llm_"):
         dialect, *_ = s.of_llm(name)
         return [llm], [], text_losses(s, llm, encoding, documents_of(s, dialect, 0))

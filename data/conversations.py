@@ -74,6 +74,8 @@ def read_conversations(path):
     problems, entries = Problems(path), []
     for name, item in read_items(Path(path)):
         problems.total += 1
+        if isinstance(item, dict) and "id" in item:
+            name = str(item["id"])
         try:
             entries.append(read_entry(name, item))
         except BadEntry as bad:
@@ -158,7 +160,7 @@ def read_entry(name, item):
         if image is None and not turns:
             context, _, question = question.strip("\n").rpartition("\n")
         turns.append(read_turn(question.replace("<image>", " "), answer))
-    return Entry(str(item.get("id", name)), image, f"{context}\n" if context else "", turns)
+    return Entry(name, image, f"{context}\n" if context else "", turns)
 
 
 def read_message(message, k):

@@ -210,16 +210,15 @@ def document(dialect, seed, index, rasters=0.6, turns=8, captions=0.3, stories=0
 
 
 def texts_of(dialect, seed, documents=3000):
-    """The first documents of an LLM's corpus, from which its vocabulary is made (of the usual
-    mixture, whatever share of rasters the LLM then reads)."""
+    """The first documents of an LLM's corpus, in pieces, from which its vocabulary is made (of the
+    usual mixture, whatever share of rasters the LLM then reads)."""
     for i in range(documents):
-        pieces = document(dialect, seed, i)
-        yield "".join(text for text, _ in pieces).replace(BOS, "")
+        for text, _ in document(dialect, seed, i):
+            yield text.replace(BOS, "")
 
 
-def train_tokenizer(dialect, vocab_size, seed, documents=3000):
+def train_tokenizer(dialect, texts, vocab_size, seed):
     """A BPE vocabulary learned from an LLM's texts."""
-    texts = texts_of(dialect, seed, documents)
     order = seed + sum(dialect.encode())  # each dialect numbers its bytes differently
     return train_bpe(texts, vocab_size, DIALECTS[dialect].pattern, order, name=dialect)
 

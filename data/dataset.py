@@ -47,7 +47,7 @@ class ShapeData:
     alt_texts(seed, n), alt_V                    the ViT: the tokenizer of its text tower
     pairs(seed, step, n, of)                     the ViT: its batches, with texts or other drawings
     test_pairs(split, k, of)                     how well it finds what belongs to a picture
-    tokenizer(dialect, V, seed), texts(dialect, seed)   the LLMs: their vocabulary
+    texts(dialect, seed)                         the LLMs: what their vocabulary is made of
     document(dialect, seed, index, ..)           the LLMs: their corpus, in pieces (data/corpus.py)
     examine_reading(answer, dialect)             the LLMs: their scores
     tell(split, index, how), examples(n, seed, how)   an LLM that was not trained here: a scene in
@@ -74,7 +74,6 @@ class ShapeData:
     SCORES = scoring.SCORES
     alt_V = 400
     sampled = 1000
-    tokenizer = staticmethod(corpus.train_tokenizer)
     texts = staticmethod(corpus.texts_of)
     document = staticmethod(corpus.document)
     examine = staticmethod(scoring.examine)

@@ -27,7 +27,7 @@ from typing import NamedTuple
 
 import numpy as np
 
-from data.bpe import BOS, PATTERNS, train_bpe
+from data.bpe import BOS
 from data.conversations import content_words, normal, read_conversations, token_f1
 from data.corpus import NOTHING, PREFIX, in_lines, in_scene, turn
 from data.files import Refused, hash_of
@@ -279,13 +279,8 @@ class OwnData:
 
     def texts(self, dialect, seed):
         for i in range(6000):
-            pieces = self.document(dialect, seed, i, rasters=0.5, turns=8, captions=0.3)
-            yield "".join(text for text, _ in pieces).replace(BOS, "")
-
-    def tokenizer(self, dialect, V, seed):
-        pattern = PATTERNS["source" if dialect == "source" else "target"]
-        order = seed + sum(dialect.encode())
-        return train_bpe(self.texts(dialect, seed), V, pattern, order, name=dialect)
+            for text, _ in self.document(dialect, seed, i, rasters=0.5, turns=8, captions=0.3):
+                yield text.replace(BOS, "")
 
     def examine_reading(self, answer, dialect):
         """Does an LLM answer from grids, and from sentences, that it has not read?"""

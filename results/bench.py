@@ -34,7 +34,7 @@ import torch.nn.functional as F
 sys.path.insert(0, str(Path(__file__).parent.parent))  # the project, one folder up
 
 from data.bpe import BOS
-from data.corpus import PREFIX, encode, prompt, raster, turn
+from data.corpus import PREFIX, encode, prompt, raster, train_tokenizer, turn
 from data.files import Refused, Stage, read_json, write_json
 from data.loop import Loop, optimizers
 from data.run import Job, Parser, lanes, run_command
@@ -116,7 +116,7 @@ def new_llm(s, rate=None):
     """(model, its optimisers, encoding): ours, or the rival with this learning rate."""
     _, V, C, layers, _ = s.of_llm("llm_source")
     torch.manual_seed(s.seed)
-    encoding = s.data.tokenizer("source", V, s.seed)
+    encoding = train_tokenizer("source", s.data.texts("source", s.seed), V, s.seed)
     config = GPTConfig(encoding.n_vocab, C, s.llm_H, layers)
     if rate is None:
         llm = GPT(config)

@@ -15,7 +15,7 @@ from PIL import Image
 ROOT = Path(__file__).parent.parent
 sys.path.insert(0, str(ROOT))
 
-from data.corpus import train_tokenizer
+from data.corpus import texts_of, train_tokenizer
 from model import GPT, GPTConfig
 
 WORDS = [b" .", b" red", b" blue", b" circle", b" square", b" top"]
@@ -82,7 +82,7 @@ def picture(tmp_path):
 
 @functools.cache
 def tokenizer(dialect):
-    return train_tokenizer(dialect, 512, 0, documents=400)
+    return train_tokenizer(dialect, texts_of(dialect, 0, documents=400), 512, 0)
 
 
 def make_llm(dialect, C):

@@ -8,13 +8,14 @@ import pytest
 import data.bpe as bpe
 from data.bpe import load_encoding, merge, save_encoding, shared_tokens
 from data.corpus import (
-    DIALECTS, NOTHING, conversation, document, encode, raster, train_tokenizer)
+    DIALECTS, NOTHING, conversation, document, encode, raster, texts_of, train_tokenizer)
 from data.world import COLORS, PLACES, SHAPES, make_scene
 
 
 @pytest.fixture(scope="module")
 def encodings():
-    return train_tokenizer("source", 512, 0), train_tokenizer("target", 640, 0)
+    return (train_tokenizer("source", texts_of("source", 0), 512, 0),
+            train_tokenizer("target", texts_of("target", 0), 640, 0))
 
 
 def as_tokens(words):
@@ -94,7 +95,7 @@ def test_a_dialect_has_its_own_grid_and_its_own_word_for_nothing():
 
 @pytest.mark.parametrize("dialect", DIALECTS)
 def test_every_dialect_has_the_words_of_the_world_and_of_nothing(dialect):
-    encoding = train_tokenizer(dialect, 640, 0, documents=1000)
+    encoding = train_tokenizer(dialect, texts_of(dialect, 0, documents=1000), 640, 0)
     words = {*COLORS, *SHAPES, *" ".join(PLACES).split(), DIALECTS[dialect].nothing.strip()}
     assert as_tokens(words | {NOTHING.strip()}) <= set(encoding.token_byte_values())
 
