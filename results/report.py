@@ -178,7 +178,7 @@ def transfer_table(r):
         cells = [spread(row["scores"][score]["values"]) for score in scores]
         rows.append([row["name"], *stages, *cells, f"{row['seconds']:.0f}"])
     for guess in ("majority", "chance"):
-        guessed = r[guess] | r[guess]["vqa_by_type"]
+        guessed = r[guess] | r[guess].get("vqa_by_type", {})
         rows.append([guess, "", "", *(f"{guessed[score]:.3f}" for score in scores), ""])
     ratios = []
     for name, by_score in r["ratios"].items():

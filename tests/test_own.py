@@ -1,17 +1,22 @@
 """Pictures and conversations from files: read, refused or skipped, learned from, moved, scored."""
 import json
 import random
+import re
 import shutil
+from unittest import mock
 
 import numpy as np
 import pytest
-from conftest import assert_refused, run_here
+from conftest import ROOT, assert_refused, run_here
 from PIL import Image
 
+import data.export as export_module
 from data.conversations import (content_words, normal, read_conversations, read_passages,
                                 token_f1)
+from data.corpus import document
 from data.files import Refused
 from data.own import OwnData, scattered
+from data.scoring import benchmark
 from data.world import draw, keywords, make_scene
 
 SIZE = 24
@@ -343,3 +348,70 @@ def test_it_is_moved_and_scored_on_other_pictures(trained, files):
 def test_settings_that_cannot_work_are_refused(flags, says, tmp_path):
     assert_refused(run_here("train.py", "--preset", "smoke", "--out", tmp_path / "out", *flags),
                    says)
+
+
+# ---- data/README.md ------------------------------------------------------------------------------
+
+SMALL = ("--preset smoke --device cpu --threads 1 --vit_size 24 --vit_patch 4 --vit_D 32 --vit_H 4 "
+         "--vit_layers 1 --vit_steps 4 --vit_batch 8 --llm_H 2 --llm_batch 2 --llm_source_V 400 "
+         "--llm_source_C 32 --llm_source_layers 1 --llm_source_steps 4 --llm_target_V 400 "
+         "--llm_target_C 32 --llm_target_layers 1 --llm_target_steps 4 --align_steps 4 "
+         "--align_batch 4 --instruct_steps 5 --instruct_batch 4").split()
+
+
+def commands(readme):
+    """The commands that a page tells to type, each as [script, argument, ..]"""
+    text = (ROOT / readme).read_text(encoding="utf-8").replace("\\\n", " ")
+    typed = re.findall(r"^(?:python|torchrun --nproc_per_node=1) (\S+\.py.*)$", text, re.MULTILINE)
+    return [line.split() for line in typed]
+
+
+@pytest.fixture
+def samples(files, tmp_path, monkeypatch):
+    """A folder with small files of the names and formats that data/README.md has."""
+    monkeypatch.chdir(tmp_path)
+    entries = json.loads((files / "train.json").read_text(encoding="utf-8"))
+    for folder in ("images", "train2017", "val2017"):
+        shutil.copytree(files / "pictures", tmp_path / folder)
+    write(tmp_path / "blip_laion_cc_sbu_558k.json",
+          [entry(e["id"], ("Share a concise interpretation.\n<image>",
+                           e["conversations"][1]["value"]), image=e["image"]) for e in entries])
+    coco = {"images": [{"id": k, "file_name": e["image"]} for k, e in enumerate(entries)],
+            "annotations": [{"image_id": k, "id": k, "caption": e["conversations"][1]["value"]}
+                            for k, e in enumerate(entries)]}
+    (tmp_path / "annotations").mkdir()
+    for split in ("train", "val"):
+        write(tmp_path / "annotations" / f"captions_{split}2017.json", coco)
+    return tmp_path
+
+
+@pytest.mark.parametrize("out", ["out-llava", "out-coco"])
+def test_the_commands_about_real_data_work_on_samples(out, samples):
+    typed = [line for line in commands("data/README.md") if out in line]
+    assert typed
+    for script, *arguments in typed:
+        small = SMALL if script == "train.py" else []
+        done = run_here(script, *arguments, *small)
+        assert done.returncode == 0, done.stderr
+    assert (samples / out / "results.json").exists()
+
+
+def test_the_world_as_files_is_what_the_built_in_world_is(tmp_path):
+    """The same texts, and the same questions in the exam."""
+    with mock.patch.object(export_module, "TEXTS", 60):
+        export_module.export(tmp_path / "world", pictures=40, test_pictures=24, size=SIZE)
+    data = OwnData(tmp_path / "world/train.json", tmp_path / "world/pictures", tmp_path / "cache",
+                   val=tmp_path / "world/val.json", size=SIZE, side=3)
+    built_in = ["".join(text for text, _ in document("source", 0, i, stories=0.0))
+                for i in range(60)]
+    read = ["".join(text for text, _ in data.document(dialect, 0, i, 0.5, 10, 0.3))
+            for dialect in ("source", "target") for i in range(40)]
+    assert sum(text in built_in for text in read) > 20
+    _, questions, _ = benchmark("test", 24)
+    asked = {e.turns[1][0] for e in data.of["test"] + data.of["val"]}
+    assert {qa.question for _, qa in questions[:6:2]} <= asked | {
+        turn[0] for e in data.of["test"] + data.of["val"] for turn in e.turns}
+    twins = [e for e in data.of["train"] if e.name.startswith("twin")]
+    assert len(twins) == 40 and all(len(e.turns) == 1 for e in twins)
+    with pytest.raises(Refused, match="not empty"):
+        export_module.export(tmp_path / "world", 40, 24, SIZE)
