@@ -81,10 +81,14 @@ def load_real(out, name, file):
     vit, adapter = load_vit(out / "vit").eval(), load_adapter(out / name)
     if not isinstance(adapter, LangBridge):
         raise Refused(f"--llm needs a LangBridge, which speaks in words; {name!r} is none")
+    data = open_data(out)
+    if not data.kinds:
+        raise Refused("--llm needs a run on our world: the examples that a real LLM reads are "
+                      "about its scenes")
     llm, encoding = load_llm(file)
     chosen = out / "transfer" / file.stem / f"examples{SHOTS}" / "config.json"
     seed = read_json(chosen)["chosen"] if chosen.exists() else 0
-    examples = open_data(out).examples(SHOTS, seed, "list")
+    examples = data.examples(SHOTS, seed, "list")
     try:
         adapter.set_basis(llm, encoding)
     except ValueError as error:
@@ -373,7 +377,9 @@ def other_exam(out, conversations, images, allow_bad):
     if not trained.kinds:
         data.known = trained.known  # what guesses may know
     path = out / "pictures" / "features.new"
-    return data, {"test": encode_pictures(vit, data, "test", path).float()}
+    features = {"test": encode_pictures(vit, data, "test", path).float()}
+    path.unlink()
+    return data, features
 
 
 def models_in(out, moved):

@@ -684,7 +684,7 @@ def on_paper(s, name):
         trained += [adapter] if adapter else []
         texts = [data.conversation(i, rng, s.instruct_turns, s.instruct_captions)
                  for i in range(s.instruct_batch)]
-    features = torch.empty(len(texts), (s.vit_size // s.vit_patch) ** 2, s.vit_D, device=s.device)
+    features = torch.zeros(len(texts), (s.vit_size // s.vit_patch) ** 2, s.vit_D, device=s.device)
     vlm = VLM(adapter, llm, encoding)
     return trained, frozen, picture_losses(s, vlm, features, range(len(texts)), texts)
 

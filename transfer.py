@@ -618,6 +618,9 @@ def main():
     s = replace(load_settings(args.out), stages="all", threads=args.threads or os.cpu_count())
     s.device = args.device or s.device
     check(s)
+    if args.real and not s.data.kinds:
+        raise Refused("--target FILE.gguf needs a run on our world: the examples that a real LLM "
+                      "reads are about its scenes")
     torch.set_num_threads(s.threads)
     with locked(args.out):
         move_all(args, s)

@@ -55,9 +55,13 @@ class OwnSaid(NamedTuple):
     pictures: int
 
 
+def hash_of_text(text):
+    return hashlib.sha256(text.encode()).hexdigest()
+
+
 def number_of(text):
     """A number that depends on nothing but a text."""
-    return int.from_bytes(hashlib.sha256(text.encode()).digest()[:8], "big")
+    return int(hash_of_text(text)[:16], 16)
 
 
 def scattered(words, side, rng):
@@ -117,11 +121,11 @@ class OwnData:
                                         "val": max(1, test_pictures // 2)}
         files = [Path(conversations), *([Path(val)] if val else [])]
         read = [read_conversations(file) for file in files]
-        self.sums = [hash_of(file) for file in files]
         names = sorted({entry.image for entries, _ in read for entry in entries if entry.image})
         if not names:
             raise Refused(f"{str(conversations)!r}: no entry has an image")
         self.array, marks = decode_all(images, names, size, folder)
+        self.sums = [*map(hash_of, files), hash_of_text(" ".join(marks))]  # of all that is read
         self.row = {name: row for row, name in enumerate(names)}
         self.mark = dict(zip(names, marks))
         kept = []

@@ -66,7 +66,7 @@ def decode_all(images, names, size, folder):
         path.parent.mkdir(parents=True, exist_ok=True)
         marks = decode(images, names, size, path)
         write_summed(index, {"files": files, "marks": marks})
-    if found is None and RANKS > 1:
+    if RANKS > 1:
         torch.distributed.barrier()  # the others wait for the first
     return found or load_decoded(path, index, files)
 

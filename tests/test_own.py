@@ -340,6 +340,13 @@ def test_it_is_moved_and_scored_on_other_pictures(trained, files):
     assert run_here("evaluate.py", "--out", out).returncode == 0
 
 
+def test_a_real_llm_has_no_examples_of_other_pictures(trained, picture, tmp_path):
+    out, _, _ = trained
+    file = tmp_path / "any.gguf"
+    assert_refused(run_here("evaluate.py", "--out", out, "--image", picture, "--ask", "what?",
+                            "--llm", file), "our world")
+
+
 @pytest.mark.parametrize("flags, says", [
     (["--data", "none.json"], "--images"), (["--images", "here"], "--data"),
     (["--data", "none.json", "--images", "here"], "none.json"),

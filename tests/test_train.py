@@ -19,13 +19,13 @@ import train
 from adapter import LangBridge, MLPAdapter, fingerprint, load_adapter
 from data.bpe import tokens_of
 from data.files import COMMIT, Refused, Stage, read_json, read_tensors, write_json, write_tensors
-from data.loop import Loop, Muon, optimizers, orthogonal
+from data.loop import Loop, Muon, compile_blocks, optimizers, orthogonal
 from data.run import Job, lanes
 from evaluate import held_out, load_vlm, open_data, score_vlm
 from model import VLM, load_llm
 from train import (
-    PRESETS, STAGES, Settings, load_settings, new_adapter, pad, parse_settings, picture_losses,
-    words_of)
+    PRESETS, STAGES, Settings, counted, load_settings, new_adapter, on_paper, pad, parse_settings,
+    picture_losses, words_of)
 from vision import CLIP, ViTConfig
 
 OF_A_SPLIT = {
@@ -493,3 +493,38 @@ def test_a_loaded_model_scores_what_the_trained_one_scored(out):
 def test_results_say_which_commit_of_the_code_made_them(out):
     assert read_json(out / "results.json")["commit"] == COMMIT
     assert read_json(out / "vit" / "config.json")["commit"] == COMMIT
+
+
+# ---- what it would take, and compiling ------------------------------------------------------------
+
+def test_a_dry_run_says_what_stages_hold_and_makes_nothing(tmp_path, out):
+    done = run_here("train.py", "--preset", "smoke", "--out", tmp_path / "dry", "--dry-run")
+    assert done.returncode == 0 and not (tmp_path / "dry").exists()
+    said = {line.split()[0]: line for line in done.stdout.splitlines()[1:]}
+    assert set(STAGES) <= set(said)
+    for stage in ("llm_source", "llm_target", "langbridge_instruct"):
+        params = json.loads((out / stage / "config.json").read_text(encoding="utf-8"))["params"]
+        assert f"{params:,}" in said[stage]
+
+
+@pytest.mark.parametrize("name", ["llm_source", "vit", "langbridge_align", "mlp_instruct"])
+def test_shapes_alone_keep_what_real_tensors_keep(name):
+    kept = []
+    for device in ("meta", "cpu"):
+        _, _, losses = on_paper(replace(smoke(), device=device, precision="fp32"), name)
+        with counted() as storages:
+            loss = next(iter(losses))  # held: its graph keeps what is counted
+        kept.append(sum(storages.values()))
+        del loss
+    assert kept[1] <= kept[0] <= 1.6 * kept[1]  # attention on a CPU keeps less
+
+
+def test_blocks_are_compiled_on_request(monkeypatch):
+    compiled = []
+    monkeypatch.setattr(torch.nn.Module, "compile",
+                        lambda self, **how: compiled.append(type(self).__name__))
+    llm, _ = make_llm("source", 32)
+    compile_blocks(smoke(), llm)
+    assert not compiled
+    compile_blocks(smoke("--compile"), llm)
+    assert compiled == ["Block"] * llm.config.layers
