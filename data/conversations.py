@@ -174,7 +174,7 @@ def read_message(message, k):
     if role != expected:
         raise BadEntry("human and gpt do not take turns")
     text = message["value"].replace(BOS, "")
-    if "\ufffd" in text or not text.isprintable() and re.search("[\ud800-\udfff]", text):
+    if re.search("[\ufffd\ud800-\udfff]", text):  # what could not be decoded, or encoded again
         raise BadEntry("bytes that are no UTF-8")
     return text.lower()
 
@@ -209,8 +209,9 @@ def read_passages(paths):
 
 # ---- what is in a text ---------------------------------------------------------------------------
 
-EMPTY = set("a an and are as at be by can for from has have in into is it its not of on or our "
-            "that the their them there these they this to was were which who with you your".split())
+STOP_WORDS = set(
+    "a an and are as at be by can for from has have in into is it its not of on or our that the "
+    "their them there these they this to was were which who with you your".split())
 
 
 def content_words(text):
@@ -219,7 +220,7 @@ def content_words(text):
     >>> content_words("there is a red fox at the top.")
     ['red', 'fox', 'top']
     """
-    return [word for word in re.findall(r"[^\W_]+", text) if word not in EMPTY]
+    return [word for word in re.findall(r"[^\W_]+", text) if word not in STOP_WORDS]
 
 
 def normal(text):

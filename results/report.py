@@ -76,6 +76,50 @@ def results_table(runs):
         markdown_table(["the parts", "score"], rows_of_parts(runs))])
 
 
+def exported_table(r, runs):
+    """An exported.json beside several seeds of the built-in world (their results.json)."""
+    rows = []
+    for title, where in MODELS.items():
+        if where not in ("majority", "chance"):
+            cells = []
+            for score in SHORT_SCORES:
+                cells.append(spread(across([r], f"vlm/{where}/{score}")))
+                cells += [spread(across(runs, f"vlm/{where}/{score}"))] if runs else []
+            rows.append([title, *cells])
+    titles = [[f"{title}, from files", *([f"{title}, built in"] if runs else [])]
+              for title in SHORT_SCORES.values()]
+    return markdown_table(["exam of the built-in world", *sum(titles, [])], rows)
+
+
+def own_table(run, moved, other):
+    """Pictures from files: a results.json and a transfer.json, both on held-out pictures, and an
+    evaluate_*.json about pictures in another style."""
+    scores = ["exact_match", "token_f1", "retrieval"]
+    by_row = {row["name"]: row["scores"] for row in moved["rows"]}
+
+    def row(title, held, stage=None):
+        values = [held[score] for score in scores]
+        values += [stage[score] for score in scores] if stage else [None] * len(scores)
+        return [title, *("" if value is None else f"{value:.3f}" for value in values)]
+
+    rows, checked = [], other["checkpoints"]
+    for title, where in MODELS.items():
+        stage = where.replace("/", "_") if "/" in where else f"{where}_instruct"
+        (held,) = across([run], f"vlm/{where}")
+        rows.append(row(title, held, checked.get(stage) or other.get(where)))
+    begin = "transfer/llm_target/seed0/"
+    for title, name, stage in (
+            ("target LLM: LangBridge, moved", "zero_shot_langbridge", ""),
+            ("LangBridge, native after align", "stage1_native_langbridge", ""),
+            ("LangBridge, moved and tuned", "transferred_langbridge",
+             "from_llm_source/transferred_langbridge"),
+            ("LangBridge, native", "native_langbridge", "native_langbridge_instruct"),
+            ("MLP, native", "native_mlp", "native_mlp_instruct")):
+        held = {score: by_row[name][score]["mean"] for score in scores}
+        rows.append(row(title, held, checked.get(begin + stage)))
+    return markdown_table(["", *scores, *(f"{score}, other style" for score in scores)], rows)
+
+
 def precision_table(runs):
     """One seed in float32 and in bfloat16 (two results.json): 'the first / the second'."""
     def both(path):
@@ -434,6 +478,9 @@ SINGLE = {"tries.json": tries_table, "bench.json": bench_table, "budgets.json": 
 def table_names(folder):
     """Every NAME that can be filled in from the files in this folder."""
     names = ["claim", "main results", "seeds", "types", "bf16", "findings", "unseen", "real"]
+    names += ["exported"] if (folder / "exported.json").exists() else []
+    names += ["own"] if (folder / "own_results.json").exists() else []
+    names += ["vocabularies"] if (folder / "vocabularies.json").exists() else []
     names += [name for name in SINGLE if (folder / name).exists()]
     names += sorted(path.name for path in folder.glob("transfer*.json"))
     sweeps = sorted(path.stem.removeprefix("ablate_") for path in folder.glob("ablate_*.json"))
@@ -461,6 +508,13 @@ def table(name, folder):
         return types_table(runs("seed*.json"))
     if name == "findings":
         return findings_table(runs("evaluate*.json"))
+    if name == "exported":
+        return exported_table(read_json(folder / "exported.json"), runs("seed*.json"))
+    if name == "own":
+        return own_table(*(read_json(folder / f"own_{what}.json")
+                           for what in ("results", "transfer", "evaluate")))
+    if name == "vocabularies":
+        return results_table(runs("vocabularies.json"))
     if name == "unseen":
         return unseen_table(runs("unseen*.json"))
     if name == "real":

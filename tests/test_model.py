@@ -193,6 +193,26 @@ def test_answers_do_not_depend_on_what_else_is_asked(llm, encoding):
         assert encoding.decode(tokens).strip() == answer
 
 
+def test_the_picture_found_is_the_one_that_makes_an_answer_likeliest(llm, encoding):
+    vlm = VLM(LangBridge(16, WORDS, 24).set_basis(llm, encoding), llm, encoding).eval()
+    features, question, answer = 3 * torch.randn(5, 36, 16), "what is this?", "a red circle."
+    before = encoding.encode(f"question: {question}")
+    ids = torch.tensor([before + encoding.encode(f" {answer}\n")]).expand(5, -1)
+    said = torch.arange(len(before), ids.size(1))
+    ln_p = []
+    with torch.no_grad():
+        for k in range(5):
+            logits = vlm(features[k:k + 1], ids[:1], said)
+            ln_p.append(-F.cross_entropy(logits, ids[0, said], reduction="sum").item())
+    best = max(range(5), key=ln_p.__getitem__)
+    worst = min(range(5), key=ln_p.__getitem__)
+    others = [k for k in range(5) if k != best]
+    asked = [(range(5), question, answer), (others, question, answer), ([worst, best], "", answer)]
+    found = vlm.find(features, asked[:2])
+    assert found == [best, max(others, key=ln_p.__getitem__)]
+    assert VLM(None, llm, encoding).eval().find(features, asked) == [0, others[0], worst]
+
+
 def test_a_question_that_leaves_no_room_for_an_answer_is_refused(llm, encoding):
     vlm, features = VLM(MLPAdapter(16, 32), llm, encoding).eval(), torch.randn(1, 36, 16)
     with pytest.raises(Refused, match="at most"):
