@@ -85,7 +85,7 @@ class Settings:
     allow_bad: bool = setting(False, "train even if more than 5%% of --data cannot be used",
                               flag="allow-bad")
     corpus: tuple = setting((), "text files that the LLMs read, too")
-    pictures: int = setting(12000, "training pictures for align and instruct (at most, with --data)")
+    pictures: int = setting(12000, "training pictures for align and instruct; with --data: at most")
     test_pictures: int = setting(600, "test pictures, each with a caption and three questions")
     # the language models
     llm_source_tokenizer: str = setting(
@@ -156,8 +156,8 @@ class Settings:
                         allow_bad=self.allow_bad)
 
 
-OWN = dict(  # with --data: as many words as people use
-    pictures=10 ** 6, llm_source_V=4096, llm_target_V=5120)
+OWN = dict(  # with --data: as many words as people use, and things to tell apart
+    pictures=10 ** 6, llm_source_V=4096, llm_target_V=5120, vit_steps=3000)
 PRESETS = {
     "laptop": {},
     "smoke": dict(

@@ -37,6 +37,8 @@ from data.scoring import QA, About, Answered, join_splits
 SCENE = PREFIX.removeprefix(BOS)  # how a text begins that gives a scene
 ASKED = 4  # turns of a held-out conversation, at most, that are asked
 AMONG = 50  # pictures, of which one is to be found
+COLORS = set("red orange yellow green cyan blue purple violet pink brown black white gray grey gold "
+             "silver".split())
 LEAST = {"train": 20, "val": 4, "test": 4}  # pictures
 
 
@@ -77,15 +79,20 @@ def scattered(words, side, rng):
     return "".join("".join(row) + "\n" for row in rows)
 
 
-def shifted(pictures, rng):
-    """Each picture moved by up to a twelfth of its side: pictures (n, size, size, 3)"""
+def varied(pictures, texts, rng):
+    """Each picture (n, size, size, 3) moved by up to a twelfth of its side, and half of those whose
+    text names no colour without theirs. A ViT that sees few pictures would know them by their
+    colours, and not learn what they show."""
     most, size = pictures.shape[1] // 12, pictures.shape[1]
     wide = np.pad(pictures, ((0, 0), (most, most), (most, most), (0, 0)), mode="edge")
-    moved = []
-    for picture in wide:
+    others = []
+    for picture, text in zip(wide, texts):
         y, x = rng.randint(0, 2 * most), rng.randint(0, 2 * most)
-        moved.append(picture[y:y + size, x:x + size])
-    return np.stack(moved)
+        other = picture[y:y + size, x:x + size]
+        if rng.random() < 0.5 and not COLORS & set(text.split()):
+            other = other.mean(2, keepdims=True).astype(np.uint8).repeat(3, axis=2)
+        others.append(other)
+    return np.stack(others)
 
 
 @functools.cache
@@ -240,18 +247,17 @@ class OwnData:
                     texts.add(text)
                     chosen.append(i)
         chosen = chosen[:n]
-        pictures = self.pictures("train", chosen)
+        pictures, texts = self.pictures("train", chosen), [self.alt_text(train[i]) for i in chosen]
         if of == "texts":
-            return shifted(pictures, rng), [self.alt_text(train[i]) for i in chosen]
-        return shifted(pictures, rng), shifted(pictures, rng)
+            return varied(pictures, texts, rng), texts
+        return varied(pictures, texts, rng), varied(pictures, texts, rng)
 
     def test_pairs(self, split, k, of, n=100):
         count = len(self.of[split])
         indices = [i % count for i in range(k * n, k * n + min(n, count))]
         pictures = self.pictures(split, indices)
-        if of == "texts":
-            return pictures, [self.alt_text(self.of[split][i]) for i in indices]
-        return pictures, shifted(pictures, random.Random(k))
+        texts = [self.alt_text(self.of[split][i]) for i in indices]
+        return pictures, texts if of == "texts" else varied(pictures, texts, random.Random(k))
 
     # ---- for the LLMs ----------------------------------------------------------------------------
 

@@ -86,7 +86,7 @@ def test_json_lines_and_captions_of_coco_are_read_too(tmp_path):
     path.write_text("\n".join(map(json.dumps, lines)) + "\n", encoding="utf-8")
     entries, _ = read_conversations(path)
     assert [e.image for e in entries] == ["0.png", "1.png", "2.png"]
-    coco = {"info": {}, "images": [{"id": 7, "file_name": "7.jpg"}, {"id": 8, "file_name": "8.jpg"}],
+    coco = {"images": [{"id": 7, "file_name": "7.jpg"}, {"id": 8, "file_name": "8.jpg"}],
             "annotations": [{"image_id": 7, "caption": "A fox."},
                             {"image_id": 7, "caption": "Another."}]}
     (only,), problems = read_conversations(write(tmp_path / "coco.json", coco))
@@ -130,7 +130,8 @@ def test_bytes_that_are_no_utf8_and_a_broken_line_cost_an_entry_each(tmp_path):
 
 
 @pytest.mark.parametrize("text, says", [
-    ('[{"id": "1", "conversations": [', "as JSON"), ("", "as JSON"), ("[]", "holds no conversation"),
+    ('[{"id": "1", "conversations": [', "as JSON"), ("", "as JSON"),
+    ("[]", "holds no conversation"),
     ("[" * 100_000, "as JSON"), ("42", "holds no conversation"),
     ('{"images": [], "annotations": 7}', "COCO")])
 def test_a_file_that_breaks_off_or_holds_nothing_is_refused(text, says, tmp_path):

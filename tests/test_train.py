@@ -495,7 +495,7 @@ def test_results_say_which_commit_of_the_code_made_them(out):
     assert read_json(out / "vit" / "config.json")["commit"] == COMMIT
 
 
-# ---- what it would take, and compiling ------------------------------------------------------------
+# ---- what it would take, and compiling -----------------------------------------------------------
 
 def test_a_dry_run_says_what_stages_hold_and_makes_nothing(tmp_path, out):
     done = run_here("train.py", "--preset", "smoke", "--out", tmp_path / "dry", "--dry-run")
