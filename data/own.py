@@ -37,8 +37,8 @@ from data.scoring import QA, About, Answered, join_splits
 SCENE = PREFIX.removeprefix(BOS)  # how a text begins that gives a scene
 ASKED = 4  # turns of a held-out conversation, at most, that are asked
 AMONG = 50  # pictures, of which one is to be found
-COLORS = set("red orange yellow green cyan blue purple violet pink brown black white gray grey gold "
-             "silver".split())
+COLORS = set("red orange yellow green cyan blue purple violet pink brown black white gray grey "
+             "gold silver".split())
 LEAST = {"train": 20, "val": 4, "test": 4}  # pictures
 
 
