@@ -14,6 +14,7 @@ Nothing of a file is trusted: an entry that cannot be used is left out and count
 """
 import functools
 import json
+import multiprocessing
 import re
 from collections import Counter
 from pathlib import Path
@@ -61,7 +62,7 @@ class Problems:
             raise Refused(f"{str(self.path)!r}: {len(self)} of {self.total} entries cannot be used "
                           f"({'; '.join(self.lines())}); mend them, or train on the rest with "
                           "--allow-bad")
-        if len(self):
+        if len(self) and multiprocessing.parent_process() is None:  # lanes do not repeat it
             print(f"{self.path}: {len(self)} of {self.total} entries are left out: "
                   f"{'; '.join(self.lines())}", flush=True)
 
