@@ -158,6 +158,8 @@ class Settings:
 
 OWN = dict(  # with --data: as many words as people use, and things to tell apart
     pictures=10 ** 6, llm_source_V=4096, llm_target_V=5120, vit_steps=3000)
+SHORT = dict(  # if the LLMs read captions: texts are short, and many words are in few of them
+    llm_batch=24, llm_source_steps=1800, llm_target_steps=1800)
 PRESETS = {
     "laptop": {},
     "smoke": dict(
@@ -188,15 +190,24 @@ def parse_settings(argv):
         if path and ("tokenizer" not in name or path.endswith(".gguf")):
             setattr(s, name, str(Path(path).resolve()))
     s.corpus = [str(Path(path).resolve()) for path in s.corpus]
-    for name, value in ((OWN if s.conversations else {}) | PRESETS[s.preset]).items():
-        if name not in given:
-            setattr(s, name, value)
+    fill_in(s, PRESETS[s.preset], given)
+    if s.conversations:
+        fill_in(s, OWN, [*given, *PRESETS[s.preset]])
     check(s)
     read_passages(tuple(s.corpus))  # refused now, not after the first stage
     if fresh and not s.dry_run and Path(s.out).exists():
         with locked(s.out):
             print(f"what was in {s.out}/ is now in {move_aside(s.out)}/", flush=True)
+    if s.conversations and not s.data.gives_scenes:  # the files are read here
+        fill_in(s, SHORT, [*given, *PRESETS[s.preset]])
     return s
+
+
+def fill_in(s, values, given):
+    """Set what is not given."""
+    for name, value in values.items():
+        if name not in given:
+            setattr(s, name, value)
 
 
 def check(s):
