@@ -62,10 +62,11 @@ def turns_of(pieces):
             for question, answer in zip(texts[::2], texts[1::2])]
 
 
-def save(folder, name, scene, size):
-    """Draw a scene into a file. Returns its name."""
-    Image.fromarray(draw(scene, name, size)).save(folder / "pictures" / f"{name}.png")
-    return f"{name}.png"
+def save(folder, split, i, scene, size):
+    """Draw a scene into a file, as the built-in world draws it. Returns the file's name."""
+    name = f"{split}-{i}.png"
+    Image.fromarray(draw(scene, f"{split}/{i}", size)).save(folder / "pictures" / name)
+    return name
 
 
 def export_training(folder, pictures, size):
@@ -76,10 +77,10 @@ def export_training(folder, pictures, size):
         rng, scene = random.Random(f"export/{i}"), make_scene("train", 0, i)
         first = turns_of(description(scene, rng))
         others = turns_of(conversation(scene, rng, TURNS, captions=0.0, pairs=SEEN_PAIRS))
-        image = save(folder, f"train-{i}", scene, size)
+        image = save(folder, "train", i, scene, size)
         entries.append(as_entry(f"train-{i}", first + others, image))
         other = twin(scene, rng)
-        image = save(folder, f"twin-{i}", other, size)
+        image = save(folder, "twin", i, other, size)
         entries.append(as_entry(f"twin-{i}", turns_of(description(other, rng)), image))
     return entries
 
@@ -106,7 +107,7 @@ def export_exam(folder, split, pictures, size):
     entries = []
     for i, scene in enumerate(tqdm(scenes, f"{split} pictures", leave=False)):
         asked = [caption_of(scene)] + [qa for k, qa in questions + pope if k == i]
-        image = save(folder, f"{split}-{i}", scene, size)
+        image = save(folder, split, i, scene, size)
         turns = [(qa.question, qa.answer) for qa in asked]
         entries.append(as_entry(f"{split}-{i}", turns, image))
     return entries

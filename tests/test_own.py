@@ -415,10 +415,13 @@ def test_the_world_as_files_is_what_the_built_in_world_is(tmp_path):
     read = ["".join(text for text, _ in data.document(dialect, 0, i, 0.5, 10, 0.3))
             for dialect in ("source", "target") for i in range(40)]
     assert sum(text in built_in for text in read) > 20
-    _, questions, _ = benchmark("test", 24)
-    asked = {e.turns[1][0] for e in data.of["test"] + data.of["val"]}
-    assert {qa.question for _, qa in questions[:6:2]} <= asked | {
-        turn[0] for e in data.of["test"] + data.of["val"] for turn in e.turns}
+    exam = {e.image: dict(e.turns) for split in data.EXAM for e in data.of[split]}
+    scenes, questions, pope = benchmark("test", 24)
+    for i, qa in questions + pope:
+        assert exam[f"test-{i}.png"][qa.question] == qa.answer
+    for i, scene in enumerate(scenes):
+        pixels = data.array[data.row[f"test-{i}.png"]]
+        assert np.array_equal(pixels, draw(scene, f"test/{i}", SIZE))
     twins = [e for e in data.of["train"] if e.name.startswith("twin")]
     assert len(twins) == 40 and all(len(e.turns) == 1 for e in twins)
     with pytest.raises(Refused, match="not empty"):
