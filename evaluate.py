@@ -472,7 +472,7 @@ def show_step(title, tensor, function, code):
     lines, first = inspect.getsourcelines(function)
     i = next(i for i, line in enumerate(lines) if code in line)
     line, _, letters = lines[i].strip().partition("  # ")
-    file = Path(inspect.getsourcefile(function)).name
+    file = Path(inspect.getsourcefile(function)).relative_to(Path(__file__).parent).as_posix()
     print(f"\n{title}\n    {letters} = {tuple(tensor.shape)}\n"
           f"    {file}:{first + i}, {function.__qualname__}:  {line}")
 

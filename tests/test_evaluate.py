@@ -9,6 +9,7 @@ from conftest import ROOT, WORDS, assert_refused, make_llm, run_here
 from PIL import Image
 
 import adapter as adapter_module
+import data.pictures
 import evaluate
 import model
 import vision
@@ -257,8 +258,9 @@ def test_a_folder_that_is_not_there_says_what_makes_it(tmp_path, picture):
 
 # ---- the trace -----------------------------------------------------------------------------------
 
-STEP = re.compile(r"\n\d\. .*\n    (\(.+\)) = (\(.+\))\n    (\w+\.py):(\d+), ([\w.]+):  (.+)\n")
-FILES = {"vision.py": vision, "adapter.py": adapter_module, "model.py": model}
+STEP = re.compile(r"\n\d\. .*\n    (\(.+\)) = (\(.+\))\n    ([\w/]+\.py):(\d+), ([\w.]+):  (.+)\n")
+FILES = {"vision.py": vision, "adapter.py": adapter_module, "model.py": model,
+         "data/pictures.py": data.pictures}
 
 
 def trace_of(out, picture, name):

@@ -9,9 +9,9 @@ from PIL import Image
 
 from adapter import LangBridge, MLPAdapter
 from data.files import Refused
+from data.pictures import read_picture
 from model import GPT, VLM, GPTConfig, ShortConv, attention, load_llm, same_length, save_llm
-from vision import (
-    CLIP, ViT, ViTConfig, Wordless, linear_probe, load_vit, save_vit)
+from vision import CLIP, ViT, ViTConfig, Wordless, linear_probe, load_vit, save_vit
 
 
 @pytest.fixture(scope="module")

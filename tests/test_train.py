@@ -465,7 +465,7 @@ def test_a_flag_beats_the_preset_and_the_preset_beats_the_default():
 def test_help_explains_every_setting():
     said = run_here("train.py", "--help").stdout
     for f in fields(Settings):
-        assert f"--{f.name}" in said
+        assert f"--{f.metadata['flag'] or f.name}" in said
         assert f.metadata["help"].split()[0] in said
 
 

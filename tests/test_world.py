@@ -12,7 +12,7 @@ import data.world as world
 from data.dataset import ShapeData, load_data
 from data.files import Refused
 from data.scoring import (
-    by_objects, color_edits, examine, intervals, score_chance, score_majority, summarize)
+    by_objects, color_edits, counts, examine, intervals, score_chance, score_majority, summarize)
 from data.world import (
     ANSWERS, COLORS, COMP_PAIRS, NUMBERS, PAIRS, PLACES, QUESTION_TYPES, QUESTIONS, SEEN_PAIRS,
     SHAPES, SIDES, WORDINGS, Object, ask, belongs, caption, draw, make_scene, parse_caption,
@@ -225,7 +225,7 @@ def test_the_exam_on_unseen_pairs_asks_about_these_only():
 
 def test_an_interval_holds_the_score_and_has_the_width_of_a_binomial():
     said = {split: said for split, said in exam(0.8).items() if split != "val"}
-    scores, bounds = summarize(said), intervals(said)
+    scores, bounds = summarize(said), intervals(counts(said))
     for name, (low, high) in bounds.items():
         assert low < scores[name] < high
     low, high = bounds["pope_acc"]
@@ -263,7 +263,7 @@ def test_an_edit_asks_what_follows_from_the_new_colour():
 
 def test_the_data_of_an_older_version_are_refused():
     with pytest.raises(Refused, match="another version"):
-        load_data({"kind": "shapes", "max_objects": 5, "rich": True, "size": 96})
+        load_data({"kind": "shapes", "max_objects": 5, "rich": True, "size": 96}, "out")
 
 
 @pytest.fixture
@@ -279,12 +279,12 @@ def test_a_split_has_as_many_pictures_as_it_says(shapes):
 
 
 def test_the_data_can_be_stored_as_json_and_loaded_again(shapes):
-    assert load_data(json.loads(json.dumps(shapes.config()))) == shapes
+    assert load_data(json.loads(json.dumps(shapes.config())), "out") == shapes
 
 
 def test_an_unknown_kind_of_data_names_the_known_ones():
     with pytest.raises(Refused, match="'photos', expected one of shapes"):
-        load_data({"kind": "photos", "size": 48})
+        load_data({"kind": "photos", "size": 48}, "out")
 
 
 def test_the_second_half_of_a_batch_are_twins_that_differ_in_one_word(shapes):
