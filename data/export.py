@@ -24,7 +24,7 @@ from data.scoring import benchmark, caption_of
 from data.world import SEEN_PAIRS, draw, make_scene, twin
 
 TURNS = 10  # of a conversation, at most
-TEXTS = 13000  # for each LLM
+TEXTS = 20000  # of each LLM's kind
 
 
 def export(folder, pictures, test_pictures, size):

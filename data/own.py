@@ -57,6 +57,12 @@ class OwnSaid(NamedTuple):
     pictures: int
 
 
+@functools.lru_cache(2)
+def order_of(n, seed):
+    """A random order of n things."""
+    return random.Random(seed).sample(range(n), n)
+
+
 def hash_of_text(text):
     return hashlib.sha256(text.encode()).hexdigest()
 
@@ -80,10 +86,10 @@ def scattered(words, side, rng):
 
 
 def varied(pictures, texts, rng):
-    """Each picture (n, size, size, 3) moved by up to a twelfth of its side, and half of those whose
+    """Each picture (n, size, size, 3) moved by up to a 24th of its side, and half of those whose
     text names no colour without theirs. A ViT that sees few pictures would know them by their
     colours, and not learn what they show."""
-    most, size = pictures.shape[1] // 12, pictures.shape[1]
+    most, size = pictures.shape[1] // 24, pictures.shape[1]
     wide = np.pad(pictures, ((0, 0), (most, most), (most, most), (0, 0)), mode="edge")
     others = []
     for picture, text in zip(wide, texts):
@@ -229,12 +235,17 @@ class OwnData:
         return number_of(" ".join(sorted(words[:k] + words[k + 1:]))) >> 1  # fits into an int64
 
     def twin(self, i, rng):
-        """The index of a training picture whose caption differs in one word, or of any other."""
+        """The index of a training picture whose caption differs in one word; i if there is none."""
         hashes, entries = self.without_one
-        words = self.alt_text(self.of["train"][i]).split()
-        key = self.hash_without(words, rng.randrange(len(words)))
-        low, high = np.searchsorted(hashes, key, "left"), np.searchsorted(hashes, key, "right")
-        return int(entries[rng.randrange(low, high)])
+        own = self.alt_text(self.of["train"][i])
+        words = own.split()
+        for k in rng.sample(range(len(words)), len(words)):
+            key = self.hash_without(words, k)
+            low, high = np.searchsorted(hashes, key, "left"), np.searchsorted(hashes, key, "right")
+            other = int(entries[rng.randrange(low, high)])
+            if sorted(self.alt_text(self.of["train"][other]).split()) != sorted(words):
+                return other
+        return i
 
     def pairs(self, seed, step, n, of):
         rng, train = random.Random(f"pairs/{seed}/{step}"), self.of["train"]
@@ -274,8 +285,9 @@ class OwnData:
         return own
 
     def document(self, dialect, seed, index, rasters, turns, captions):
-        rng = random.Random(f"document/{dialect}/{seed}/{index}")
-        entry = rng.choice(self.half(dialect))
+        rng, entries = random.Random(f"document/{dialect}/{seed}/{index}"), self.half(dialect)
+        round_, place = divmod(index, len(entries))
+        entry = entries[order_of(len(entries), f"{seed}/{round_}")[place]]
         if entry.image is None:
             read = in_lines(BOS + entry.context)
             if entry.context.startswith(SCENE):

@@ -261,6 +261,8 @@ def test_twins_differ_in_one_word(files):
         own, other = (set(data.alt_text(data.of["train"][k]).split())
                       for k in (i, data.twin(i, rng)))
         assert len(own - other) <= 1
+    assert all(data.alt_text(data.of["train"][data.twin(i, rng)]) !=
+               data.alt_text(data.of["train"][i]) for i in range(20))
 
 
 def test_a_guess_is_at_chance_and_the_truth_is_right(files):
