@@ -235,16 +235,15 @@ class OwnData:
         return number_of(" ".join(sorted(words[:k] + words[k + 1:]))) >> 1  # fits into an int64
 
     def twin(self, i, rng):
-        """The index of a training picture whose caption differs in one word; i if there is none."""
+        """The index of a training picture whose caption differs in one word; i if none is met."""
         hashes, entries = self.without_one
-        own = self.alt_text(self.of["train"][i])
-        words = own.split()
+        words = self.alt_text(self.of["train"][i]).split()
         for k in rng.sample(range(len(words)), len(words)):
             key = self.hash_without(words, k)
             low, high = np.searchsorted(hashes, key, "left"), np.searchsorted(hashes, key, "right")
-            other = int(entries[rng.randrange(low, high)])
-            if sorted(self.alt_text(self.of["train"][other]).split()) != sorted(words):
-                return other
+            for other in entries[rng.choices(range(low, high), k=4)].tolist():
+                if sorted(self.alt_text(self.of["train"][other]).split()) != sorted(words):
+                    return other
         return i
 
     def pairs(self, seed, step, n, of):

@@ -263,10 +263,14 @@ def test_twins_differ_in_one_word(files):
                       for k in (i, data.twin(i, rng)))
         assert len(own - other) <= 1
     bags = [Counter(data.alt_text(e).split()) for e in data.of["train"]]
+    have = found = 0
     for i, bag in enumerate(bags):
         near = [k for k, b in enumerate(bags) if b != bag and b.total() == bag.total()
                 and (b - bag).total() == 1]
-        assert (data.twin(i, rng) in near) if near else (data.twin(i, rng) == i)
+        k = data.twin(i, rng)
+        assert k == i or k in near
+        have, found = have + bool(near), found + (k != i)
+    assert have > 20 and found > 0.8 * have
 
 
 def test_a_guess_is_at_chance_and_the_truth_is_right(files):
