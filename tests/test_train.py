@@ -5,7 +5,6 @@ import json
 import math
 import os
 import random
-import signal
 import subprocess
 import time
 from dataclasses import fields, replace
@@ -13,7 +12,7 @@ from dataclasses import fields, replace
 import pytest
 import torch
 import torch.nn as nn
-from conftest import ROOT, WORDS, assert_refused, command, make_llm, run, run_here
+from conftest import ROOT, WORDS, assert_refused, command, make_llm, run_here
 
 import train
 from adapter import LangBridge, MLPAdapter, fingerprint, load_adapter
