@@ -121,7 +121,7 @@ def score_llm(llm, encoding, data, dialect):
         prompts = []
         for body, question in asked:
             ids, _ = encode(encoding, [*in_scene(body), (prompt(question), 0.0)])
-            prompts.append(ids)
+            prompts.append(ids[1 - llm.config.context:])  # a long text loses its beginning
         answers = [""] * len(prompts)
         for indices, ids in same_length(dict(enumerate(prompts))):
             for i, tokens in zip(indices, llm.generate(llm.embed(ids.to(device)), stops)):

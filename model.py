@@ -538,6 +538,11 @@ class VLM(nn.Module):
         """The LLM's embeddings of a list of ids, for a batch of one: (1, T, C)"""
         return self.llm.embed(torch.tensor([ids], device=self.llm.embedding.weight.device))
 
+    def room(self, N):
+        """How many tokens of text the context holds after a picture of N patches."""
+        rows = 0 if self.adapter is None else N + math.isqrt(N)
+        return self.llm.config.context - len(self.prefix) - rows
+
     def picture(self, features):
         """What comes before the text: features (B, N, D) -> (B, prefix + N + rows, C)"""
         B, N, _ = features.shape

@@ -314,6 +314,12 @@ class Sample(NamedTuple):
     picture: int | None = None
 
 
+def fitting(encoded, room, picture=None):
+    """A Sample of (ids, weights), cut at its end if it does not fit into a context."""
+    ids, weights = encoded
+    return Sample(ids[:room], weights[:room], picture)
+
+
 def by_length(samples, parts):
     """A batch in parts, each of texts of like length, so that little is padded. Yields lists."""
     samples = sorted(samples, key=lambda sample: len(sample.ids))
@@ -360,8 +366,8 @@ def text_losses(s, llm, encoding, documents):
     is the sum of what is yielded."""
     samples = []
     for document in documents:
-        ids, weights = encode(encoding, document)
-        samples.append(Sample(ids, [max(w, s.llm_text_weight) for w in weights]))
+        sample = fitting(encode(encoding, document), llm.config.context)
+        samples.append(sample._replace(weights=[max(w, s.llm_text_weight) for w in sample.weights]))
     total = sum(sum(sample.weights[1:]) for sample in samples)
     for part, mine in parts_of(s, samples):
         if not mine:
@@ -555,7 +561,8 @@ def training_features(s):
 def picture_losses(s, vlm, features, pictures, texts):
     """The mean loss of answers about training pictures, in parts: it is the sum of what is yielded.
     features (pictures, N, D)"""
-    samples = [Sample(*encode(vlm.encoding, text), i) for i, text in zip(pictures, texts)]
+    room = vlm.room(features.size(1))
+    samples = [fitting(encode(vlm.encoding, text), room, i) for i, text in zip(pictures, texts)]
     total = sum(sum(sample.weights) for sample in samples)
     for part, mine in parts_of(s, samples):
         x = features[[sample.picture for sample in part]].float().to(s.device)  # (B, N, D)

@@ -94,7 +94,7 @@ def short(name):
 
 
 def read_items(path):
-    """What a file lists: yields (name, item), None for a line that is no JSON."""
+    """What a file lists: [(name, item), ..]; the item is None for a line that is no JSON."""
     try:
         text = path.read_bytes().decode("utf-8", errors="replace")  # marks what is no UTF-8
     except OSError as error:

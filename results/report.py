@@ -59,6 +59,8 @@ MODELS = {  # title: where its scores are in results.json
     "blind: no picture, same tuning": "blind",
     "majority: each question's most frequent answer": "majority", "chance": "chance"}
 
+OWN_SCORES = ["exact_match", "token_f1", "retrieval"]  # of pictures from files
+
 READING = {"text_qa": "answers from sentences", "raster_qa": "answers from rasters",
            "raster_caption_f1": "describes rasters (F1)"}
 
@@ -68,7 +70,7 @@ def results_table(runs):
     first, seeds = runs[0], ", ".join(str(run["seed"]) for run in runs)
     scores = ["vqa", "caption_f1", "pope_acc", "comp_vqa", "comp_caption_f1"]
     if "vqa" not in first["vlm"]["chance"]:  # of pictures from files
-        scores = ["exact_match", "token_f1", "retrieval"]
+        scores = OWN_SCORES
     exam = rows_across(runs, MODELS, ["vlm/{}/" + score for score in scores])
     return "\n\n".join([
         f"Seeds {seeds}, preset {first['preset']}, {first['device']}: mean (lowest to highest).",
@@ -94,7 +96,7 @@ def exported_table(r, runs):
 def own_table(run, moved, other):
     """Pictures from files: a results.json and a transfer.json, both on held-out pictures, and an
     evaluate_*.json about pictures in another style."""
-    scores = ["exact_match", "token_f1", "retrieval"]
+    scores = OWN_SCORES
     by_row = {row["name"]: row["scores"] for row in moved["rows"]}
 
     def row(title, held, stage=None):

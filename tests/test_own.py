@@ -368,6 +368,23 @@ def test_settings_that_cannot_work_are_refused(flags, says, tmp_path):
                    says)
 
 
+def test_texts_longer_than_a_context_are_cut_and_nothing_crashes(files, tmp_path):
+    entries = json.loads((files / "train.json").read_text(encoding="utf-8"))
+    for e in entries:
+        name = e["id"]
+        e["conversations"] += said((f"what {name}? " * 30, "qz xj " * 300),
+                                   ("and then?", "kv wq " * 300))
+        e["conversations"][1]["value"] = "zq jx " * 320
+    entries += [entry(f"t{i}", ("qx " * 3000 + "\nwhat?", "kq " * 600)) for i in range(40)]
+    flags = list(map(str, flags_of(files, tmp_path / "out")))
+    flags[flags.index("--data") + 1] = write(tmp_path / "train.json", entries)
+    steps = [f"--{name}_steps={n}" for name, n in
+             {"vit": 2, "llm_source": 3, "align": 2, "instruct": 3}.items()]
+    done = run_here("train.py", *flags, *steps, "--llm_source_V", 300, "--llm_batch", 2,
+                    "--stages", "vit,llm_source,langbridge_align,langbridge_instruct")
+    assert done.returncode == 0, done.stderr
+
+
 # ---- data/README.md ------------------------------------------------------------------------------
 
 SMALL = ("--preset smoke --device cpu --threads 1 --vit_size 24 --vit_patch 4 --vit_D 32 --vit_H 4 "
