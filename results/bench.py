@@ -74,6 +74,7 @@ class GPT2(nn.Module):
 
     def __init__(self, config):
         super().__init__()
+        self.config = config
         self.embedding = nn.Embedding(config.V, config.C)
         self.position = nn.Embedding(config.context, config.C)
         self.blocks = nn.ModuleList(GPT2Block(config.C, config.H) for _ in range(config.layers))
