@@ -24,8 +24,8 @@ import random
 import re
 import sys
 import time
-from contextlib import contextmanager
-from dataclasses import asdict, dataclass, field, replace
+from dataclasses import asdict, replace
+from functools import partial
 from pathlib import Path
 from typing import NamedTuple
 
@@ -38,14 +38,14 @@ from adapter import BASES, COEFFICIENTS, NOTHING, LangBridge, MLPAdapter, load_a
 from data.bpe import (BOS, PATTERNS, keep_used, kept_ids, load_encoding, open_encoding, tokens_of,
                       train_bpe)
 from data.conversations import read_passages
-from data.corpus import DIALECTS, encode, train_tokenizer
-from data.dataset import ShapeData
-from data.files import (RANK, RANKS, Refused, Stage, locked, move_aside, read_summed, read_tensors,
-                        write_json, write_summed, write_tensors)
+from data.corpus import encode, train_tokenizer
+from data.files import (RANK, RANKS, Refused, Stage, locked, move_aside, read_tensors, write_json,
+                        write_summed, write_tensors)
+from data.forecast import forecast
 from data.loop import Loop, autocast, compile_blocks, optimizers
-from data.own import open_own
 from data.run import Job, Parser, lanes, run_command, say_scores, seconds_in, stopwatch
 from data.scoring import join_splits
+from data.settings import OWN, PRESETS, SHORT, Settings, fill_in
 from evaluate import (exam_facts, examine_vlm, held_out, load_vlm, score_llm, score_vlm,
                       show_answers, subspace)
 from model import GPT, VLM, GPTConfig, load_llm, save_llm
@@ -54,122 +54,7 @@ from results.report import results_table
 from vision import CLIP, ViTConfig, Wordless, encode_pictures, probe, save_vit
 
 
-# ---- settings -----------------------------------------------------------------------------------
-
-def setting(default, help, choices=None, flag=None):
-    """A field of Settings: its name, or `flag`, becomes a flag, `help` its description."""
-    return field(default=default, metadata={"help": help, "choices": choices, "flag": flag})
-
-
-@dataclass
-class Settings:
-    out: str = setting("out", "output folder; run the same command again to resume")
-    preset: str = setting("laptop", "smoke takes seconds, and learns nothing",
-                          ["laptop", "smoke"])
-    device: str = setting("auto", "cpu, cuda, mps, or auto")
-    precision: str = setting("auto", "bf16 by autocast; auto: bf16 on cuda, else fp32",
-                             ["auto", "fp32", "bf16"])
-    stages: str = setting("all", "only these stages, separated by commas")
-    dry_run: bool = setting(False, "only print parameters and memory of each stage",
-                            flag="dry-run")
-    compile: bool = setting(False, "compile the models' blocks (torch.compile)")
-    threads: int = setting(0, "CPU threads in all; 0: as many as there are cores")
-    save_every: int = setting(60, "seconds between checkpoints")
-    parts: int = setting(2, "split a batch by length of texts: less padding and memory")
-    seed: int = setting(0, "seeds weights, documents and the order of data")
-    # what there is to see and to read
-    conversations: str = setting("", "conversations about pictures, in LLaVA's format (JSON), "
-                                 "instead of our world", flag="data")
-    images: str = setting("", "the folder of their pictures")
-    val: str = setting("", "conversations that are held out; without them, a fifth of --data is")
-    allow_bad: bool = setting(False, "train even if more than 5%% of --data cannot be used",
-                              flag="allow-bad")
-    corpus: tuple = setting((), "text files that the LLMs read, too")
-    pictures: int = setting(12000, "training pictures for align and instruct; with --data: at most")
-    test_pictures: int = setting(600, "test pictures, each with a caption and three questions")
-    # the language models
-    llm_source_tokenizer: str = setting(
-        "bpe", "bpe: learned from its texts; or what these need of gpt2, cl100k_base, o200k_base, "
-        "or a .gguf file's")
-    llm_source_V: int = setting(512, "vocabulary of the source LLM (of another's: at least)")
-    llm_source_C: int = setting(128, "width")
-    llm_source_layers: int = setting(2, "depth")
-    llm_source_steps: int = setting(1300, "pretraining steps")
-    llm_target_dialect: str = setting("target", "how its texts are written", list(DIALECTS)[1:])
-    llm_target_tokenizer: str = setting("bpe", "as of the source LLM")
-    llm_target_V: int = setting(640, "vocabulary of the target LLM")
-    llm_target_C: int = setting(160, "width")
-    llm_target_layers: int = setting(3, "depth")
-    llm_target_steps: int = setting(1200, "pretraining steps")
-    llm_H: int = setting(4, "attention heads of both")
-    llm_batch: int = setting(10, "documents per step; many small steps beat a few large ones")
-    llm_turns: int = setting(10, "at most this many questions and captions per scene")
-    llm_captions: float = setting(0.3, "probability that a turn is the description (one at most)")
-    llm_rasters: float = setting(0.6, "share of scenes given as a grid of words, not in sentences")
-    llm_text_weight: float = setting(0.1, "loss weight of tokens outside answers")
-    llm_matrix_lr: float = setting(0.03, "learning rate of the hidden matrices (Muon)")
-    llm_lr: float = setting(0.006, "learning rate of everything else (AdamW)")
-    # the vision encoder
-    vit_size: int = setting(48, "picture side in pixels")
-    vit_patch: int = setting(8, "patch side in pixels")
-    vit_D: int = setting(128, "width")
-    vit_H: int = setting(4, "attention heads")
-    vit_layers: int = setting(3, "depth")
-    vit_pairs: str = setting("texts", "what belongs to a picture: an alt text, or (without a word) "
-                             "another drawing of its scene", ["texts", "drawings"])
-    vit_steps: int = setting(1200, "pretraining steps")
-    vit_batch: int = setting(32, "pairs per step; half are twins of the others, one attribute off")
-    vit_matrix_lr: float = setting(0.01, "learning rate of the hidden matrices (Muon)")
-    vit_lr: float = setting(0.001, "learning rate of everything else (AdamW)")
-    # stage 1: the adapter on captions
-    align_K: int = setting(0, "words of a LangBridge; 0: all that conversations use")
-    align_hidden: int = setting(256, "hidden width of a LangBridge")
-    align_mlp_hidden: int = setting(0, "hidden width of an MLP; 0: as wide as the LLM")
-    align_coefficients: str = setting("softplus", "how outputs become weights", COEFFICIENTS)
-    align_basis: str = setting("words", "what it mixes: words, or words minus their mean", BASES)
-    align_drawn: float = setting(0.25, "share of patches that say one sampled word in training")
-    align_steps: int = setting(400, "steps")
-    align_batch: int = setting(32, "pictures per step")
-    align_matrix_lr: float = setting(0.02, "learning rate of the adapter's matrices (Muon)")
-    align_lr: float = setting(0.006, "learning rate of its biases (AdamW)")
-    # stage 2: adapter and LLM on conversations
-    instruct_steps: int = setting(550, "steps")
-    instruct_batch: int = setting(16, "pictures per step")
-    instruct_turns: int = setting(4, "turns of a conversation, at most")
-    instruct_captions: float = setting(0.5, "probability that a turn is the caption (one at most)")
-    instruct_matrix_lr: float = setting(0.006, "learning rate of the matrices of both (Muon)")
-    instruct_lr: float = setting(0.001, "learning rate of everything else (AdamW)")
-
-    def of_llm(self, name):
-        """(dialect, V, C, layers, steps) of llm_source or llm_target."""
-        dialect = "source" if name == "llm_source" else self.llm_target_dialect
-        return dialect, *(getattr(self, f"{name}_{what}") for what in ("V", "C", "layers", "steps"))
-
-    @property
-    def data(self):
-        """What there is to see and to read."""
-        if not self.conversations:
-            return ShapeData(self.vit_size, self.pictures, self.test_pictures)
-        return open_own(self.conversations, self.images, f"{self.out}/pictures", val=self.val,
-                        size=self.vit_size, side=self.vit_size // self.vit_patch,
-                        train_pictures=self.pictures, test_pictures=self.test_pictures,
-                        allow_bad=self.allow_bad)
-
-
-OWN = dict(  # with --data: as many words as people use, and things to tell apart
-    pictures=10 ** 6, llm_source_V=4096, llm_target_V=5120, vit_steps=3000, llm_source_steps=1800,
-    llm_target_steps=1800)
-SHORT = dict(  # if the LLMs read captions: texts are short, and many words are in few of them
-    llm_batch=24)
-PRESETS = {
-    "laptop": {},
-    "smoke": dict(
-        pictures=64, test_pictures=20, llm_source_C=32, llm_source_layers=1, llm_source_steps=30,
-        llm_target_C=48, llm_target_layers=2, llm_target_steps=30, llm_batch=4, llm_turns=4,
-        vit_D=32, vit_layers=1, vit_steps=20, vit_batch=16, align_hidden=32, align_steps=20,
-        align_batch=8, instruct_steps=20, instruct_batch=8),
-}
-
+# ---- settings: see data/settings.py --------------------------------------------------------------
 
 def parse_settings(argv):
     """Settings from the command line; what it leaves out is as in the preset, else the default.
@@ -202,13 +87,6 @@ def parse_settings(argv):
     if s.conversations and not s.data.gives_scenes:  # the files are read here
         fill_in(s, SHORT, [*given, *PRESETS[s.preset]])
     return s
-
-
-def fill_in(s, values, given):
-    """Set what is not given."""
-    for name, value in values.items():
-        if name not in given:
-            setattr(s, name, value)
 
 
 def check(s):
@@ -256,17 +134,10 @@ def check(s):
         raise Refused(f"--vit_size {s.vit_size} --vit_patch {s.vit_patch}: expected at most "
                       "16 x 16 patches; with a text, more do not fit into an LLM's context of "
                       f"{GPTConfig.context} tokens")
+    for name, known in (("align_coefficients", COEFFICIENTS), ("align_basis", BASES)):
+        expect(name, getattr(s, name) in known, " or ".join(known))
     expect("align_drawn", s.align_drawn == 0 or s.align_coefficients in ("softplus", "softmax"),
            f"0, for words cannot be drawn by {s.align_coefficients} weights")
-
-
-def load_settings(out):
-    """The settings that train.py used for a folder."""
-    path = Path(out) / "settings.json"
-    try:
-        return Settings(**read_summed(path) | {"out": str(out)})
-    except TypeError:
-        raise Refused(f"{str(path)!r} is of another version of this project; make the folder again")
 
 
 def open_stage(s, name):
@@ -665,20 +536,7 @@ def instruct(s, stage, kind, llm_name="llm_source", adapter=None, points=0):
                  **exam_facts(vlm, exam, data))
 
 
-# ---- what it would take -------------------------------------------------------------------------
-
-@contextmanager
-def counted():
-    """Count what is kept for gradients within the block: yields {storage: bytes}."""
-    kept = {}
-
-    def pack(x):
-        kept[x.untyped_storage()._cdata] = x.untyped_storage().nbytes()
-        return x
-
-    with torch.autograd.graph.saved_tensors_hooks(pack, lambda x: x):
-        yield kept
-
+# ---- what it would take: see data/forecast.py ----------------------------------------------------
 
 def on_paper(s, name):
     """A stage's modules and the losses of its first step: (trained, frozen, losses)"""
@@ -708,32 +566,6 @@ def on_paper(s, name):
     return trained, frozen, picture_losses(s, vlm, features, range(len(texts)), texts)
 
 
-def forecast(s):
-    """Print what each stage would train, and what it takes in memory: weights; of those that are
-    trained, gradients and the optimisers' averages; and what a step keeps for its gradients.
-    Nothing is computed: on torch's meta device, tensors are shapes alone."""
-    s = replace(s, device="meta", precision="fp32")
-    print(f"{'':22}{'trained':>12}{'parameters':>12}{'weights etc.':>16}{'for gradients':>16}")
-    for name in STAGES:
-        trained, frozen, losses = on_paper(s, name)
-        most = 0
-        with counted() as kept:
-            for _ in losses:
-                most = max(most, sum(kept.values()))
-                kept.clear()
-        muon, adamw = [[p for group in optimizer.param_groups for p in group["params"]]
-                       for optimizer in optimizers(0.0, 0.0, *trained)]
-        sizes = [sum(p.numel() for p in group) for group in (muon, adamw)]
-        others = sum(map(size_of, frozen))
-        fixed = 4 * (3 * sizes[0] + 4 * sizes[1] + others)  # weight, gradient, one or two averages
-        print(f"{name:22}{sum(sizes):12,}{sum(sizes) + others:12,}{fixed / 2 ** 20:13.1f} MB"
-              f"{most / 2 ** 20:13.1f} MB", flush=True)
-    N = (s.vit_size // s.vit_patch) ** 2
-    on_disk = 2 * N * s.vit_D * sum(s.data.count(split) for split in s.data.SPLITS)
-    print(f"In float32, per process, without torch itself. Features on disk: "
-          f"{on_disk / 2 ** 20:.1f} MB.")
-
-
 # ---- the whole run ------------------------------------------------------------------------------
 
 STAGES = {  # name: (how it is made, with what, after which), the most urgent first
@@ -750,7 +582,12 @@ STAGES = {  # name: (how it is made, with what, after which), the most urgent fi
 
 def main(s):
     if s.dry_run:
-        return forecast(s)
+        meta = replace(s, device="meta", precision="fp32")
+        forecast({name: partial(on_paper, meta, name) for name in STAGES})
+        N = (s.vit_size // s.vit_patch) ** 2
+        on_disk = 2 * N * s.vit_D * sum(s.data.count(split) for split in s.data.SPLITS)
+        print(f"Features on disk: {on_disk / 2 ** 20:.1f} MB.")
+        return
     with locked(s.out):
         make_all(s)
 

@@ -57,14 +57,15 @@ from data.files import (Refused, Stage, locked, read_json, write_json, write_sum
 from data.gguf import GGUF
 from data.run import (Job, Parser, lanes, number, run_command, say_scores, seconds_in, seed_list,
                       stopwatch)
+from data.settings import Settings, load_settings
 from data.world import QUESTION_TYPES
 from evaluate import exam_facts, held_out, score_vlm
 from model import VLM, Prompted, Reader, load_llm
 from results.collect import (collect_real, collect_transfer, look_up, print_transfer, row_head,
                              row_line)
 from results.report import transfer_table
-from train import (Settings, align, check, instruct, load_settings, new_adapter, open_stage,
-                   training_features, words_of)
+from train import (align, check, instruct, new_adapter, open_stage, training_features,
+                   words_of)
 
 TEMPERATURES = [0.03, 0.06, 0.1, 0.2]  # of an MLP that is read as words; one is chosen on val,
 RIDGES = [0.1, 0.3, 1.0, 3.0]  # and so is one of these, of the linear map,

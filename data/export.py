@@ -4,7 +4,7 @@
     python train.py --data DIR/train.json --images DIR/pictures --val DIR/val.json
 
     pictures/     of train, val, test and comp
-    train.json    a caption and questions about each training picture; its twin, with a caption;
+    train.json    a caption and questions about each training picture; twins of it, with captions;
                   and the texts of both LLMs, which are entries without an image
     val.json      what is held out: the exam of val and test
     comp.json     the exam about unseen pairs of colour and shape, for evaluate.py --data
@@ -24,6 +24,7 @@ from data.scoring import benchmark, caption_of
 from data.world import SEEN_PAIRS, draw, make_scene, twin
 
 TURNS = 10  # of a conversation, at most
+TWINS = 2  # of each training picture
 TEXTS = 20000  # of each LLM's kind
 
 
@@ -70,7 +71,7 @@ def save(folder, split, i, scene, size):
 
 
 def export_training(folder, pictures, size):
-    """Conversations about the training pictures of the built-in world, and a caption of the twin of
+    """Conversations about the training pictures of the built-in world, and captions of the twins of
     each: without twins, a ViT need not see every detail."""
     entries = []
     for i in tqdm(range(pictures), "training pictures", leave=False):
@@ -79,9 +80,10 @@ def export_training(folder, pictures, size):
         others = turns_of(conversation(scene, rng, TURNS, captions=0.0, pairs=SEEN_PAIRS))
         image = save(folder, "train", i, scene, size)
         entries.append(as_entry(f"train-{i}", first + others, image))
-        other = twin(scene, rng)
-        image = save(folder, "twin", i, other, size)
-        entries.append(as_entry(f"twin-{i}", turns_of(description(other, rng)), image))
+        for k in range(TWINS):
+            other, name = twin(scene, rng), f"{i}-{k}"
+            image = save(folder, "twin", name, other, size)
+            entries.append(as_entry(f"twin-{name}", turns_of(description(other, rng)), image))
     return entries
 
 

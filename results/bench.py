@@ -38,11 +38,12 @@ from data.corpus import PREFIX, encode, prompt, raster, train_tokenizer, turn
 from data.files import Refused, Stage, read_json, write_json
 from data.loop import Loop, optimizers
 from data.run import Job, Parser, lanes, run_command
+from data.settings import load_settings
 from data.world import ask_any, make_scene
 from model import GPT, GPTConfig, load_llm
 from results.collect import samples_to
 from results.figures import Line, line_plot
-from train import (Sample, check, documents_of, load_settings, open_stage, padded, size_of, targets,
+from train import (Sample, check, documents_of, open_stage, padded, size_of, targets,
                    text_losses)
 
 ROOT = Path(__file__).parent.parent

@@ -23,11 +23,11 @@ from adapter import LangBridge, MLPAdapter
 from data.files import Refused, Stage, write_json
 from data.loop import Loop, optimizers
 from data.run import Job, Parser, lanes, number, run_command, seed_list
+from data.settings import load_settings
 from evaluate import held_out, own_weight, score_vlm
 from model import VLM, load_llm
 from results.report import across, tries_table
-from train import (check, load_settings, new_adapter, open_stage, picture_losses,
-                   training_features)
+from train import check, new_adapter, open_stage, picture_losses, training_features
 
 SCORES = ("vqa", "caption_f1", "pope_acc")
 SPLITS = ("val", "test")

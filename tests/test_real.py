@@ -10,6 +10,7 @@ import transfer
 from adapter import NOTHING, Placed, load_adapter, shown
 from data.corpus import listing, solved_examples
 from data.files import read_json
+from data.settings import load_settings
 from data.world import make_scene
 from evaluate import held_out, load_real, open_data
 from model import Prompted, Reader, load_llm
@@ -96,7 +97,7 @@ def test_a_reader_with_nothing_to_read_answers_all_pictures_alike(moved):
 # ---- rows ----------------------------------------------------------------------------------------
 
 def test_what_is_shown_of_a_stitched_mlp_is_what_it_says_as_words(out, file):
-    s = transfer.load_settings(out)
+    s = load_settings(out)
     llm, encoding = load_llm(file)
     move = Move(s, "llm_source", str(file), own=True, shots=2, pictures=4, reads=str(out))
     row = next(row for row in REAL_ROWS if row.name == "zero_shot_stitched_mlp")

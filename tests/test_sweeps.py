@@ -3,8 +3,8 @@ import pytest
 from conftest import assert_refused, run_here
 
 from data.files import read_json
+from data.settings import load_settings
 from results.sweeps import BUDGETED, RATES, SWEEPS, SWEPT, prepare_point
-from train import load_settings
 from transfer import ROWS
 
 STAGE_OF = {"native_mlp": "native_mlp_instruct",

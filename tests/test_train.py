@@ -19,12 +19,13 @@ from adapter import LangBridge, MLPAdapter, fingerprint, load_adapter
 from data.bpe import tokens_of
 from data.files import COMMIT, Refused, Stage, read_json, read_tensors, write_json, write_tensors
 from data.loop import Loop, Muon, compile_blocks, optimizers, orthogonal
+from data.forecast import counted
 from data.run import Job, lanes
+from data.settings import PRESETS, Settings, load_settings
 from evaluate import held_out, load_vlm, open_data, score_vlm
 from model import VLM, load_llm
 from train import (
-    PRESETS, STAGES, Settings, counted, load_settings, new_adapter, on_paper, pad, parse_settings,
-    picture_losses, words_of)
+    STAGES, new_adapter, on_paper, pad, parse_settings, picture_losses, words_of)
 from vision import CLIP, ViTConfig
 
 OF_A_SPLIT = {

@@ -15,7 +15,8 @@ from evaluate import load_vlm
 from model import load_llm
 from results import collect
 from results.collect import collect_budgets, ratio, samples_to
-from train import load_settings, new_adapter
+from data.settings import load_settings
+from train import new_adapter
 from transfer import (
     ROWS, Move, Probe, bring, can_be_made, fit_probe, label, shuffle_words, stitch)
 

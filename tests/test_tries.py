@@ -7,7 +7,8 @@ from adapter import LangBridge, MLPAdapter
 from data.files import read_json
 from model import load_llm
 from results.tries import TRIES, Tried, TriedMLP, job_of, tried_adapter
-from train import load_settings, new_adapter
+from data.settings import load_settings
+from train import new_adapter
 
 
 @pytest.fixture(scope="module")
