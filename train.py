@@ -25,7 +25,7 @@ import re
 import sys
 import time
 from dataclasses import asdict, replace
-from functools import partial
+from functools import cache, partial
 from pathlib import Path
 from typing import NamedTuple
 
@@ -272,14 +272,13 @@ def documents_of(s, dialect, step):
     return [document_of(s, dialect, i) for i in indices]
 
 
-def vocabulary(s, name):
+@cache
+def vocabulary(data, passages, dialect, known, V, seed):
     """The vocabulary of an LLM: (tiktoken.Encoding, ids). It is learned from its texts, or is the
     part of another LLM's that these need; then there are the ids that its tokens have there."""
-    dialect, V, *_ = s.of_llm(name)
-    texts = [*s.data.texts(dialect, s.seed), *(passages_of(s, dialect) if s.corpus else [])]
-    known = getattr(s, f"{name}_tokenizer")
+    texts = [*data.texts(dialect, seed), *passages]
     if known == "bpe":
-        return train_tokenizer(dialect, texts, V, s.seed), None
+        return train_tokenizer(dialect, texts, V, seed), None
     original = open_encoding(known)
     encoding = keep_used(original, texts, V, Path(known).stem)
     return encoding, kept_ids(encoding, original)
@@ -287,9 +286,10 @@ def vocabulary(s, name):
 
 def new_llm(s, name):
     """An untrained GPT, its vocabulary, and kept ids: (LLM, tiktoken.Encoding, ids)"""
-    _, _, C, layers, _ = s.of_llm(name)
+    dialect, V, C, layers, _ = s.of_llm(name)
     torch.manual_seed(s.seed)
-    encoding, ids = vocabulary(s, name)
+    known, passages = getattr(s, f"{name}_tokenizer"), tuple(passages_of(s, dialect))
+    encoding, ids = vocabulary(s.data, passages, dialect, known, V, s.seed)
     return GPT(GPTConfig(encoding.n_vocab, C, s.llm_H, layers)).to(s.device), encoding, ids
 
 

@@ -33,14 +33,15 @@ import torch.nn.functional as F
 
 sys.path.insert(0, str(Path(__file__).parent.parent))  # the project, one folder up
 
+import train
 from data.bpe import BOS
-from data.corpus import PREFIX, encode, prompt, raster, train_tokenizer, turn
+from data.corpus import PREFIX, encode, prompt, raster, turn
 from data.files import Refused, Stage, read_json, write_json
 from data.loop import Loop, optimizers
 from data.run import Job, Parser, lanes, run_command
 from data.settings import load_settings
 from data.world import ask_any, make_scene
-from model import GPT, GPTConfig, load_llm
+from model import load_llm
 from results.collect import samples_to
 from results.figures import Line, line_plot
 from train import (Sample, check, documents_of, open_stage, padded, size_of, targets,
@@ -116,14 +117,11 @@ class ClippedAdamW(torch.optim.AdamW):
 
 def new_llm(s, rate=None):
     """(model, its optimisers, encoding): ours, or the rival with this learning rate."""
-    _, V, C, layers, _ = s.of_llm("llm_source")
-    torch.manual_seed(s.seed)
-    encoding = train_tokenizer("source", s.data.texts("source", s.seed), V, s.seed)
-    config = GPTConfig(encoding.n_vocab, C, s.llm_H, layers)
+    llm, encoding, _ = train.new_llm(s, "llm_source")
     if rate is None:
-        llm = GPT(config)
         return llm, optimizers(s.llm_matrix_lr, s.llm_lr, llm), encoding
-    llm = GPT2(config)
+    torch.manual_seed(s.seed)
+    llm = GPT2(llm.config)
     return llm, [ClippedAdamW(llm, rate)], encoding
 
 
@@ -291,7 +289,7 @@ def watch(s, *flags):
 
 def bench_memory(s):
     """Megabytes: the peak of the whole run; a long training's last tenth and second tenth."""
-    steps = 5000 if s.preset == "laptop" else 300
+    steps = 5000 if s.preset == "laptop" else 100
     taken = watch(s, "--stages", "llm_source", "--llm_source_steps", str(steps), "--threads", "2")
     tenth = len(taken) // 10
     early, late = statistics.mean(taken[tenth:2 * tenth]), statistics.mean(taken[-tenth - 1:-1])
