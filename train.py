@@ -25,7 +25,7 @@ import re
 import sys
 import time
 from dataclasses import asdict, replace
-from functools import cache, partial
+from functools import partial
 from pathlib import Path
 from typing import NamedTuple
 
@@ -35,10 +35,9 @@ import torch.nn as nn
 import torch.nn.functional as F
 
 from adapter import BASES, COEFFICIENTS, NOTHING, LangBridge, MLPAdapter, load_adapter, save_adapter
-from data.bpe import (BOS, PATTERNS, keep_used, kept_ids, load_encoding, open_encoding, tokens_of,
-                      train_bpe)
+from data.bpe import BOS, PATTERNS, load_encoding, open_encoding, tokens_of, train_bpe
 from data.conversations import read_passages
-from data.corpus import encode, train_tokenizer
+from data.corpus import encode, vocabulary
 from data.files import (RANK, RANKS, Refused, Stage, locked, move_aside, read_tensors, write_json,
                         write_summed, write_tensors)
 from data.forecast import forecast
@@ -272,18 +271,6 @@ def documents_of(s, dialect, step):
     return [document_of(s, dialect, i) for i in indices]
 
 
-@cache
-def vocabulary(data, passages, dialect, known, V, seed):
-    """The vocabulary of an LLM: (tiktoken.Encoding, ids). It is learned from its texts, or is the
-    part of another LLM's that these need; then there are the ids that its tokens have there."""
-    texts = [*data.texts(dialect, seed), *passages]
-    if known == "bpe":
-        return train_tokenizer(dialect, texts, V, seed), None
-    original = open_encoding(known)
-    encoding = keep_used(original, texts, V, Path(known).stem)
-    return encoding, kept_ids(encoding, original)
-
-
 def new_llm(s, name):
     """An untrained GPT, its vocabulary, and kept ids: (LLM, tiktoken.Encoding, ids)"""
     dialect, V, C, layers, _ = s.of_llm(name)
@@ -308,7 +295,8 @@ def pretrain_llm(s, stage):
     save_llm(llm, encoding, stage.folder)
     if ids:
         write_json(stage.folder / "kept_ids.json", ids)
-    text = "".join(piece for i in range(2000) for piece, _ in document_of(s, dialect, i))
+    read = range(min(2000, steps * s.llm_batch))
+    text = "".join(piece for i in read for piece, _ in document_of(s, dialect, i))
     text = text.replace(BOS, "")
     words = sorted(set(re.findall("[a-z]+", text)))  # that it has read: evaluate.py warns of others
     stage.finish(seconds=loop.seconds, params=size_of(llm), vocab=encoding.n_vocab, words=words,

@@ -20,11 +20,13 @@ A document is a list of (text, weight) pieces, with weight 1 for an answer and 0
 predicting its tokens counts in the loss. Pieces are encoded one at a time, so that a prompt has the
 same tokens in training and in use.
 """
+import functools
 import random
 from collections import Counter
+from pathlib import Path
 from typing import NamedTuple
 
-from data.bpe import BOS, PATTERNS, train_bpe
+from data.bpe import BOS, PATTERNS, keep_used, kept_ids, open_encoding, train_bpe
 from data.world import (CAPTION_REQUESTS, PAIRS, PLACES, QUESTION_TYPES, any_caption, ask, ask_any,
                         caption, make_scene)
 
@@ -221,6 +223,22 @@ def train_tokenizer(dialect, texts, vocab_size, seed):
     """A BPE vocabulary learned from an LLM's texts."""
     order = seed + sum(dialect.encode())  # each dialect numbers its bytes differently
     return train_bpe(texts, vocab_size, DIALECTS[dialect].pattern, order, name=dialect)
+
+
+@functools.cache
+def vocabulary(data, passages, dialect, known, V, seed):
+    """The vocabulary of an LLM: (tiktoken.Encoding, ids).
+
+    If `known` is bpe, its V tokens are learned from the texts that it will read: those of the data
+    in its dialect, and passages, a tuple of strings. Otherwise it is the part of a known vocabulary
+    that these texts need, V tokens at least, and there are the ids that its tokens have there.
+    """
+    texts = [*data.texts(dialect, seed), *passages]
+    if known == "bpe":
+        return train_tokenizer(dialect, texts, V, seed), None
+    original = open_encoding(known)
+    encoding = keep_used(original, texts, V, Path(known).stem)
+    return encoding, kept_ids(encoding, original)
 
 
 def encode(encoding, pieces):

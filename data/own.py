@@ -20,12 +20,14 @@ model is any functions that answer and find:
 """
 import functools
 import hashlib
+import math
 import random
 from collections import Counter, defaultdict
 from pathlib import Path
 from typing import NamedTuple
 
 import numpy as np
+from PIL import Image
 
 from data.bpe import BOS
 from data.conversations import content_words, normal, read_conversations, token_f1
@@ -37,8 +39,7 @@ from data.scoring import QA, About, Answered, join_splits
 SCENE = PREFIX.removeprefix(BOS)  # how a text begins that gives a scene
 ASKED = 4  # turns of a held-out conversation, at most, that are asked
 AMONG = 50  # pictures, of which one is to be found
-COLORS = set("red orange yellow green cyan blue purple violet pink brown black white gray grey "
-             "gold silver".split())
+PLACES = set("left right top bottom upper lower middle center centre corner above below".split())
 LEAST = {"train": 20, "val": 4, "test": 4}  # pictures
 
 
@@ -86,19 +87,27 @@ def scattered(words, side, rng):
 
 
 def varied(pictures, texts, rng):
-    """Each picture (n, size, size, 3) moved by up to a 24th of its side, and half of those whose
-    text names no colour without theirs. A ViT that sees few pictures would know them by their
-    colours, and not learn what they show."""
-    most, size = pictures.shape[1] // 24, pictures.shape[1]
-    wide = np.pad(pictures, ((0, 0), (most, most), (most, most), (0, 0)), mode="edge")
-    others = []
-    for picture, text in zip(wide, texts):
-        y, x = rng.randint(0, 2 * most), rng.randint(0, 2 * most)
-        other = picture[y:y + size, x:x + size]
-        if rng.random() < 0.5 and not COLORS & set(text.split()):
-            other = other.mean(2, keepdims=True).astype(np.uint8).repeat(3, axis=2)
-        others.append(other)
-    return np.stack(others)
+    """Other drawings of the same things: each picture (n, size, size, 3) moved a little, and, if its
+    text names no place, of another size and proportion, and turned a little. A ViT that sees the
+    same few pictures again and again would learn them by heart, and not what they show."""
+    return np.stack([redrawn(picture, bool(PLACES & set(text.split())), rng)
+                     for picture, text in zip(pictures, texts)])
+
+
+def redrawn(picture, stays, rng):
+    """A picture (size, size, 3), moved; if it need not stay in place, resized and turned, too."""
+    size = len(picture)
+    y, x = (size * rng.uniform(-1, 1) / 24 for _ in range(2))
+    zoom, stretch, angle = 1.0, 1.0, 0.0
+    if not stays:
+        zoom, stretch, angle = rng.uniform(0.7, 1.4), rng.uniform(0.85, 1.18), rng.uniform(-.25, .25)
+    (a, b), (c, d) = zoom * np.array([[math.cos(angle), -stretch * math.sin(angle)],
+                                      [math.sin(angle), stretch * math.cos(angle)]])
+    half = size / 2  # turned about the centre
+    where = (a, b, half - (a + b) * half + x, c, d, half - (c + d) * half + y)
+    image, corner = Image.fromarray(picture), tuple(picture[0, 0].tolist())
+    return np.asarray(image.transform(image.size, Image.Transform.AFFINE, where,
+                                      Image.Resampling.BILINEAR, fillcolor=corner))
 
 
 @functools.cache

@@ -82,7 +82,8 @@ class Settings:
     align_mlp_hidden: int = setting(0, "hidden width of an MLP; 0: as wide as the LLM")
     align_coefficients: str = setting("softplus", "how outputs become weights: softplus, softmax, "
                                       "relu or linear")
-    align_basis: str = setting("words", "what it mixes: words, or (centered) words minus their mean")
+    align_basis: str = setting("words", "what it mixes: words, or (centered) words minus "
+                                "their mean")
     align_drawn: float = setting(0.25, "share of patches that say one sampled word in training")
     align_steps: int = setting(400, "steps")
     align_batch: int = setting(32, "pictures per step")
@@ -113,7 +114,7 @@ class Settings:
 
 
 OWN = dict(  # with --data: as many words as people use, and things to tell apart
-    pictures=10 ** 6, llm_source_V=4096, llm_target_V=5120, vit_steps=3000, llm_source_steps=1800,
+    pictures=10 ** 6, llm_source_V=4096, llm_target_V=5120, vit_steps=5000, llm_source_steps=1800,
     llm_target_steps=1800)
 SHORT = dict(  # if the LLMs read captions: texts are short, and many words are in few of them
     llm_batch=24)
