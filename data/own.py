@@ -39,6 +39,8 @@ from data.scoring import QA, About, Answered, join_splits
 SCENE = PREFIX.removeprefix(BOS)  # how a text begins that gives a scene
 ASKED = 4  # turns of a held-out conversation, at most, that are asked
 AMONG = 50  # pictures, of which one is to be found
+COLORS = set("red orange yellow green cyan blue purple violet pink brown black white gray grey "
+             "gold silver".split())
 PLACES = set("left right top bottom upper lower middle center centre corner above below".split())
 LEAST = {"train": 20, "val": 4, "test": 4}  # pictures
 
@@ -87,27 +89,31 @@ def scattered(words, side, rng):
 
 
 def varied(pictures, texts, rng):
-    """Other drawings of the same things: each picture (n, size, size, 3) moved a little, and, if its
-    text names no place, of another size and proportion, and turned a little. A ViT that sees the
-    same few pictures again and again would learn them by heart, and not what they show."""
-    return np.stack([redrawn(picture, bool(PLACES & set(text.split())), rng)
+    """Other drawings of the same things: each picture (n, size, size, 3) moved a little; if its
+    text names no place, of another size and proportion, too, and turned a little; and, if it names
+    no colour, a quarter of them without theirs. A ViT that sees the same few pictures again and
+    again would learn them by heart, and not what they show."""
+    return np.stack([redrawn(picture, set(text.split()), rng)
                      for picture, text in zip(pictures, texts)])
 
 
-def redrawn(picture, stays, rng):
-    """A picture (size, size, 3), moved; if it need not stay in place, resized and turned, too."""
+def redrawn(picture, words, rng):
+    """One of them: a picture (size, size, 3), and the words of its text"""
     size = len(picture)
     y, x = (size * rng.uniform(-1, 1) / 24 for _ in range(2))
     zoom, stretch, angle = 1.0, 1.0, 0.0
-    if not stays:
+    if not words & PLACES:
         zoom, stretch, angle = rng.uniform(0.7, 1.4), rng.uniform(0.85, 1.18), rng.uniform(-.25, .25)
     (a, b), (c, d) = zoom * np.array([[math.cos(angle), -stretch * math.sin(angle)],
                                       [math.sin(angle), stretch * math.cos(angle)]])
     half = size / 2  # turned about the centre
     where = (a, b, half - (a + b) * half + x, c, d, half - (c + d) * half + y)
-    image, corner = Image.fromarray(picture), tuple(picture[0, 0].tolist())
-    return np.asarray(image.transform(image.size, Image.Transform.AFFINE, where,
-                                      Image.Resampling.BILINEAR, fillcolor=corner))
+    other = Image.fromarray(picture).transform(
+        (size, size), Image.Transform.AFFINE, where, Image.Resampling.BILINEAR,
+        fillcolor=tuple(picture[0, 0].tolist()))
+    if not words & COLORS and rng.random() < 0.25:
+        other = other.convert("L").convert("RGB")
+    return np.asarray(other)
 
 
 @functools.cache

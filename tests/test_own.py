@@ -16,7 +16,7 @@ from data.conversations import (content_words, normal, read_conversations, read_
                                 token_f1)
 from data.corpus import document
 from data.files import Refused
-from data.own import OwnData, scattered
+from data.own import OwnData, scattered, varied
 from data.scoring import benchmark
 from data.world import draw, keywords, make_scene
 
@@ -273,6 +273,20 @@ def test_twins_differ_in_one_word(files):
     assert have > 20 and found > 0.8 * have
 
 
+def test_pictures_are_redrawn_but_stay_where_a_text_names_a_place():
+    picture = np.full((SIZE, SIZE, 3), 200, dtype=np.uint8)
+    picture[9:15, 9:15] = 0
+    pictures, far = np.stack([picture] * 40), [[], []]
+    for k, text in enumerate([" red square top left", " red square"]):
+        for other in varied(pictures, [text] * 40, random.Random(0)):
+            dark = 1 - other[..., 0] / 200  # (size, size), how much of each pixel is the square
+            y, x = (np.indices(dark.shape) * dark).sum((1, 2)) / dark.sum()
+            assert abs(y - 11.5) < 1.5 and abs(x - 11.5) < 1.5 and other[0, 0, 0] == 200
+            far[k].append(dark.sum() / 36)
+    assert max(far[0]) < 1.01 and min(far[0]) > 0.99
+    assert max(far[1]) > 1.5 and min(far[1]) < 0.67
+
+
 def test_a_guess_is_at_chance_and_the_truth_is_right(files):
     data = make_data(files)
     pictures = {"test": data.count("test")}
@@ -450,6 +464,6 @@ def test_the_world_as_files_is_what_the_built_in_world_is(tmp_path):
         pixels = data.array[data.row[f"test-{i}.png"]]
         assert np.array_equal(pixels, draw(scene, f"test/{i}", SIZE))
     twins = [e for e in data.of["train"] if e.name.startswith("twin")]
-    assert len(twins) == 40 and all(len(e.turns) == 1 for e in twins)
+    assert len(twins) == 80 and all(len(e.turns) == 1 for e in twins)
     with pytest.raises(Refused, match="not empty"):
         export_module.export(tmp_path / "world", 40, 24, SIZE)
