@@ -137,7 +137,6 @@ class OwnData:
     SCORES = ("exact_match", "token_f1", "retrieval")
     kinds = {}  # nothing is known of objects
     alt_V = 4000  # vocabulary of the ViT's text tower
-    sampled = 10000  # conversations whose words are a LangBridge's
 
     def __init__(self, conversations, images, folder, val="", size=48, side=6,
                  train_pictures=10 ** 6, test_pictures=600, allow_bad=False, exam=False):
@@ -217,6 +216,11 @@ class OwnData:
 
     def config(self):
         return {"kind": "own", **self.settings}
+
+    @property
+    def sampled(self):
+        """So many conversations are asked which words a LangBridge needs."""
+        return min(10000, 20 * len(self.of["train"]))
 
     def count(self, split):
         return min(len(self.of[split]), self.limits[split])
@@ -314,7 +318,7 @@ class OwnData:
         return in_scene(body) + self.some_turns(entry, rng, turns, captions)
 
     def texts(self, dialect, seed):
-        for i in range(6000):
+        for i in range(min(6000, 20 * len(self.half(dialect)))):
             for text, _ in self.document(dialect, seed, i, rasters=0.5, turns=8, captions=0.3):
                 yield text.replace(BOS, "")
 

@@ -4,6 +4,7 @@ import random
 import re
 import shutil
 from collections import Counter
+from functools import partial
 from unittest import mock
 
 import numpy as np
@@ -15,10 +16,12 @@ import data.export as export_module
 from data.conversations import (content_words, normal, read_conversations, read_passages,
                                 token_f1)
 from data.corpus import document
-from data.files import Refused
+from data.dataset import ShapeData
+from data.files import Refused, read_json
 from data.own import OwnData, scattered, varied
 from data.scoring import benchmark
 from data.world import draw, keywords, make_scene
+from results import exported
 
 SIZE = 24
 
@@ -443,6 +446,31 @@ def test_the_commands_about_real_data_work_on_samples(out, samples):
         done = run_here(script, *arguments, *small)
         assert done.returncode == 0, done.stderr
     assert (samples / out / "results.json").exists()
+
+
+def test_a_run_on_the_world_as_files_is_like_a_run_on_the_world(out, tmp_path, monkeypatch):
+    """The LLMs meet the same texts, so they learn as fast; untrained, all answer as badly."""
+    monkeypatch.setattr(export_module, "TEXTS", 200)
+    export_module.export(tmp_path / "world", pictures=64, test_pictures=20, size=48)
+    done = run_here("train.py", "--preset", "smoke", "--device", "cpu", "--threads", 1,
+                    "--out", tmp_path / "out", "--data", tmp_path / "world/train.json",
+                    "--images", tmp_path / "world/pictures", "--val", tmp_path / "world/val.json",
+                    "--llm_source_V", 512, "--llm_target_V", 640)
+    assert done.returncode == 0, done.stderr
+
+    def losses(folder, stage):
+        lines = (folder / stage / "log.csv").read_text(encoding="utf-8").splitlines()[1:]
+        return [float(line.split(",")[1]) for line in lines]
+
+    for stage in ("llm_source", "llm_target", "langbridge_align", "langbridge_instruct"):
+        files, built_in = losses(tmp_path / "out", stage), losses(out, stage)
+        assert files == pytest.approx(built_in, rel=0.25), stage
+    monkeypatch.setattr(exported, "ShapeData", partial(ShapeData, test_pictures=20))
+    scores, expected = exported.examine(tmp_path / "out"), read_json(out / "results.json")["vlm"]
+    for kind in ("mlp", "langbridge"):
+        for stage, of_stage in scores[kind].items():
+            for score in ("vqa", "caption_f1"):
+                assert of_stage[score] == pytest.approx(expected[kind][stage][score], abs=0.2)
 
 
 def test_the_world_as_files_is_what_the_built_in_world_is(tmp_path):
