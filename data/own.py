@@ -15,6 +15,7 @@ unless there are texts, entries without an image, that give scenes of their own.
 model is any functions that answer and find:
 
     exact_match    share of answers that are right, but for case, punctuation and articles
+    caption_exact  the same of first answers alone, which say what there is
     token_f1       how many words an answer shares with the right one
     retrieval      how often, among 50 pictures, a first answer is likeliest about its own
 """
@@ -134,7 +135,7 @@ class OwnData:
     """
     SPLITS = ("train", "val", "test")
     EXAM = ("val", "test")
-    SCORES = ("exact_match", "token_f1", "retrieval")
+    SCORES = ("exact_match", "token_f1", "caption_exact", "retrieval")
     kinds = {}  # nothing is known of objects
     alt_V = 4000  # vocabulary of the ViT's text tower
 
@@ -401,8 +402,10 @@ class OwnData:
         """{score: [[got, possible], ..]} of a split's pictures"""
         result = {name: [[0, 0] for _ in range(said.pictures)] for name in self.SCORES}
         for a in said.questions:
-            for name, got in (("exact_match", int(a.right)),
-                              ("token_f1", token_f1(a.answer, a.qa.answer))):
+            worth = {"exact_match": int(a.right), "token_f1": token_f1(a.answer, a.qa.answer)}
+            if a.qa.type == "first":
+                worth["caption_exact"] = worth["exact_match"]
+            for name, got in worth.items():
                 result[name][a.picture][0] += got
                 result[name][a.picture][1] += 1
         result["retrieval"] = [[int(right), 1] for right in said.found]

@@ -59,7 +59,7 @@ MODELS = {  # title: where its scores are in results.json
     "blind: no picture, same tuning": "blind",
     "majority: each question's most frequent answer": "majority", "chance": "chance"}
 
-OWN_SCORES = ["exact_match", "token_f1", "retrieval"]  # of pictures from files
+OWN_SCORES = ["exact_match", "token_f1", "caption_exact", "retrieval"]  # of pictures from files
 
 READING = {"text_qa": "answers from sentences", "raster_qa": "answers from rasters",
            "raster_caption_f1": "describes rasters (F1)"}

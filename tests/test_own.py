@@ -302,7 +302,7 @@ def test_a_guess_is_at_chance_and_the_truth_is_right(files):
                 for among, _, true in groups]
 
     scores = data.score(data.examine(answer, pictures, find))
-    assert scores == {"exact_match": 1.0, "token_f1": 1.0, "retrieval": 1.0}
+    assert scores == dict.fromkeys(data.SCORES, 1.0)
     chance = data.chance(pictures)
     assert chance["exact_match"] < 0.5 and chance["retrieval"] < 0.6
 
@@ -335,7 +335,7 @@ def test_the_whole_run_has_scores_beside_blind_and_chance(trained):
     out, _, printed = trained
     scores = json.loads((out / "results.json").read_text(encoding="utf-8"))["vlm"]
     for who in ("blind", "chance", "majority"):
-        assert set(scores[who]) >= {"exact_match", "token_f1", "retrieval"}
+        assert set(scores[who]) >= {"exact_match", "token_f1", "caption_exact", "retrieval"}
     assert "| LangBridge, after instruct |" in printed
     words = json.loads((out / "llm_source" / "config.json").read_text(encoding="utf-8"))["words"]
     assert {"fox", "dog", "zebra"} & set(words)
@@ -364,7 +364,7 @@ def test_it_is_moved_and_scored_on_other_pictures(trained, files):
     scores = json.loads((out / "evaluate_test.json").read_text(encoding="utf-8"))
     moved = "transfer/llm_target/seed0/from_llm_source/transferred_langbridge"
     assert {"langbridge_instruct", "blind_instruct", moved} <= set(scores["checkpoints"])
-    assert set(scores["chance"]) == {"exact_match", "token_f1", "retrieval"}
+    assert set(scores["chance"]) == set(OwnData.SCORES)
     assert run_here("evaluate.py", "--out", out).returncode == 0
 
 
