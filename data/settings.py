@@ -116,8 +116,8 @@ class Settings:
 OWN = dict(  # with --data: as many words as people use, and things to tell apart
     pictures=10 ** 6, llm_source_V=4096, llm_target_V=5120, vit_steps=5000, llm_source_steps=1800,
     llm_target_steps=1800)
-SHORT = dict(  # if the LLMs read captions: texts are short, and many words are in few of them
-    llm_batch=24)
+SHORT = dict(  # if the LLMs read captions: texts are short, and many names are in few of them
+    llm_batch=24, align_steps=1200, instruct_steps=1200)
 PRESETS = {
     "laptop": {},
     "smoke": dict(
