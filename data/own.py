@@ -21,20 +21,18 @@ model is any functions that answer and find:
 """
 import functools
 import hashlib
-import math
 import random
 from collections import Counter, defaultdict
 from pathlib import Path
 from typing import NamedTuple
 
 import numpy as np
-from PIL import Image
 
 from data.bpe import BOS
 from data.conversations import content_words, normal, read_conversations, token_f1
 from data.corpus import NOTHING, PREFIX, in_lines, in_scene, turn
 from data.files import Refused, hash_of
-from data.pictures import decode_all
+from data.pictures import decode_all, warped
 from data.scoring import QA, About, Answered, join_splits
 
 SCENE = PREFIX.removeprefix(BOS)  # how a text begins that gives a scene
@@ -100,18 +98,12 @@ def varied(pictures, texts, rng):
 
 def redrawn(picture, words, rng):
     """One of them: a picture (size, size, 3), and the words of its text"""
-    size = len(picture)
-    y, x = (size * rng.uniform(-1, 1) / 24 for _ in range(2))
-    zoom, stretch, angle = 1.0, 1.0, 0.0
-    if not words & PLACES:
-        zoom, stretch, angle = rng.uniform(0.7, 1.4), rng.uniform(0.85, 1.18), rng.uniform(-.25, .25)
-    (a, b), (c, d) = zoom * np.array([[math.cos(angle), -stretch * math.sin(angle)],
-                                      [math.sin(angle), stretch * math.cos(angle)]])
-    half = size / 2  # turned about the centre
-    where = (a, b, half - (a + b) * half + x, c, d, half - (c + d) * half + y)
-    other = Image.fromarray(picture).transform(
-        (size, size), Image.Transform.AFFINE, where, Image.Resampling.BILINEAR,
-        fillcolor=tuple(picture[0, 0].tolist()))
+    y, x = (len(picture) * rng.uniform(-1, 1) / 24 for _ in range(2))
+    if words & PLACES:
+        other = warped(picture, y, x)
+    else:
+        zoom, stretch = rng.uniform(0.7, 1.4), rng.uniform(0.85, 1.18)
+        other = warped(picture, y, x, zoom, stretch, rng.uniform(-0.25, 0.25))
     if not words & COLORS and rng.random() < 0.25:
         other = other.convert("L").convert("RGB")
     return np.asarray(other)

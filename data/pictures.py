@@ -1,6 +1,7 @@
-"""Pictures from files: any PNG or JPEG as a small square, and many of them decoded once."""
+"""Pictures from files as small squares: any PNG or JPEG; one, warped; many of them, decoded once."""
 import hashlib
 import json
+import math
 import os
 import warnings
 from concurrent.futures import ThreadPoolExecutor
@@ -46,6 +47,19 @@ def read_picture(path, size):
     smooth = Image.Resampling.BOX if side > size else Image.Resampling.BICUBIC
     pixels = np.array(square.resize((size, size), smooth))
     return torch.from_numpy(pixels)[None]  # (1, size, size, 3)
+
+
+def warped(picture, y, x, zoom=1.0, stretch=1.0, angle=0.0):
+    """A picture (size, size, 3) uint8 as a Pillow image that shows what is y and x pixels further,
+    `zoom` times as much of it, `stretch` times more from top to bottom, turned by an angle in
+    radians about the centre. What was outside has the colour of the top left corner."""
+    size, half = len(picture), len(picture) / 2
+    a, b = zoom * math.cos(angle), -zoom * stretch * math.sin(angle)
+    c, d = zoom * math.sin(angle), zoom * stretch * math.cos(angle)
+    where = (a, b, half - (a + b) * half + x, c, d, half - (c + d) * half + y)  # of each pixel
+    return Image.fromarray(picture).transform(
+        (size, size), Image.Transform.AFFINE, where, Image.Resampling.BILINEAR,
+        fillcolor=tuple(picture[0, 0].tolist()))
 
 
 # ---- many of them --------------------------------------------------------------------------------
