@@ -285,12 +285,13 @@ class OwnData:
 
     @functools.cache
     def half(self, dialect):
-        """The entries that one of the LLMs reads: source and target share none."""
+        """The entries that one of the LLMs reads: source and target share none. Of entries with the
+        same first answer each reads half: so both know a name that two pictures have."""
         entries = self.texts_of["train"]
         if not self.gives_scenes:
             entries = entries + self.of["train"]
-        own = [entry for entry in entries
-               if (self.number(entry) // 10 % 2 == 0) == (dialect == "source")]
+        entries = sorted(entries, key=lambda entry: (entry.turns[0][1], self.number(entry)))
+        own = entries[dialect == "target"::2]
         if not own:
             raise Refused(f"{self.settings['conversations']!r}: too few entries for two LLMs")
         return own

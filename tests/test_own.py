@@ -237,6 +237,11 @@ def test_source_and_target_read_different_halves(files):
     assert halves[0] | halves[1] == {e.name for e in data.of["train"]}
     held = {e.turns[0] for split in data.EXAM for e in data.of[split]}
     assert len(held) > 5
+    captions = Counter(e.turns[0][1] for e in data.of["train"])
+    for dialect in ("source", "target"):
+        read = {e.turns[0][1] for e in data.half(dialect)}
+        assert read >= {caption for caption, times in captions.items() if times > 1}
+    assert max(captions.values()) > 1
 
 
 def test_a_grid_says_each_word_and_nothing_else():
