@@ -481,7 +481,7 @@ def table_names(folder):
     """Every NAME that can be filled in from the files in this folder."""
     names = ["claim", "main results", "seeds", "types", "bf16", "findings", "unseen", "real"]
     names += ["exported"] if (folder / "exported.json").exists() else []
-    names += ["own " + path.stem.split("_")[1] for path in folder.glob("own_*_results.json")]
+    names += ["own"] if (folder / "own_results.json").exists() else []
     names += ["vocabularies"] if (folder / "vocabularies.json").exists() else []
     names += [name for name in SINGLE if (folder / name).exists()]
     names += sorted(path.name for path in folder.glob("transfer*.json"))
@@ -512,8 +512,8 @@ def table(name, folder):
         return findings_table(runs("evaluate*.json"))
     if name == "exported":
         return exported_table(read_json(folder / "exported.json"), runs("seed*.json"))
-    if name.startswith("own "):
-        return own_table(*(read_json(folder / f"own_{name.removeprefix('own ')}_{what}.json")
+    if name == "own":
+        return own_table(*(read_json(folder / f"own_{what}.json")
                            for what in ("results", "transfer", "evaluate")))
     if name == "vocabularies":
         return results_table(runs("vocabularies.json"))
