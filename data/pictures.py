@@ -1,4 +1,4 @@
-"""Pictures from files as small squares: any PNG or JPEG; one, warped; many of them, decoded once."""
+"""Pictures from files as small squares: any PNG or JPEG, one warped, and many, decoded once."""
 import hashlib
 import json
 import math

@@ -48,7 +48,7 @@ def survive(out, commands, kills, rng):
         while True:
             process = subprocess.Popen(command(script, "--out", out, *flags),
                                        stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True)
-            seconds = rng.uniform(2, 9)  # the first two are spent on imports
+            seconds = rng.uniform(2, 6)  # the first two are spent on imports
             try:
                 _, said = process.communicate(timeout=seconds if done < kills else None)
             except subprocess.TimeoutExpired:
