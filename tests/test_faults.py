@@ -20,9 +20,9 @@ from PIL import Image
 from adapter import MLPAdapter, load_adapter, save_adapter
 from data.files import Refused, Stage, locked, read_json, read_tensors, write_json, write_tensors
 from data.loop import Loop, optimizers
+from data.pictures import read_picture
 from data.run import Stop
 from train import STAGES, parse_settings
-from data.pictures import read_picture
 
 
 def assert_refused_all(folder, says):
