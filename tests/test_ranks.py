@@ -15,7 +15,7 @@ def losses_of(out, stage):
 
 def test_two_processes_have_the_losses_of_one(out, tmp_path):
     many = tmp_path / "out"
-    flags = ["--preset", "smoke", "--out", many, "--device", "cpu"]
+    flags = ["--preset", "smoke", "--out", many, "--device", "cpu", "--stages", ",".join(STAGES)]
     torchrun = [sys.executable, "-m", "torch.distributed.run", "--nproc_per_node", 2]
     done = subprocess.run([*map(str, torchrun), str(ROOT / "train.py"), *map(str, flags)],
                           capture_output=True, text=True)
