@@ -41,7 +41,7 @@ from data.corpus import encode, vocabulary
 from data.files import (RANK, RANKS, Refused, Stage, locked, move_aside, read_tensors, write_json,
                         write_summed, write_tensors)
 from data.forecast import forecast
-from data.loop import Loop, autocast, compile_blocks, optimizers
+from data.loop import Loop, autocast, compile_blocks, optimizers, size_of
 from data.run import Job, Parser, lanes, run_command, say_scores, seconds_in, stopwatch
 from data.scoring import join_splits
 from data.settings import OWN, PRESETS, SHORT, Settings, fill_in
@@ -161,11 +161,6 @@ def open_stage(s, name):
 
 
 # ---- text: the language models ------------------------------------------------------------------
-
-def size_of(module):
-    """Number of parameters; 0 for None."""
-    return 0 if module is None else sum(p.numel() for p in module.parameters())
-
 
 def pad(rows, dtype):
     """Lists of different lengths as one tensor (B, T), zeros at the end."""

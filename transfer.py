@@ -55,6 +55,7 @@ from adapter import (NOTHING, LangBridge, MLPAdapter, Placed, Voted, Written, fr
 from data.corpus import GRID
 from data.files import (Refused, Stage, locked, read_json, write_json, write_summed, write_text)
 from data.gguf import GGUF
+from data.loop import size_of
 from data.run import (Job, Parser, lanes, number, run_command, say_scores, seconds_in, seed_list,
                       stopwatch)
 from data.settings import Settings, load_settings
@@ -317,7 +318,7 @@ def choose_examples(s, stage, move):
     best = max(tried, key=lambda seed: tried[seed]["val"]["vqa"])
     stage.finish(seconds=0.0, chosen=best, scores=tried[best],
                  tried={seed: scores["val"]["vqa"] for seed, scores in tried.items()},
-                 params=train.size_of(llm), vocab=llm.config.V)
+                 params=size_of(llm), vocab=llm.config.V)
 
 
 def make_real_row(s, stage, row, move):

@@ -7,7 +7,7 @@ from contextlib import contextmanager
 
 import torch
 
-from data.loop import optimizers
+from data.loop import optimizers, size_of
 
 
 @contextmanager
@@ -40,7 +40,7 @@ def forecast(stages):
                 kept.clear()
         muon, adamw = [sum(p.numel() for group in optimizer.param_groups for p in group["params"])
                        for optimizer in optimizers(0.0, 0.0, *trained)]
-        others = sum(p.numel() for module in frozen for p in module.parameters())
+        others = sum(map(size_of, frozen))
         fixed = 4 * (3 * muon + 4 * adamw + others)  # weight, gradient, one or two averages
         print(f"{name:22}{muon + adamw:12,}{muon + adamw + others:12,}{fixed / 2 ** 20:13.1f} MB"
               f"{most / 2 ** 20:13.1f} MB", flush=True)

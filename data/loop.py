@@ -69,6 +69,11 @@ def optimizers(matrix_lr, lr, *modules):
     return [Muon(matrices, matrix_lr), adamw]
 
 
+def size_of(module):
+    """Number of parameters; 0 for None."""
+    return 0 if module is None else sum(p.numel() for p in module.parameters())
+
+
 def autocast(s):
     """bfloat16 if the settings ask for it."""
     if s.precision != "bf16":

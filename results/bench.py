@@ -37,15 +37,14 @@ import train
 from data.bpe import BOS
 from data.corpus import PREFIX, encode, prompt, raster, turn
 from data.files import Refused, Stage, read_json, write_json
-from data.loop import Loop, optimizers
+from data.loop import Loop, optimizers, size_of
 from data.run import Job, Parser, lanes, run_command
 from data.settings import load_settings
 from data.world import ask_any, make_scene
 from model import load_llm
 from results.collect import samples_to
 from results.figures import Line, line_plot
-from train import (Sample, check, documents_of, open_stage, padded, size_of, targets,
-                   text_losses)
+from train import Sample, check, documents_of, open_stage, padded, targets, text_losses
 
 ROOT = Path(__file__).parent.parent
 RATES = [0.000125, 0.00025, 0.0005, 0.001, 0.002, 0.004]  # of AdamW, for the rival

@@ -27,6 +27,7 @@ sys.path.insert(0, str(Path(__file__).parent.parent))  # the project, one folder
 
 import train
 from data.files import Refused, read_json, write_json, write_text
+from data.loop import size_of
 from data.run import Job, Parser, lanes, number, run_command, seed_list
 from data.scoring import SCORES
 from data.settings import load_settings
@@ -34,7 +35,7 @@ from evaluate import held_out, load_vlm, own_weight
 from results.collect import collect_budgets
 from results.figures import plot_budgets, plot_sweep
 from results.report import ablation_table, budgets_table
-from train import check, open_stage, size_of
+from train import check, open_stage
 from transfer import ROWS, Move, copy_stages, run_moves
 
 

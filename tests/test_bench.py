@@ -8,10 +8,11 @@ from conftest import assert_refused, make_llm, run_here
 
 from data.corpus import PREFIX, encode
 from data.files import read_json
+from data.loop import size_of
 from data.settings import load_settings
 from results import bench
 from results.bench import GPT2, RATES, ClippedAdamW, exact_match, new_llm, raster_questions
-from train import Sample, parse_settings, size_of
+from train import Sample, parse_settings
 
 
 def test_exact_match_is_what_greedy_generation_gets_right():

@@ -9,7 +9,7 @@ from unittest import mock
 
 import numpy as np
 import pytest
-from conftest import ROOT, assert_refused, run_here
+from conftest import ROOT, assert_refused, losses_of, run_here
 from PIL import Image
 
 import data.export as export_module
@@ -463,12 +463,8 @@ def test_a_run_on_the_world_as_files_is_like_a_run_on_the_world(out, tmp_path, m
                     "--llm_source_V", 512, "--llm_target_V", 640)
     assert done.returncode == 0, done.stderr
 
-    def losses(folder, stage):
-        lines = (folder / stage / "log.csv").read_text(encoding="utf-8").splitlines()[1:]
-        return [float(line.split(",")[1]) for line in lines]
-
     for stage in ("llm_source", "llm_target", "langbridge_align", "langbridge_instruct"):
-        files, built_in = losses(tmp_path / "out", stage), losses(out, stage)
+        files, built_in = losses_of(tmp_path / "out", stage), losses_of(out, stage)
         assert files == pytest.approx(built_in, rel=0.25), stage
     monkeypatch.setattr(exported, "ShapeData", partial(ShapeData, test_pictures=20))
     scores, expected = exported.examine(tmp_path / "out"), read_json(out / "results.json")["vlm"]

@@ -3,14 +3,9 @@ import subprocess
 import sys
 
 import pytest
-from conftest import ROOT, run_here
+from conftest import ROOT, losses_of, run_here
 
 STAGES = ["llm_source", "vit", "langbridge_align", "langbridge_instruct", "mlp_align"]
-
-
-def losses_of(out, stage):
-    lines = (out / stage / "log.csv").read_text(encoding="utf-8").splitlines()[1:]
-    return [float(line.split(",")[1]) for line in lines]
 
 
 def test_two_processes_have_the_losses_of_one(out, tmp_path):

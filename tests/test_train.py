@@ -18,8 +18,8 @@ import train
 from adapter import LangBridge, MLPAdapter, fingerprint, load_adapter
 from data.bpe import tokens_of
 from data.files import COMMIT, Refused, Stage, read_json, read_tensors, write_json, write_tensors
-from data.loop import Loop, Muon, compile_blocks, optimizers, orthogonal
 from data.forecast import counted
+from data.loop import Loop, Muon, compile_blocks, optimizers, orthogonal
 from data.run import Job, lanes
 from data.settings import PRESETS, Settings, load_settings
 from evaluate import held_out, load_vlm, open_data, score_vlm

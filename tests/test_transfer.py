@@ -10,12 +10,12 @@ from conftest import WORDS, assert_refused, make_llm, run, run_here
 import transfer
 from adapter import NOTHING, LangBridge, MLPAdapter, Voted, Written, fingerprint, load_adapter
 from data.files import read_json
+from data.settings import load_settings
 from data.world import make_scene
 from evaluate import load_vlm
 from model import load_llm
 from results import collect
 from results.collect import collect_budgets, ratio, samples_to
-from data.settings import load_settings
 from train import new_adapter
 from transfer import (
     ROWS, Move, Probe, bring, can_be_made, fit_probe, label, shuffle_words, stitch)

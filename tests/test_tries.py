@@ -5,9 +5,9 @@ from conftest import WORDS, assert_refused, make_llm, run_here
 
 from adapter import LangBridge, MLPAdapter
 from data.files import read_json
+from data.settings import load_settings
 from model import load_llm
 from results.tries import TRIES, Tried, TriedMLP, job_of, tried_adapter
-from data.settings import load_settings
 from train import new_adapter
 
 
