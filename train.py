@@ -4,7 +4,7 @@
     python train.py --preset smoke     the same in a few seconds, to see that it runs
     python train.py --help             every setting, with the laptop's values
     python train.py --data train.json --images DIR     on pictures and conversations of your own
-    torchrun --nproc_per_node=8 train.py     on several GPUs (or CPUs), which share each batch
+    torchrun --nproc_per_node=8 train.py     on several GPUs (or CPUs), each with batches of its own
 
     stage          what is trained                     on what
     llm_source     a GPT                               text only
@@ -14,8 +14,8 @@
     *_instruct     the adapter and the LLM             conversations about pictures (stage 2)
 
 with * = langbridge and mlp, both on the source LLM, and blind_instruct, the same without a picture.
-Each stage is a folder under --out. After an interruption, the same command goes on: finished stages
-are kept, an unfinished one resumes from its last checkpoint and, on a CPU, ends bit for bit as if
+Each stage is a folder under --out. Interrupted? Run the same command again: finished stages are
+kept, an unfinished one resumes from its last checkpoint and, on a CPU, ends bit for bit as if
 nothing had happened.
 """
 import math
@@ -24,8 +24,9 @@ import random
 import re
 import sys
 import time
-from dataclasses import asdict, replace
-from functools import partial
+from argparse import SUPPRESS, BooleanOptionalAction
+from contextlib import nullcontext
+from dataclasses import asdict, dataclass, field, fields
 from pathlib import Path
 from typing import NamedTuple
 
@@ -33,59 +34,153 @@ import numpy as np
 import torch
 import torch.nn as nn
 import torch.nn.functional as F
+from tqdm import tqdm
 
-from adapter import BASES, COEFFICIENTS, NOTHING, LangBridge, MLPAdapter, load_adapter, save_adapter
-from data.bpe import BOS, PATTERNS, load_encoding, open_encoding, tokens_of, train_bpe
-from data.conversations import read_passages
-from data.corpus import encode, vocabulary
-from data.files import (RANK, RANKS, Refused, Stage, locked, move_aside, read_tensors, write_json,
-                        write_summed, write_tensors)
-from data.forecast import forecast
-from data.loop import Loop, autocast, compile_blocks, optimizers, size_of
-from data.run import Job, Parser, lanes, run_command, say_scores, seconds_in, stopwatch
+from adapter import BASES, COEFFICIENTS, EMPTY, LangBridge, MLPAdapter, load_adapter, save_adapter
+from data.bpe import BOS, PATTERNS, PUBLIC, load_encoding, open_encoding, tokens_of, train_bpe
+from data.corpus import DIALECTS, encode, vocabulary
+from data.dataset import Shapes
+from data.files import (RANK, RANKS, Refused, Stage, locked, read_sealed, read_tensors, write_json,
+                        write_sealed, write_tensors, write_text)
+from data.own import open_own
+from data.run import (Job, Parser, Signals, Stopped, average_over_ranks, lane, make_stages,
+                      run_command)
 from data.scoring import join_splits
-from data.settings import OWN, PRESETS, SHORT, Settings, fill_in
-from evaluate import (exam_facts, examine_vlm, held_out, load_vlm, score_llm, score_vlm,
-                      show_answers, subspace)
+from evaluate import exam_facts, held_out, load_vlm, score_llm, show_mistakes, subspace
 from model import GPT, VLM, GPTConfig, load_llm, save_llm
-from results.collect import collect_run
-from results.report import results_table
 from vision import CLIP, ViTConfig, Wordless, encode_pictures, probe, save_vit
 
 
-# ---- settings: see data/settings.py --------------------------------------------------------------
+# ---- settings -----------------------------------------------------------------------------------
+
+def setting(default, help, choices=None):
+    """A field of Settings: its name becomes a flag, `help` what --help says of it."""
+    return field(default=default, metadata={"help": help, "choices": choices})
+
+
+@dataclass
+class Settings:
+    out: str = setting("out", "output folder; run the same command again to resume")
+    preset: str = setting("laptop", "smoke takes seconds, and learns nothing", ["laptop", "smoke"])
+    device: str = setting("auto", "cpu, cuda, mps, or auto")
+    precision: str = setting("auto", "auto: bf16 on cuda, else fp32", ["auto", "fp32", "bf16"])
+    stages: str = setting("all", "only these stages, separated by commas")
+    threads: int = setting(0, "CPU threads in all; 0: as many as there are cores")
+    save_every: int = setting(60, "seconds between checkpoints")
+    seed: int = setting(0, "seeds weights, documents and the order of data")
+    # what there is to see and to read
+    data: str = setting("", "your conversations about pictures, in LLaVA's format (JSON)")
+    images: str = setting("", "the folder of their pictures")
+    val: str = setting("", "conversations that are held out; without them, a fifth of --data is")
+    allow_bad: bool = setting(False, "train even if more than 5%% of --data cannot be used")
+    pictures: int = setting(12000, "training pictures for align and instruct; with --data: at most")
+    test_pictures: int = setting(600, "test pictures, each with a caption and three questions")
+    # the language models
+    llm_source_tokenizer: str = setting("bpe", "bpe: learned from its texts; or the part of a "
+                                        "public vocabulary that they need", ["bpe", *PUBLIC])
+    llm_source_V: int = setting(512, "vocabulary of the source LLM (of a public one: at least)")
+    llm_source_C: int = setting(128, "width")
+    llm_source_layers: int = setting(2, "depth")
+    llm_source_steps: int = setting(1300, "pretraining steps")
+    llm_target_dialect: str = setting("target", "how its texts are written", list(DIALECTS)[1:])
+    llm_target_tokenizer: str = setting("bpe", "as of the source LLM", ["bpe", *PUBLIC])
+    llm_target_V: int = setting(640, "vocabulary of the target LLM")
+    llm_target_C: int = setting(160, "width")
+    llm_target_layers: int = setting(3, "depth")
+    llm_target_steps: int = setting(1200, "pretraining steps")
+    llm_H: int = setting(4, "attention heads of both")
+    llm_batch: int = setting(10, "documents per step; many small steps beat a few large ones")
+    llm_turns: int = setting(10, "at most this many questions and captions per scene")
+    llm_captions: float = setting(0.3, "probability that a turn is the description (one at most)")
+    llm_rasters: float = setting(0.6, "share of scenes given as a grid of words, not in sentences")
+    llm_text_weight: float = setting(0.1, "loss weight of tokens outside answers")
+    llm_matrix_lr: float = setting(0.03, "learning rate of the hidden matrices (Muon)")
+    llm_lr: float = setting(0.006, "learning rate of everything else (AdamW)")
+    # the vision encoder
+    vit_size: int = setting(48, "picture side in pixels")
+    vit_patch: int = setting(8, "patch side in pixels")
+    vit_D: int = setting(128, "width")
+    vit_H: int = setting(4, "attention heads")
+    vit_layers: int = setting(3, "depth")
+    vit_pairs: str = setting("texts", "what belongs to a picture: an alt text, or (without a word) "
+                             "another drawing of its scene", ["texts", "drawings"])
+    vit_steps: int = setting(1200, "pretraining steps")
+    vit_batch: int = setting(32, "pairs per step; half are twins of the others, one attribute off")
+    vit_matrix_lr: float = setting(0.01, "learning rate of the hidden matrices (Muon)")
+    vit_lr: float = setting(0.001, "learning rate of everything else (AdamW)")
+    # stage 1: the adapter on captions
+    align_K: int = setting(0, "words of a LangBridge; 0: all that conversations use")
+    align_hidden: int = setting(256, "hidden width of a LangBridge")
+    align_mlp_hidden: int = setting(0, "hidden width of an MLP; 0: as wide as the LLM")
+    align_coefficients: str = setting("softplus", "how outputs become weights", COEFFICIENTS)
+    align_basis: str = setting("words", "what it mixes: words, or words minus their mean", BASES)
+    align_whiten: bool = setting(True, "whether a LangBridge reads whitened features")
+    align_sampled: float = setting(0.25, "share of patches that pass one sampled word in training")
+    align_steps: int = setting(400, "steps")
+    align_batch: int = setting(32, "pictures per step")
+    align_matrix_lr: float = setting(0.02, "learning rate of the adapter's matrices (Muon)")
+    align_lr: float = setting(0.006, "learning rate of its biases (AdamW)")
+    # stage 2: adapter and LLM on conversations
+    instruct_steps: int = setting(550, "steps")
+    instruct_batch: int = setting(16, "pictures per step")
+    instruct_turns: int = setting(4, "turns of a conversation, at most")
+    instruct_captions: float = setting(0.5, "probability that a turn is the caption (one at most)")
+    instruct_matrix_lr: float = setting(0.006, "learning rate of the matrices of both (Muon)")
+    instruct_lr: float = setting(0.001, "learning rate of everything else (AdamW)")
+
+    @property
+    def dataset(self):
+        """What there is to see and to read (data/dataset.py)."""
+        if not self.data:
+            return Shapes(self.vit_size, self.pictures, self.test_pictures)
+        return open_own(self.data, self.images, f"{self.out}/pictures", self.val, self.vit_size,
+                        self.vit_size // self.vit_patch, self.pictures, self.test_pictures,
+                        self.allow_bad)
+
+
+PRESETS = {
+    "laptop": {},
+    "smoke": dict(
+        pictures=64, test_pictures=20, llm_source_C=32, llm_source_layers=1, llm_source_steps=30,
+        llm_target_C=48, llm_target_layers=2, llm_target_steps=30, llm_batch=4, llm_turns=4,
+        vit_D=32, vit_layers=1, vit_steps=20, vit_batch=16, align_hidden=32, align_steps=20,
+        align_batch=8, instruct_steps=20, instruct_batch=8)}
+OWN = dict(  # with --data: more words, more things to tell apart, shorter texts
+    pictures=10 ** 6, llm_source_V=4096, llm_target_V=5120, vit_steps=5000, llm_source_steps=1800,
+    llm_target_steps=1800, llm_batch=24, align_steps=1200, instruct_steps=1200)
+
 
 def parse_settings(argv):
-    """Settings from the command line; what it leaves out is as in the preset, else the default.
-    With --fresh, an old folder is moved aside."""
+    """Settings from the command line; what it leaves out is as in the preset, else the default."""
     parser = Parser(__doc__)
-    parser.add_fields(Settings)
-    parser.add_argument("--fresh", action="store_true",
-                        help="start over: what is in --out moves to a folder beside it")
+    for f in fields(Settings):
+        about = {"help": f"{f.metadata['help']} (default: {f.default})", "default": SUPPRESS}
+        if f.type is bool:
+            about["action"] = BooleanOptionalAction
+        else:
+            about |= {"type": f.type, "choices": f.metadata["choices"],
+                      "metavar": None if f.metadata["choices"] else f.type.__name__.upper()}
+        parser.add_argument(f"--{f.name}", **about)
     given = vars(parser.parse_args(argv))  # the flags that are there
-    fresh = given.pop("fresh")
-    s = Settings(**given)
+    usual = (OWN if "data" in given else {}) | PRESETS[given.get("preset", "laptop")]
+    s = Settings(**usual | given)
+    s.out = str(Path(s.out))  # without a slash at its end
     s.threads = s.threads or max(1, os.cpu_count() // RANKS)
     if s.device == "auto":
         s.device = "cuda" if torch.cuda.is_available() else "cpu"
     if s.precision == "auto":
         s.precision = "bf16" if s.device == "cuda" else "fp32"
-    for name in ("conversations", "images", "val", "llm_source_tokenizer", "llm_target_tokenizer"):
-        path = getattr(s, name)
-        if path and ("tokenizer" not in name or path.endswith(".gguf")):
-            setattr(s, name, str(Path(path).resolve()))
-    s.corpus = [str(Path(path).resolve()) for path in s.corpus]
-    fill_in(s, PRESETS[s.preset], given)
-    if s.conversations:
-        fill_in(s, OWN, [*given, *PRESETS[s.preset]])
+    for name in ("data", "images", "val"):
+        if getattr(s, name):
+            setattr(s, name, str(Path(getattr(s, name)).resolve()))
     check(s)
-    read_passages(tuple(s.corpus))  # refused now, not after the first stage
-    if fresh and not s.dry_run and Path(s.out).exists():
-        with locked(s.out):
-            print(f"what was in {s.out}/ is now in {move_aside(s.out)}/", flush=True)
-    if s.conversations and not s.data.gives_scenes:  # the files are read here
-        fill_in(s, SHORT, [*given, *PRESETS[s.preset]])
     return s
+
+
+LEAST = {"threads": 0, "save_every": 0, "seed": 0, "align_K": 0, "align_mlp_hidden": 0,
+         "vit_batch": 2, "pictures": 20, "test_pictures": 20,
+         "llm_source_V": 300, "llm_target_V": 300}  # 256 are the bytes; of other numbers: 1
+MOST = {"threads": 1024, "seed": 2 ** 31 - 1}  # of other numbers: a million
 
 
 def check(s):
@@ -99,44 +194,43 @@ def check(s):
     except (RuntimeError, AssertionError, NotImplementedError):
         raise Refused(f"--device {s.device}: this machine or this torch has no such device; "
                       "try --device cpu")
-    expect("out", s.out.strip(), "a folder")
-    if bool(s.conversations) != bool(s.images) or s.val and not s.conversations:
+    if bool(s.data) != bool(s.images) or s.val and not s.data:
         raise Refused("--data FILE and --images DIR go together, and --val FILE with both")
-    expect("stages", s.stages == "all" or set(s.stages.split(",")) <= set(STAGES),
+    expect("stages", s.stages == "all" or {*s.stages.split(",")} <= {*STAGES},
            f"some of {', '.join(STAGES)}, or all")
-    least = {"threads": 0, "save_every": 0, "seed": 0, "align_K": 0, "vit_batch": 2,
-             "align_mlp_hidden": 0,
-             "pictures": 20, "test_pictures": 20,
-             "llm_source_V": 300, "llm_target_V": 300}  # 256 are the bytes
-    most = {"threads": 1024, "seed": 2 ** 31 - 1}
     for name, value in asdict(s).items():
         if type(value) is int:
-            low, high = least.get(name, 1), most.get(name, 10 ** 6)
+            low, high = LEAST.get(name, 1), MOST.get(name, 10 ** 6)
             expect(name, low <= value <= high, f"{low} to {high}")
         elif name.endswith("lr"):
             expect(name, 0 <= value < math.inf, "0 or more")
         elif type(value) is float:
             expect(name, 0 <= value <= 1, "a share between 0 and 1")
     for llm in ("llm_source", "llm_target"):
-        known = getattr(s, f"{llm}_tokenizer")
-        if known != "bpe":
-            open_encoding(known)  # refused now, not after training
+        if getattr(s, f"{llm}_tokenizer") != "bpe":
+            open_encoding(getattr(s, f"{llm}_tokenizer"))  # refused now, not after training
         expect(f"{llm}_C", getattr(s, f"{llm}_C") % (2 * s.llm_H) == 0,
                f"a multiple of twice the {s.llm_H} heads")
     expect("vit_D", s.vit_D % s.vit_H == 0, f"a multiple of the {s.vit_H} heads")
+    sizes, best = f"--vit_size {s.vit_size} --vit_patch {s.vit_patch}", max(1, s.vit_size // 6)
     if s.vit_size % (3 * s.vit_patch):
-        best = max(1, s.vit_size // 6)
-        raise Refused(f"--vit_size {s.vit_size} --vit_patch {s.vit_patch}: each of the 3 x 3 "
-                      "places must be a whole number of patches; 6 x 6 patches are best, like the "
-                      f"6 x 6 words that the LLMs read: --vit_size {6 * best} --vit_patch {best}")
+        raise Refused(f"{sizes}: each of the 3 x 3 places must be a whole number of patches; 6 x 6 "
+                      "patches are best, like the 6 x 6 words that the LLMs read: --vit_size "
+                      f"{6 * best} --vit_patch {best}")
     if (s.vit_size // s.vit_patch) ** 2 > 256:
-        raise Refused(f"--vit_size {s.vit_size} --vit_patch {s.vit_patch}: expected at most "
-                      "16 x 16 patches; with a text, more do not fit into an LLM's context of "
-                      f"{GPTConfig.context} tokens")
-    for name, known in (("align_coefficients", COEFFICIENTS), ("align_basis", BASES)):
-        expect(name, getattr(s, name) in known, " or ".join(known))
-    expect("align_drawn", s.align_drawn == 0 or s.align_coefficients in ("softplus", "softmax"),
-           f"0, for words cannot be drawn by {s.align_coefficients} weights")
+        raise Refused(f"{sizes}: expected at most 16 x 16 patches; with a text, more do not fit "
+                      f"into an LLM's context of {GPTConfig.context} tokens")
+    expect("align_sampled", s.align_sampled == 0 or s.align_coefficients != "linear",
+           "0: words cannot be sampled by raw (linear) weights, which do not sum to 1")
+
+
+def load_settings(out):
+    """The settings that train.py used for a folder."""
+    path = Path(out) / "settings.json"
+    try:
+        return Settings(**read_sealed(path) | {"out": str(Path(out))})
+    except TypeError:
+        raise Refused(f"{str(path)!r} is of another version of this project; make the folder again")
 
 
 def open_stage(s, name):
@@ -152,25 +246,193 @@ def open_stage(s, name):
         prefixes = ("llm_", "vit_", "align_")
     else:
         prefixes = ("llm_", "vit_", "align_", "instruct_")
-    prefixes += ("seed", "precision", "pictures", "test_pictures", "corpus")
+    prefixes += ("seed", "precision", "pictures", "test_pictures")
     settings = {k: v for k, v in asdict(s).items() if k.startswith(prefixes)}
-    settings["corpus"] = list(s.corpus)  # as it is read again
-    if s.conversations:
-        settings["files"] = s.data.sums
-    return Stage(s.out, name, settings)
+    return Stage(s.out, name, settings | s.dataset.sums)
 
 
-# ---- text: the language models ------------------------------------------------------------------
+# ---- optimisers ---------------------------------------------------------------------------------
 
-def pad(rows, dtype):
-    """Lists of different lengths as one tensor (B, T), zeros at the end."""
-    return nn.utils.rnn.pad_sequence([torch.tensor(row, dtype=dtype) for row in rows], True)
+class Muon(torch.optim.Optimizer):
+    """Momentum whose update is made orthogonal, for hidden matrices (Jordan et al. 2024).
+
+        U S V^T = the gradient's momentum;  W <- W - lr * sqrt(max(1, rows / columns)) * U V^T
+
+    torch.optim.Muon does the same matrix by matrix, in a bfloat16 that many CPUs have to emulate;
+    this one computes in float32, all matrices of one shape at once.
+    """
+
+    def __init__(self, params, lr, momentum=0.95):
+        super().__init__(params, dict(lr=lr, momentum=momentum))
+
+    @torch.no_grad()
+    def step(self):
+        for group in self.param_groups:
+            by_shape = {}
+            for p in group["params"]:
+                if p not in self.state:
+                    self.state[p]["momentum"] = torch.zeros_like(p)
+                average = self.state[p]["momentum"]
+                average.lerp_(p.grad, 1 - group["momentum"])
+                ahead = p.grad.lerp(average, group["momentum"])  # Nesterov
+                by_shape.setdefault(p.shape, []).append((p, ahead))
+            for (rows, columns), pairs in by_shape.items():
+                updates = orthogonal(torch.stack([ahead for _, ahead in pairs]))
+                for (p, _), update in zip(pairs, updates):
+                    p.sub_(update, alpha=group["lr"] * max(1, rows / columns) ** 0.5)
 
 
-def weighted_loss(logits, ids, weights):
-    """Cross-entropy of logits (n, V) for ids (n,), summed by weights (n,); divide by their sum."""
-    return (F.cross_entropy(logits.float(), ids, reduction="none") * weights).sum()
+def orthogonal(x):
+    """U S V^T -> U V^T, approximately, for each matrix: x (matrices, rows, columns) -> the same.
 
+    Five steps x <- p(x x^T) x of a Newton-Schulz iteration, p(a) = 3.4445 - 4.7750 a + 2.0315 a^2
+    (Jordan's coefficients), drive all singular values towards 1. Because a = x x^T becomes
+    p(a) a p(a), the steps need x itself only at the end: where rows are few, that is much cheaper.
+    """
+    if x.size(1) > x.size(2):
+        return orthogonal(x.mT).mT
+    x = x / (x.norm(dim=(1, 2), keepdim=True) + 1e-7)
+    one = torch.eye(x.size(1), device=x.device)
+    a = x @ x.mT  # (matrices, rows, rows)
+    p = steps = 3.4445 * one - 4.7750 * a + 2.0315 * a @ a
+    for _ in range(4):
+        a = p @ a @ p
+        p = 3.4445 * one - 4.7750 * a + 2.0315 * a @ a
+        steps = p @ steps  # the product of all p
+    return steps @ x
+
+
+def optimizers_of(matrix_lr, lr, *modules):
+    """Muon for the modules' hidden matrices, AdamW for embeddings, heads, biases and the rest."""
+    matrices = [p for module in modules for p in module.hidden_matrices()]
+    hidden = {id(p) for p in matrices}
+    others = [p for module in modules for p in module.parameters() if id(p) not in hidden]
+    adamw = torch.optim.AdamW(others, lr, betas=(0.9, 0.95), weight_decay=0.0)
+    return [Muon(matrices, matrix_lr), adamw]
+
+
+def update(optimizers):
+    """One step. (No clipping: Muon's and AdamW's steps do not grow with the gradient.)"""
+    for optimizer in optimizers:
+        optimizer.step()
+        optimizer.zero_grad()
+
+
+def schedule(step, steps):
+    """The learning rates' factor: warm up, hold, then decay linearly over the last half."""
+    return min((step + 1) / min(50, steps), 1.0, 2 * (1 - step / steps))
+
+
+# ---- the steps of a stage -----------------------------------------------------------------------
+
+class Run:
+    """A stage's steps, from where its last checkpoint left off:
+
+        run = Run(s, stage, [model], optimizers, steps)
+        for batch in run:      # a number that all of a step's data must depend on
+            ...                # forward and backward
+            run.record(loss)   # stops at what is no number
+            update(optimizers)
+
+    A checkpoint holds all that a step depends on, so a killed stage resumes as if nothing had
+    happened. Under torchrun, batches are numbered so that each process has its own.
+    """
+
+    def __init__(self, s, stage, modules, optimizers, steps):
+        self.s, self.stage, self.steps = s, stage, steps
+        self.modules, self.optimizers = modules, optimizers
+        self.rates = [optimizer.param_groups[0]["lr"] for optimizer in optimizers]
+        self.step, self.seconds = 0, 0.0  # seconds: spent in steps
+        self.smooth = None  # running mean of the loss
+        self.log, self.measured = [], []  # rows of log.csv; what a stage measures on its way
+        stage.folder.mkdir(parents=True, exist_ok=True)
+        self.resume()
+
+    def __iter__(self):
+        self.bar = tqdm(desc=self.stage.name, initial=self.step, total=self.steps, leave=False,
+                        mininterval=1 if sys.stderr.isatty() else 60, dynamic_ncols=True,
+                        position=lane(), disable=RANK > 0)
+        saved = time.perf_counter()
+        for module in self.modules:
+            module.train()
+        while self.step < self.steps:
+            for optimizer, rate in zip(self.optimizers, self.rates):
+                optimizer.param_groups[0]["lr"] = rate * schedule(self.step, self.steps)
+            began, Signals.in_step = time.perf_counter(), True
+            yield self.step * RANKS + RANK
+            self.seconds += time.perf_counter() - began
+            self.step += 1
+            self.bar.update()
+            if Signals.asked or time.perf_counter() - saved > self.s.save_every:
+                self.save()
+                saved = time.perf_counter()
+            Signals.in_step = False
+            if Signals.asked:
+                self.bar.close()
+                raise Stopped(128 + Signals.asked)
+        self.bar.close()
+        for module in self.modules:
+            module.eval()
+        lines = [f"{step},{loss},{smooth},{lr:.6g}\n" for step, loss, smooth, lr in self.log]
+        write_text(self.stage.folder / "log.csv", "step,loss,smoothed,lr\n" + "".join(lines))
+
+    def record(self, loss):
+        """Note the loss of a step. Raises Refused, before it reaches a weight, if the loss or a
+        gradient is no number."""
+        grads = [p.grad for module in self.modules for p in module.parameters()
+                 if p.grad is not None]
+        if RANKS > 1:
+            loss = average_over_ranks(loss, grads)
+        largest = torch.stack([grad.abs().max() for grad in grads]).max().item()  # nan, if one is
+        if not math.isfinite(loss + largest):
+            self.bar.close()
+            raise Refused(f"{self.stage.name}: at step {self.step} (seed {self.s.seed}) the loss "
+                          f"is {loss} and the largest gradient {largest}; delete "
+                          f"{str(self.stage.folder)!r} and try lower learning rates or --precision "
+                          "fp32")
+        self.smooth = loss if self.smooth is None else 0.98 * self.smooth + 0.02 * loss
+        self.bar.set_postfix_str(f"loss {self.smooth:.3f}", refresh=False)
+        if self.step % 10 == 0 or self.step < 5 or self.step == self.steps - 1:
+            lr = self.optimizers[-1].param_groups[0]["lr"]
+            self.log.append([self.step, round(loss, 5), round(self.smooth, 5), lr])
+
+    def save(self):
+        streams = [torch.get_rng_state()]  # of random numbers: sampled words come from there
+        if self.s.device != "cpu":
+            streams.append(torch.get_device_module(self.s.device).get_rng_state())
+        parts = [part.state_dict() for part in [*self.modules, *self.optimizers]]
+        if RANK == 0:
+            self.stage.save_state(
+                parts=parts, streams=streams, step=self.step, seconds=self.seconds,
+                smooth=self.smooth, log=self.log, measured=self.measured)
+
+    def resume(self):
+        state = self.stage.load_state(self.s.device)
+        if state is None:
+            return
+        for part, saved in zip([*self.modules, *self.optimizers], state["parts"], strict=True):
+            part.load_state_dict(saved)
+        torch.set_rng_state(state["streams"][0].cpu())
+        if self.s.device != "cpu":
+            torch.get_device_module(self.s.device).set_rng_state(state["streams"][1].cpu())
+        for name in ("step", "seconds", "smooth", "log", "measured"):
+            setattr(self, name, state[name])
+        print(f"{self.stage.name}: resuming from step {self.step}", flush=True)
+
+
+def autocast(s):
+    """bfloat16 if the settings ask for it."""
+    if s.precision != "bf16":
+        return nullcontext()
+    return torch.autocast(torch.device(s.device).type, torch.bfloat16)
+
+
+def size_of(module):
+    """Number of parameters; 0 for None."""
+    return 0 if module is None else sum(p.numel() for p in module.parameters())
+
+
+# ---- texts and their loss -----------------------------------------------------------------------
 
 class Sample(NamedTuple):
     """A text that is learned, and the picture that it is about, if any."""
@@ -179,32 +441,17 @@ class Sample(NamedTuple):
     picture: int | None = None
 
 
-def fitting(encoded, room, picture=None):
-    """A Sample of (ids, weights), cut at its end if it does not fit into a context."""
-    ids, weights = encoded
-    return Sample(ids[:room], weights[:room], picture)
-
-
-def by_length(samples, parts):
-    """A batch in parts, each of texts of like length, so that little is padded. Yields lists."""
+def by_length(samples):
+    """A batch in two parts, the shorter texts and the longer ones, so that little is padded, and
+    what one part needs in memory is freed before the next."""
     samples = sorted(samples, key=lambda sample: len(sample.ids))
-    size = math.ceil(len(samples) / parts)
-    for start in range(0, len(samples), size):
-        yield samples[start:start + size]
+    half = math.ceil(len(samples) / 2)
+    return [part for part in (samples[:half], samples[half:]) if part]
 
 
-def parts_of(s, samples):
-    """The parts of a batch, and whether they are this process's: under torchrun each computes every
-    RANKS-th one, and Loop adds up their losses and gradients. Yields (part, mine)."""
-    for k, part in enumerate(by_length(samples, max(s.parts, RANKS))):
-        yield part, k % RANKS == RANK
-
-
-def draw_along(adapter, x):
-    """Draw the words of a part that another process computes: all random streams stay together."""
-    if isinstance(adapter, LangBridge) and adapter.training and adapter.drawn > 0:
-        with torch.no_grad():
-            adapter(x)
+def pad(rows, dtype):
+    """Lists of different lengths as one tensor (B, T), zeros at the end."""
+    return nn.utils.rnn.pad_sequence([torch.tensor(row, dtype=dtype) for row in rows], True)
 
 
 def padded(part):
@@ -213,12 +460,36 @@ def padded(part):
     return ids, pad([sample.weights for sample in part], torch.float)
 
 
-def targets(ids, weights, device):
-    """What is to be predicted: of ids and weights (B, T), the indices into the B T positions whose
-    weight is not 0, and the ids and the weights there: 3 x (n,)."""
-    wanted = weights.flatten().nonzero().squeeze(1)
-    found = wanted, ids.flatten()[wanted], weights.flatten()[wanted]
-    return [x.to(device) for x in found]
+def weighted_loss(head, hidden, ids, weights):
+    """The cross-entropy of tokens, summed by weight: what predicts them hidden (B, T, C), ids and
+    weights (B, T) -> ()
+
+    Only tokens that weigh something go through the head, the largest matrix of a small LLM.
+    """
+    wanted = weights.flatten().nonzero().squeeze(1)  # (n,)
+    ids, weights = (x.flatten()[wanted].to(hidden.device) for x in (ids, weights))  # 2 x (n,)
+    logits = head(hidden.flatten(0, 1)[wanted.to(hidden.device)])  # (n, V)
+    return (F.cross_entropy(logits.float(), ids, reduction="none") * weights).sum()
+
+
+def text_loss(s, llm, part):
+    """The summed loss of predicting each token of some texts from those before it."""
+    ids, weights = padded(part)  # 2 x (B, T)
+    with autocast(s):
+        hidden = llm.hidden(llm.embed(ids[:, :-1].to(s.device)))  # (B, T - 1, C)
+        return weighted_loss(llm.head, hidden, ids[:, 1:], weights[:, 1:])
+
+
+def answer_loss(s, vlm, part, features):
+    """The summed loss of the answers of some conversations, each about a picture.
+
+    features: (pictures, N, D) of all training pictures
+    """
+    ids, weights = padded(part)  # 2 x (B, T)
+    x = features[[sample.picture for sample in part]].float().to(s.device)  # (B, N, D)
+    with autocast(s):
+        hidden = vlm(x, ids.to(s.device))  # (B, T, C)
+        return weighted_loss(vlm.llm.head, hidden, ids, weights)
 
 
 def marked(pieces):
@@ -226,76 +497,49 @@ def marked(pieces):
     return "".join(f"[{text}]" if weight else text for text, weight in pieces)
 
 
-def text_losses(s, llm, encoding, documents):
-    """The mean loss of predicting each token of some documents from those before it, in parts: it
-    is the sum of what is yielded."""
-    samples = []
-    for document in documents:
-        sample = fitting(encode(encoding, document), llm.config.context)
-        samples.append(sample._replace(weights=[max(w, s.llm_text_weight) for w in sample.weights]))
-    total = sum(sum(sample.weights[1:]) for sample in samples)
-    for part, mine in parts_of(s, samples):
-        if not mine:
-            continue
-        ids, weights = padded(part)  # 2 x (B, T)
-        wanted, answers, weights = targets(ids[:, 1:], weights[:, 1:], s.device)  # 3 x (n,)
-        with autocast(s):
-            hidden = llm.hidden(llm.embed(ids[:, :-1].to(s.device)))  # (B, T - 1, C)
-            logits = llm.head(hidden.flatten(0, 1)[wanted])  # (n, V)
-            loss = weighted_loss(logits, answers, weights) / total
-        yield loss
-
-
-def passages_of(s, dialect):
-    """The texts of --corpus that an LLM reads: every other passage."""
-    return read_passages(tuple(s.corpus))[dialect == "source"::2]
-
-
-def document_of(s, dialect, i):
-    """Document i of an LLM's corpus, as these settings want it. With --corpus, every fourth one is
-    a passage."""
-    if s.corpus and i % 4 == 3:
-        passage = random.Random(f"passage/{s.seed}/{i}").choice(passages_of(s, dialect))
-        return [(f"{BOS}{passage}\n", 0.0)]
-    return s.data.document(dialect, s.seed, i, s.llm_rasters, s.llm_turns, s.llm_captions)
-
-
-def documents_of(s, dialect, step):
-    """The documents of a step."""
-    indices = range(step * s.llm_batch, (step + 1) * s.llm_batch)
-    return [document_of(s, dialect, i) for i in indices]
-
+# ---- text: the language models ------------------------------------------------------------------
 
 def new_llm(s, name):
-    """An untrained GPT, its vocabulary, and kept ids: (LLM, tiktoken.Encoding, ids)"""
-    dialect, V, C, layers, _ = s.of_llm(name)
+    """An untrained GPT and its vocabulary, with the dialect of its texts: (GPT, Encoding, str)"""
+    dialect = "source" if name == "llm_source" else s.llm_target_dialect
+    known, V, C, layers = (getattr(s, f"{name}_{what}")
+                           for what in ("tokenizer", "V", "C", "layers"))
     torch.manual_seed(s.seed)
-    known, passages = getattr(s, f"{name}_tokenizer"), tuple(passages_of(s, dialect))
-    encoding, ids = vocabulary(s.data, passages, dialect, known, V, s.seed)
-    return GPT(GPTConfig(encoding.n_vocab, C, s.llm_H, layers)).to(s.device), encoding, ids
+    encoding = vocabulary(s.dataset, dialect, known, V, s.seed)
+    return GPT(GPTConfig(encoding.n_vocab, C, s.llm_H, layers)).to(s.device), encoding, dialect
 
 
 def pretrain_llm(s, stage):
     """A GPT from scratch, on text alone: predict the next token, answers above all."""
-    dialect, _, _, _, steps = s.of_llm(stage.name)
-    llm, encoding, ids = new_llm(s, stage.name)
-    compile_blocks(s, llm)
+    data, steps = s.dataset, getattr(s, f"{stage.name}_steps")
+    llm, encoding, dialect = new_llm(s, stage.name)
+
+    def document(i):
+        return data.document(dialect, s.seed, i, s.llm_rasters, s.llm_turns, s.llm_captions)
+
     print(f"{stage.name}: a GPT of {size_of(llm):,} parameters, all trained, on {steps} x "
           f"{s.llm_batch} documents; vocabulary {encoding.n_vocab}; the first loss should be "
           f"ln V = {math.log(encoding.n_vocab):.2f}. The first document ([answers] weigh most):\n"
-          f"{marked(document_of(s, dialect, 0))}", flush=True)
-    loop = Loop(s, stage, [llm], optimizers(s.llm_matrix_lr, s.llm_lr, llm), steps)
-    for step in loop:
-        loop.update(text_losses(s, llm, encoding, documents_of(s, dialect, step)))
+          f"{marked(document(0))}", flush=True)
+    optimizers = optimizers_of(s.llm_matrix_lr, s.llm_lr, llm)
+    run = Run(s, stage, [llm], optimizers, steps)
+    for batch in run:
+        samples = []
+        for i in range(batch * s.llm_batch, (batch + 1) * s.llm_batch):
+            ids, weights = encode(encoding, document(i), llm.config.context)
+            samples.append(Sample(ids, [max(weight, s.llm_text_weight) for weight in weights]))
+        weight, total = sum(sum(sample.weights[1:]) for sample in samples), 0.0
+        for part in by_length(samples):
+            loss = text_loss(s, llm, part) / weight
+            loss.backward()
+            total += loss.item()
+        run.record(total)
+        update(optimizers)
     save_llm(llm, encoding, stage.folder)
-    if ids:
-        write_json(stage.folder / "kept_ids.json", ids)
-    read = range(min(2000, steps * s.llm_batch))
-    text = "".join(piece for i in read for piece, _ in document_of(s, dialect, i))
-    text = text.replace(BOS, "")
-    words = sorted(set(re.findall("[a-z]+", text)))  # that it has read: evaluate.py warns of others
-    stage.finish(seconds=loop.seconds, params=size_of(llm), vocab=encoding.n_vocab, words=words,
-                 scores=score_llm(llm, encoding, s.data, dialect))
+    text = "".join(piece for i in range(min(2000, steps * s.llm_batch)) for piece, _ in document(i))
+    words = sorted(set(re.findall("[a-z]+", text.replace(BOS, ""))))  # evaluate.py warns of others
+    stage.finish(seconds=run.seconds, params=size_of(llm), vocab=encoding.n_vocab, words=words,
+                 scores=score_llm(llm, encoding, data, dialect))
 
 
 # ---- pictures: the vision encoder ---------------------------------------------------------------
@@ -306,8 +550,8 @@ def new_teacher(s):
     config = ViTConfig(s.vit_size, s.vit_patch, s.vit_D, s.vit_H, s.vit_layers)
     if s.vit_pairs == "drawings":
         return Wordless(config).to(s.device), None
-    texts = s.data.alt_texts(s.seed, 500)
-    encoding = train_bpe(texts, s.data.alt_V, PATTERNS["source"], name="alt texts")
+    texts = s.dataset.alt_texts(s.seed, 500)
+    encoding = train_bpe(texts, s.dataset.alt_V, PATTERNS["source"], name="alt texts")
     return CLIP(config, encoding.n_vocab).to(s.device), encoding
 
 
@@ -328,20 +572,21 @@ def pretrain_vit(s, stage):
     be seen, not only those in which random pictures differ. With --vit_pairs drawings the ViT never
     meets a word: it asks which other drawing shows the same scene.
     """
-    data = s.data
+    data = s.dataset
     model, encoding = new_teacher(s)
-    compile_blocks(s, model)
     print(f"vit: a ViT of {size_of(model.vit):,} parameters and {size_of(model):,} with what "
           f"teaches it, all trained, on {s.vit_steps} x {s.vit_batch} pictures with {s.vit_pairs}; "
           f"the first loss should be about ln {s.vit_batch} = {math.log(s.vit_batch):.2f}",
           flush=True)
-
-    loop = Loop(s, stage, [model], optimizers(s.vit_matrix_lr, s.vit_lr, model), s.vit_steps)
-    for step in loop:
-        pairs = pairs_of(s, encoding, *data.pairs(s.seed, step, s.vit_batch, s.vit_pairs))
+    optimizers = optimizers_of(s.vit_matrix_lr, s.vit_lr, model)
+    run = Run(s, stage, [model], optimizers, s.vit_steps)
+    for batch in run:
+        pairs = pairs_of(s, encoding, *data.pairs(s.seed, batch, s.vit_batch, s.vit_pairs))
         with autocast(s):
             loss = model.loss(*pairs)
-        loop.update([loss / RANKS])  # it compares all pairs: each process computes the whole
+        loss.backward()
+        run.record(loss.item())
+        update(optimizers)
     save_vit(model.vit, stage.folder)
 
     @torch.no_grad()
@@ -356,17 +601,13 @@ def pretrain_vit(s, stage):
         return float(np.mean(hits))
 
     began = time.perf_counter()
-    aside = {split: stage.folder / f"{split}-{RANK}.new" for split in data.SPLITS}
-    features = {split: encode_pictures(model.vit, data, split, path)
-                for split, path in aside.items()}
+    features = {split: encode_pictures(model.vit, data, split) for split in data.SPLITS}
     write_tensors(stage.folder / "features.pt", features)
     took = time.perf_counter() - began
     scores = probe(features, data)  # {split: ..}
     for split in ("val", "test"):
         scores[split] = {"retrieval_top1": retrieval(split)} | scores[split]
-    for path in aside.values():
-        path.unlink()
-    stage.finish(data=data.config(), seconds=loop.seconds, seconds_features=took,
+    stage.finish(data=data.config(), seconds=run.seconds, seconds_features=took,
                  params=size_of(model.vit), scores=join_splits(scores))
 
 
@@ -378,33 +619,16 @@ def words_of(s, encoding):
     Nothing is asked of the LLMs that it may be moved to. Unused tokens come last, and only if
     align_K asks for more.
     """
-    text = ""
-    for i in range(s.data.sampled):
-        text += "".join(piece for piece, _ in s.data.conversation(i, random.Random(i), turns=4))
+    text, data = "", s.dataset
+    for i in range(data.sampled):
+        text += "".join(piece for piece, _ in data.conversation(i, random.Random(i), turns=4))
     ids, times = np.unique(encoding.encode(text), return_counts=True)
     ranked = ids[np.argsort(-times, kind="stable")].tolist()
     used = [encoding.decode_single_token_bytes(i) for i in ranked]
-    words = [NOTHING] + [word for word in used if word != NOTHING]
+    words = [EMPTY] + [word for word in used if word != EMPTY]
     if s.align_K == 0:
         return words
     return (words + [token for token in tokens_of(encoding) if token not in words])[:s.align_K]
-
-
-def blank_adapter(s, kind, llm, encoding):
-    """An untrained adapter to an LLM; a LangBridge has words of its tokenizer."""
-    torch.manual_seed(s.seed)
-    if kind == "mlp":
-        return MLPAdapter(s.vit_D, llm.config.C, s.align_mlp_hidden)
-    return LangBridge(s.vit_D, words_of(s, encoding), s.align_hidden, s.align_coefficients,
-                      s.align_basis, s.align_drawn)
-
-
-def new_adapter(s, kind, llm, encoding):
-    """The same, for the features at hand."""
-    adapter = blank_adapter(s, kind, llm, encoding)
-    if kind == "langbridge":
-        adapter.whiten(training_features(s)[:1000].float().flatten(0, 1))
-    return adapter.to(s.device)
 
 
 def training_features(s):
@@ -412,212 +636,184 @@ def training_features(s):
     return read_tensors(Path(s.out) / "vit" / "features.pt", mmap=True)["train"]
 
 
-def picture_losses(s, vlm, features, pictures, texts):
-    """The mean loss of answers about training pictures, in parts: it is the sum of what is yielded.
-    features (pictures, N, D)"""
-    room = vlm.room(features.size(1))
-    samples = [fitting(encode(vlm.encoding, text), room, i) for i, text in zip(pictures, texts)]
-    total = sum(sum(sample.weights) for sample in samples)
-    for part, mine in parts_of(s, samples):
-        x = features[[sample.picture for sample in part]].float().to(s.device)  # (B, N, D)
-        if not mine:
-            draw_along(vlm.adapter, x)
-            continue
-        ids, weights = padded(part)  # 2 x (B, T)
-        wanted, answers, weights = targets(ids, weights, s.device)  # 3 x (n,)
-        with autocast(s):
-            logits = vlm(x, ids.to(s.device), wanted)  # (n, V)
-            loss = weighted_loss(logits, answers, weights) / total
-        yield loss
+def new_adapter(s, kind, llm, encoding):
+    """An untrained adapter (mlp or langbridge) to an LLM."""
+    torch.manual_seed(s.seed)
+    if kind == "mlp":
+        return MLPAdapter(s.vit_D, llm.config.C, s.align_mlp_hidden).to(s.device)
+    adapter = LangBridge(s.vit_D, words_of(s, encoding), s.align_hidden, s.align_coefficients,
+                         s.align_basis, s.align_sampled)
+    if s.align_whiten:
+        adapter.whiten(training_features(s)[:1000].float().flatten(0, 1))
+    return adapter.to(s.device).set_basis(llm, encoding)
 
 
-def announce(s, stage, trained, vlm, steps, batch, sample):
-    """Say what will be trained, and on what; `sample` is the first text."""
-    parameters = sum(size_of(module) for module in trained)
-    print(f"{stage.name}: {parameters:,} of {size_of(vlm):,} parameters trained (adapter "
-          f"{size_of(vlm.adapter):,}, LLM {size_of(vlm.llm):,}), on {steps} x {batch} of "
-          f"{s.data.count('train')} pictures", flush=True)
-    if "/" not in stage.name:  # transfer.py's many stages would all print the same
-        print(f"the first sample ([answers] are learned):\n[picture] {marked(sample)}", flush=True)
+def train_vlm(s, stage, kind, phase, llm_name="llm_source", adapter=None, study=False):
+    """Stage 1 (align) or stage 2 (instruct) of a mlp, a langbridge, or blind: without a picture.
 
+        align       the adapter alone learns to caption pictures; the LLM is frozen
+        instruct    adapter and LLM learn from conversations. The adapter is the one that align
+                    left beside this stage, unless one is given
 
-def align(s, stage, kind, llm_name="llm_source", study=False):
-    """Stage 1: from captions, the adapter alone learns to say pictures in the frozen LLM's words.
-
-    `kind` is mlp or langbridge. With `study`, it is tracked how close visual tokens come to words
-    (evaluate.subspace), if the data know what objects there are.
+    In stage 2 the basis E of a LangBridge stays what it was: a copy of the embeddings of the
+    untuned LLM. So words keep the meaning that they had for W. With `study`, it is measured on the
+    way how close visual tokens come to words (evaluate.subspace).
     """
-    llm, encoding = load_llm(Path(s.out) / llm_name)
-    llm.to(s.device).requires_grad_(False)
-    adapter = new_adapter(s, kind, llm, encoding).set_basis(llm, encoding)
-    data = s.data
-    vlm, exam = VLM(adapter, llm, encoding), held_out(s.out, s.device, data=data)
-    features = training_features(s)  # (pictures, N, D)
-    compile_blocks(s, vlm)
-    announce(s, stage, [adapter], vlm, s.align_steps, s.align_batch,
-             data.description(0, random.Random(0)))
-
-    def measure():
-        return subspace(vlm, exam["test"], data)
-
-    measure_at = set()
-    if study and data.kinds:  # evenly on a logarithmic axis
-        measure_at = {0, s.align_steps} | {int(s.align_steps ** (i / 8)) for i in range(8)}
-    loop = Loop(s, stage, [adapter], optimizers(s.align_matrix_lr, s.align_lr, adapter),
-                s.align_steps, measure, measure_at)
-    for step in loop:
-        rng = random.Random(f"align/{s.seed}/{step}")  # all adapters meet the same samples
-        pictures = [rng.randrange(len(features)) for _ in range(s.align_batch)]
-        texts = [data.description(i, rng) for i in pictures]
-        loop.update(picture_losses(s, vlm, features, pictures, texts))
-    save_adapter(adapter, stage.folder)
-    stage.finish(base=llm_name, seconds=loop.seconds, measured=loop.measured, params=size_of(vlm),
-                 **exam_facts(vlm, exam, data))
-
-
-def instruct(s, stage, kind, llm_name="llm_source", adapter=None, points=0):
-    """Stage 2: adapter and LLM learn from conversations to answer questions about pictures.
-
-    `kind` is mlp, langbridge or blind (no adapter, no picture). The adapter is the one that align
-    left beside this stage, unless one is given. The basis of a LangBridge is a copy of the LLM's
-    embeddings before this stage, and stays so: words keep the meaning that they had for W. So many
-    `points` of a curve, vqa on val, are measured on the way.
-    """
+    data, features = s.dataset, training_features(s)  # (pictures, N, D)
     llm, encoding = load_llm(Path(s.out) / llm_name)
     llm.to(s.device)
-    if adapter is None and kind != "blind":
-        adapter = load_adapter(stage.folder.with_name(f"{kind}_align")).to(s.device)
-        adapter.set_basis(llm, encoding)
-    if kind == "langbridge":
-        adapter.drawn = 0.0  # words are sampled in stage 1 only: here it would cost caption F1
-    trained = [llm] if adapter is None else [adapter, llm]
-    data = s.data
+    if phase == "align":
+        steps, size, rates = s.align_steps, s.align_batch, (s.align_matrix_lr, s.align_lr)
+        adapter = new_adapter(s, kind, llm, encoding)
+        llm.requires_grad_(False)
+        trained = [adapter]
+    else:
+        steps, size = s.instruct_steps, s.instruct_batch
+        rates = s.instruct_matrix_lr, s.instruct_lr
+        if adapter is None and kind != "blind":
+            adapter = load_adapter(stage.folder.with_name(f"{kind}_align")).to(s.device)
+            adapter.set_basis(llm, encoding)
+        if kind == "langbridge":
+            adapter.sampled = 0.0  # only in stage 1: here it would cost caption F1
+        trained = [module for module in (adapter, llm) if module]
     vlm, exam = VLM(adapter, llm, encoding), held_out(s.out, s.device, data=data)
-    features = training_features(s)  # (pictures, N, D)
+    room = vlm.room(features.size(1))
 
-    def conversation(i, rng):
+    def text_about(i, rng):
+        if phase == "align":
+            return data.description(i, rng)
         return data.conversation(i, rng, s.instruct_turns, s.instruct_captions)
 
-    def measure():
-        return score_vlm(vlm, {"val": exam["val"][:50]}, data)["val"][data.SCORES[0]]
-
-    compile_blocks(s, vlm)
-    announce(s, stage, trained, vlm, s.instruct_steps, s.instruct_batch,
-             conversation(0, random.Random(0)))
-    loop = Loop(s, stage, trained, optimizers(s.instruct_matrix_lr, s.instruct_lr, *trained),
-                s.instruct_steps, measure,
-                {s.instruct_steps * i // points for i in range(points)} if points else ())
-    for step in loop:
-        rng = random.Random(f"instruct/{s.seed}/{step}")
-        pictures = [rng.randrange(len(features)) for _ in range(s.instruct_batch)]
-        texts = [conversation(i, rng) for i in pictures]
-        loop.update(picture_losses(s, vlm, features, pictures, texts))
-    save_llm(llm, encoding, stage.folder)
+    print(f"{stage.name}: {sum(map(size_of, trained)):,} of {size_of(vlm):,} parameters trained "
+          f"(adapter {size_of(adapter):,}, LLM {size_of(llm):,}), on {steps} x {size} of "
+          f"{len(features)} pictures; the first sample ([answers] are learned):\n"
+          f"[picture] {marked(text_about(0, random.Random(0)))}", flush=True)
+    study_at = {0, steps} | {int(steps ** (i / 8)) for i in range(8)} if study else ()
+    optimizers = optimizers_of(*rates, *trained)
+    run = Run(s, stage, trained, optimizers, steps)
+    for batch in run:
+        if run.step in study_at:  # evenly on a logarithmic axis
+            run.measured.append([run.step, subspace(vlm, exam["test"], data)])
+        rng = random.Random(f"{phase}/{s.seed}/{batch}")  # all adapters meet the same samples
+        pictures = [rng.randrange(len(features)) for _ in range(size)]
+        samples = [Sample(*encode(encoding, text_about(i, rng), room), i) for i in pictures]
+        weight, total = sum(sum(sample.weights) for sample in samples), 0.0
+        for part in by_length(samples):
+            loss = answer_loss(s, vlm, part, features) / weight
+            loss.backward()
+            total += loss.item()
+        run.record(total)
+        update(optimizers)
+    if steps in study_at:
+        run.measured.append([steps, subspace(vlm, exam["test"], data)])
+    if phase == "instruct":
+        save_llm(llm, encoding, stage.folder)
     if adapter is not None:
         save_adapter(adapter, stage.folder)
-    stage.finish(base=llm_name, seconds=loop.seconds, measured=loop.measured, params=size_of(vlm),
+    stage.finish(base=llm_name, seconds=run.seconds, measured=run.measured, params=size_of(vlm),
                  **exam_facts(vlm, exam, data))
 
 
-# ---- what it would take: see data/forecast.py ----------------------------------------------------
-
-def on_paper(s, name):
-    """A stage's modules and the losses of its first step: (trained, frozen, losses)"""
-    rng, data = random.Random(0), s.data
-    if name == "vit":
-        model, encoding = new_teacher(s)
-        pairs = pairs_of(s, encoding, *data.pairs(s.seed, 0, s.vit_batch, s.vit_pairs))
-        return [model], [], (model.loss(*pairs) for _ in range(1))
-    llm, encoding, _ = new_llm(s, name if name.startswith("llm_") else "llm_source")
-    if name.startswith("llm_"):
-        dialect, *_ = s.of_llm(name)
-        return [llm], [], text_losses(s, llm, encoding, documents_of(s, dialect, 0))
-    kind, phase = name.split("_")
-    adapter = None
-    if kind != "blind":
-        adapter = blank_adapter(s, kind, llm, encoding).to(s.device).set_basis(llm, encoding)
-    trained, frozen = ([adapter], [llm]) if phase == "align" else ([llm], [])
-    if phase == "align":
-        llm.requires_grad_(False)
-        texts = [data.description(i, rng) for i in range(s.align_batch)]
-    else:
-        trained += [adapter] if adapter else []
-        texts = [data.conversation(i, rng, s.instruct_turns, s.instruct_captions)
-                 for i in range(s.instruct_batch)]
-    features = torch.zeros(len(texts), (s.vit_size // s.vit_patch) ** 2, s.vit_D, device=s.device)
-    vlm = VLM(adapter, llm, encoding)
-    return trained, frozen, picture_losses(s, vlm, features, range(len(texts)), texts)
-
-
-# ---- the whole run ------------------------------------------------------------------------------
+# ---- python train.py ----------------------------------------------------------------------------
 
 STAGES = {  # name: (how it is made, with what, after which), the most urgent first
     "llm_source": (pretrain_llm, {}, []),
     "vit": (pretrain_vit, {}, []),
-    "langbridge_align": (align, {"kind": "langbridge", "study": True}, ["llm_source", "vit"]),
-    "langbridge_instruct": (instruct, {"kind": "langbridge"}, ["langbridge_align"]),
+    "langbridge_align": (train_vlm, {"kind": "langbridge", "phase": "align", "study": True},
+                         ["llm_source", "vit"]),
+    "langbridge_instruct": (train_vlm, {"kind": "langbridge", "phase": "instruct"},
+                            ["langbridge_align"]),
     "llm_target": (pretrain_llm, {}, []),
-    "mlp_align": (align, {"kind": "mlp", "study": True}, ["llm_source", "vit"]),
-    "mlp_instruct": (instruct, {"kind": "mlp"}, ["mlp_align"]),
-    "blind_instruct": (instruct, {"kind": "blind"}, ["llm_source", "vit"]),
+    "mlp_align": (train_vlm, {"kind": "mlp", "phase": "align", "study": True},
+                  ["llm_source", "vit"]),
+    "mlp_instruct": (train_vlm, {"kind": "mlp", "phase": "instruct"}, ["mlp_align"]),
+    "blind_instruct": (train_vlm, {"kind": "blind", "phase": "instruct"}, ["llm_source", "vit"]),
 }
 
 
-def main(s):
-    if s.dry_run:
-        meta = replace(s, device="meta", precision="fp32")
-        forecast({name: partial(on_paper, meta, name) for name in STAGES})
-        N = (s.vit_size // s.vit_patch) ** 2
-        on_disk = 2 * N * s.vit_D * sum(s.data.count(split) for split in s.data.SPLITS)
-        print(f"Features on disk: {on_disk / 2 ** 20:.1f} MB.")
-        return
+def say_scores(stage):
+    """A line about a finished stage. Scores on val, for these may guide a choice."""
+    config = stage.config()
+    said = [f"{name} {value:.3f}" for name, value in config["scores"]["val"].items()
+            if isinstance(value, float)]
+    print(f"{stage.name}: {', '.join(said)}  ({config['seconds']:.0f} s)", flush=True)
+
+
+def main():
+    s = parse_settings(sys.argv[1:])
     with locked(s.out):
         make_all(s)
 
 
 def make_all(s):
+    out, began = Path(s.out), time.perf_counter()
     torch.set_num_threads(s.threads)
-    out = Path(s.out)
     stages = {name: open_stage(s, name) for name in STAGES}
-    finished = {name for name in STAGES if stages[name].config()}  # refuses other settings
-    write_summed(out / "settings.json", asdict(s))
+    for stage in stages.values():
+        stage.config()  # refuses other settings
+    write_sealed(out / "settings.json", asdict(s))
     print(f"nanoLangBridge: preset {s.preset}, device {s.device}, {s.precision}, {s.threads} "
           f"threads, torch {torch.__version__}, into {out}/", flush=True)
-    clock, began = out / "seconds.json", time.perf_counter()
 
-    def say(job):
-        say_scores(job)
-        if job.stage.name == "langbridge_instruct":
+    def say(stage):
+        say_scores(stage)
+        if stage.name == "langbridge_instruct":
             minutes = (time.perf_counter() - began) / 60
-            print(f"\nAfter {minutes:.1f} minutes the first model can be asked, in another "
+            print(f"\nAfter {minutes:.1f} minutes you can query the first model, in another "
                   "terminal, while its controls and the target LLM are trained:\n"
-                  f"  python evaluate.py --out {out} --image results/picture.png\n", flush=True)
+                  f"  python evaluate.py --out {out} --image {example_picture(s)}\n", flush=True)
 
-    wanted = set(STAGES if s.stages == "all" else s.stages.split(",")) - finished
-    jobs = [Job(make, s, stages[name], arguments, [stages[first] for first in after])
-            for name, (make, arguments, after) in STAGES.items() if name in wanted]
-    if jobs:
-        with stopwatch(clock), lanes(s, 3, say) as run:
-            run(jobs)
-    if s.stages != "all":
+    wanted = STAGES if s.stages == "all" else s.stages.split(",")
+    make_stages(s, [Job(make, stages[name], arguments, after) for name, (make, arguments, after)
+                    in STAGES.items() if name in wanted], say)
+    if s.stages != "all" or RANK > 0:
         return
-    configs = {name: stage.config() for name, stage in stages.items()}
-    pictures = {split: s.data.count(split) for split in s.data.EXAM}
-    words = load_adapter(out / "langbridge_align").tokens
-    others = tokens_of(load_encoding(out / "llm_target" / "tokenizer.json"))
-    r = collect_run(configs, s.data.chance(pictures), s.data.majority(pictures), seconds_in(clock),
-                    seed=s.seed, preset=s.preset, device=s.device, torch=torch.__version__,
-                    K=len(words), shared_vocab=len(set(words) & set(others)))
-    write_json(out / "results.json", r)
-    print(f"\n{results_table([r])}")
+    result = results_of(s, stages, time.perf_counter() - began)
+    write_json(out / "results.json", result)
+    print_results(result)
     _, vlm = load_vlm(out, "langbridge_instruct")
-    if RANK == 0:
-        said = examine_vlm(vlm, held_out(out, splits=["test"]), s.data)
-        show_answers(out / "samples.png", said, s.data, count=6)
-    print(f"\n{seconds_in(clock) / 60:.1f} minutes. Scores: {out}/results.json. Try next:\n"
-          f"  python evaluate.py --out {out} --image results/picture.png\n"
+    show_mistakes(out / "samples.png", vlm, held_out(out, splits=["test"]), s.dataset, count=6)
+    print(f"\n{result['seconds']['total'] / 60:.1f} minutes. Scores: {out}/results.json. Try next:\n"
+          f"  python evaluate.py --out {out} --image {example_picture(s)}\n"
           f"  python transfer.py --out {out}")
 
 
+def example_picture(s):
+    return "PICTURE" if s.data else "results/picture.png"
+
+
+def results_of(s, stages, seconds):
+    """results.json: the scores of all stages, beside chance and the most frequent answers."""
+    configs = {name: stage.config() for name, stage in stages.items()}
+    scores = {name: config["scores"] for name, config in configs.items()}
+    data, took = s.dataset, {name: config["seconds"] for name, config in configs.items()}
+    pictures = {split: data.count(split) for split in data.EXAM}
+    words = load_adapter(stages["langbridge_align"].folder).tokens
+    others = tokens_of(load_encoding(stages["llm_target"].folder / "tokenizer.json"))
+    return {
+        "seed": s.seed, "preset": s.preset, "device": s.device, "torch": torch.__version__,
+        "commit": ", ".join(sorted({config["commit"] for config in configs.values()})),
+        "K": len(words), "shared_vocab": len({*words} & {*others}),
+        "seconds": took | {"total": seconds},  # in steps; the total is of the last command
+        "llm": {name: {"params": configs[f"llm_{name}"]["params"],
+                       "vocab": configs[f"llm_{name}"]["vocab"]} | scores[f"llm_{name}"]
+                for name in ("source", "target")},
+        "vit": {"params": configs["vit"]["params"]} | scores["vit"],
+        "vlm": {kind: {phase: scores[f"{kind}_{phase}"] for phase in ("align", "instruct")}
+                for kind in ("mlp", "langbridge")} |
+               {"blind": scores["blind_instruct"]} | data.guesses(pictures)}
+
+
+def print_results(r):
+    """The scores on the test split."""
+    rows = {f"{kind}, after {phase}": r["vlm"][kind][phase]
+            for phase in ("align", "instruct") for kind in ("mlp", "langbridge")}
+    rows |= {name: scores for name, scores in r["vlm"].items() if name not in ("mlp", "langbridge")}
+    names = [name for name, value in r["vlm"]["chance"].items() if isinstance(value, float)]
+    print(f"\n{'on the test split':26}" + "".join(f"{name:>20}" for name in names))
+    for title, scores in rows.items():
+        print(f"{title:26}" + "".join(f"{scores[name]:20.3f}" for name in names))
+
+
 if __name__ == "__main__":
-    run_command(lambda: main(parse_settings(sys.argv[1:])))
+    run_command(main)

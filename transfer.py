@@ -1,175 +1,142 @@
-"""Move an adapter to another LLM, with controls for what else might explain the effect.
+"""Use an adapter on another LLM, with baselines and controls.
 
-    python transfer.py                      after train.py: from the source LLM to the target
-    python transfer.py --full-seeds         a train.py run per seed: other LLMs and another ViT
-    python transfer.py --rows all           more rows
-    python transfer.py --reverse            from the target to the source
-    python transfer.py --corpus sentences   LLMs that have never read a raster
-    python transfer.py --source A --target B   any LLM folders, absolute or relative to --out
-    python transfer.py --target FILE.gguf      to a real LLM, which reads --shots solved examples
-    python transfer.py --target FILE.gguf --steps 40    and tune it, too
+    python transfer.py                  after train.py: from the source LLM to the target LLM
+    python transfer.py --rows all       more rows
+    python transfer.py --reverse        from the target LLM to the source LLM
 
-    row                           how the adapter gets to the target     stage 1, 2 there
-    zero_shot_langbridge          its basis is swapped                     no       no
-    zero_shot_shuffled            the same, words mixed up                 no       no
-    zero_shot_mlp_as_words        its nearest words, mixed                 no       no
-    zero_shot_stitched_mlp        through a linear map                     no       no
-    words_as_text_langbridge/mlp  its top words, written as text           no       no
-    probe_as_text                 no adapter: classified, written as text  no       no
-    stage1_native_langbridge/mlp  trained there                            yes      no
-    transferred_langbridge        its basis is swapped                     no       yes
-    native_langbridge/mlp         trained there                            yes      yes
-    blind                         no picture                                        yes
+    row                        the adapter on the target LLM                    stage 1, 2 there
+    zero_shot_langbridge       E is swapped: the target's embeddings              no       no
+    zero_shot_shuffled         control: the same, word order permuted             no       no
+    transferred_langbridge     E is swapped (the paper's protocol)                no       yes
+    aligned_langbridge, _mlp   native: trained on the target                      yes      no
+    native_langbridge, _mlp    native                                             yes      yes
+    zero_shot_linear_map       an MLP, then a linear map between embeddings       no       no
+    zero_shot_nearest_words    an MLP, its tokens mixed of their nearest words    no       no
+    text_langbridge, _mlp      a tile's top two words, written as text            no       no
+    text_probe                 no adapter: a classifier with labels, as text      no       no
+    blind                      no picture                                                  yes
 
     with --rows all
-    zero_shot_blind               no picture                               no       no
-    voted_langbridge              a tile's patches say the same mixture    no       no
-    top_words_langbridge/mlp      each patch says its top word             no       no
-    mlp_as_words, stitched_mlp    as above                                 no       yes
-    fresh_langbridge/mlp          random                                   no       yes
-    shuffled_basis                words mixed up                           no       yes
+    paper_zero_shot, paper_transferred   raw weights, nothing whitened or sampled: the paper's form
+    tuned_linear_map, tuned_nearest_words, tuned_shuffled   as above              no       yes
+    fresh_langbridge, _mlp     untrained                                          no       yes
+    zero_shot_blind            no picture                                         no       no
+    zero_shot_after_instruct, transferred_after_instruct    from the source's adapter after stage 2
 
-A row named _after_instruct (with --rows all) starts from the source's adapter after stage 2 instead
-of stage 1. Every row's stage 2 has the same budget, by default two fifths of train.py's: short
-enough for the start to matter. A seed decides the adapters and the order of data in both stages.
-To a real LLM other rows are made (REAL_ROWS), and it reads solved examples first, as text (Prompted
-in model.py). Finished stages are reused. Writes transfer.json and .md into --out, with the mode in
-the name.
+Stage 2 has the same budget in every row, by default two fifths of train.py's: short enough for the
+start to matter. Finished rows are kept. Writes transfer.json into --out.
 """
 import math
 import os
-import shutil
-import sys
-from contextlib import ExitStack
-from dataclasses import asdict, dataclass, replace
+import time
+from argparse import ArgumentTypeError
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
-from typing import NamedTuple
+from typing import Callable, NamedTuple
 
 import torch
+import torch.nn as nn
 import torch.nn.functional as F
 
-import train
-from adapter import (NOTHING, LangBridge, MLPAdapter, Placed, Voted, Written, from_tiles, in_tiles,
-                     load_adapter, read_as_words, token)
+from adapter import EMPTY, LangBridge, MLPAdapter, load_adapter, token
 from data.corpus import GRID
-from data.files import (Refused, Stage, locked, read_json, write_json, write_summed, write_text)
-from data.gguf import GGUF
-from data.loop import size_of
-from data.run import (Job, Parser, lanes, number, run_command, say_scores, seconds_in, seed_list,
-                      stopwatch)
-from data.settings import Settings, load_settings
-from data.world import QUESTION_TYPES
-from evaluate import exam_facts, held_out, score_vlm
-from model import VLM, Prompted, Reader, load_llm
-from results.collect import (collect_real, collect_transfer, look_up, print_transfer, row_head,
-                             row_line)
-from results.report import transfer_table
-from train import (align, check, instruct, new_adapter, open_stage, training_features,
-                   words_of)
+from data.files import Refused, locked, read_json, write_json
+from data.run import Job, Parser, make_stages, number, run_command
+from evaluate import CHOSEN_ON, TEMPERATURES, best_on_val, exam_facts, held_out, nearest_words
+from model import VLM, load_llm
+from train import (check, example_picture, load_settings, new_adapter, open_stage, say_scores,
+                   train_vlm, training_features, words_of)
 
-TEMPERATURES = [0.03, 0.06, 0.1, 0.2]  # of an MLP that is read as words; one is chosen on val,
-RIDGES = [0.1, 0.3, 1.0, 3.0]  # and so is one of these, of the linear map,
-CHOSEN_ON = 150  # by so many pictures
-REAL_LR = 0.0003  # of AdamW in stage 2, for a real LLM
-EXAMPLES, EXAMPLES_ON = 6, 50  # sets of examples for a real LLM, and the pictures that choose one
+RIDGES = [0.1, 0.3, 1.0, 3.0]  # of the linear map; one is chosen on val
 PROBED = 1500  # labelled pictures that the probe has seen
+RATIOS = [("zero_shot_langbridge", "aligned_langbridge"),  # of rows, to print
+          ("transferred_langbridge", "native_langbridge"), ("transferred_langbridge", "native_mlp")]
+PAPER = dict(align_coefficients="linear", align_whiten=False, align_sampled=0.0)
 
 
-class Row(NamedTuple):
-    name: str
-    kind: str  # mlp, langbridge, probe or blind
-    start: str  # native, moved, fresh, shuffled, stitched, as_words, probe, or none
-    stage2: bool = False  # on the target
-    after: str = "align"  # the source's adapter is taken after this stage
-    written: str = ""  # text: top (a patch's top word), relaid (a tile's top two words); or voted
-    headline: bool = True
-    other_picture: bool = False  # questions are about one picture, and another one is shown
+# ---- the story: swap the embeddings -------------------------------------------------------------
 
-    @property
-    def stage1(self):
-        """Whether the adapter had stage 1 on the target."""
-        return self.start == "native"
+# Each function makes a row's VLM on the target LLM. `start` is the stage that holds its adapter.
 
-    @property
-    def from_source(self):
-        return self.start in ("moved", "shuffled", "stitched", "as_words")
+def open_llm(s, name):
+    llm, encoding = load_llm(Path(s.out) / name)
+    return llm.to(s.device), encoding
 
 
-def more(*row, **fields):
-    """A row for --rows all."""
-    return Row(*row, **fields, headline=False)
+def swap_embeddings(s, start, source, target):
+    """A LangBridge with the target's embeddings of its words; W stays as it is. (A native adapter,
+    which started there, stays as it is altogether.)"""
+    llm, encoding = open_llm(s, target)
+    adapter = load_adapter(Path(s.out) / start).to(s.device)
+    return VLM(adapter.set_basis(llm, encoding), llm, encoding)
 
 
-ROWS = [  # the most telling first
-    Row("zero_shot_langbridge", "langbridge", "moved"),
-    Row("zero_shot_shuffled", "langbridge", "shuffled"),
-    Row("zero_shot_mlp_as_words", "mlp", "as_words"),
-    Row("zero_shot_stitched_mlp", "mlp", "stitched"),
-    Row("words_as_text_langbridge", "langbridge", "moved", written="relaid"),
-    Row("words_as_text_mlp", "mlp", "as_words", written="relaid"),
-    Row("probe_as_text", "probe", "probe", written="relaid"),
-    Row("stage1_native_langbridge", "langbridge", "native"),
-    Row("transferred_langbridge", "langbridge", "moved", stage2=True),
-    Row("native_langbridge", "langbridge", "native", stage2=True),
-    Row("stage1_native_mlp", "mlp", "native"),
-    Row("native_mlp", "mlp", "native", stage2=True),
-    Row("blind", "blind", "none", stage2=True),
-    more("zero_shot_blind", "blind", "none"),
-    more("voted_langbridge", "langbridge", "moved", written="voted"),
-    more("top_words_langbridge", "langbridge", "moved", written="top"),
-    more("top_words_mlp", "mlp", "as_words", written="top"),
-    more("mlp_as_words", "mlp", "as_words", stage2=True),
-    more("stitched_mlp", "mlp", "stitched", stage2=True),
-    more("fresh_langbridge", "langbridge", "fresh", stage2=True),
-    more("fresh_mlp", "mlp", "fresh", stage2=True),
-    more("shuffled_basis", "langbridge", "shuffled", stage2=True),
-    more("transferred_langbridge_after_instruct", "langbridge", "moved", True, "instruct"),
-    more("zero_shot_langbridge_after_instruct", "langbridge", "moved", after="instruct"),
-    more("zero_shot_shuffled_after_instruct", "langbridge", "shuffled", after="instruct"),
-]
+def shuffle_words(s, start, source, target):
+    """Control: the same weights, each for another word. The empty word keeps its place, so it is
+    still seen where something is."""
+    llm, encoding = open_llm(s, target)
+    adapter = load_adapter(Path(s.out) / start).to(s.device)
+    adapter.tokens = shuffled(adapter.tokens, s.seed)
+    return VLM(adapter.set_basis(llm, encoding), llm, encoding)
 
 
-REAL_ROWS = [  # to a GGUF file; the first four see no picture, but read the scene in words
-    Row("reads_list", "none", "list"),
-    Row("reads_rasters", "none", "raster"),
-    Row("reads_sentences", "none", "sentences"),
-    Row("nothing", "none", "nothing"),
-    Row("zero_shot_langbridge", "langbridge", "moved"),
-    Row("zero_shot_langbridge_after_instruct", "langbridge", "moved", after="instruct"),
-    Row("zero_shot_wrong_picture", "langbridge", "moved", other_picture=True),
-    Row("zero_shot_shuffled", "langbridge", "shuffled"),
-    Row("zero_shot_mlp_as_words", "mlp", "as_words"),
-    Row("zero_shot_stitched_mlp", "mlp", "stitched"),
-    Row("words_as_text", "langbridge", "moved", written="relaid"),
-    Row("words_as_text_mlp", "mlp", "as_words", written="relaid"),
-]
-TUNED_ROWS = [  # and with --steps, in this order
-    Row("transferred_langbridge", "langbridge", "moved", stage2=True),
-    Row("native_mlp", "mlp", "native", stage2=True),
-    Row("fresh_mlp", "mlp", "fresh", stage2=True),
-    Row("native_langbridge", "langbridge", "native", stage2=True),
-]
+def shuffled(tokens, seed):
+    words = [t for t in tokens if t != EMPTY]
+    order = torch.randperm(len(words), generator=torch.Generator().manual_seed(seed)).tolist()
+    others = iter([words[i] for i in order])
+    return [t if t == EMPTY else next(others) for t in tokens]
 
 
-REAL_SCORES = ("vqa", *QUESTION_TYPES, "caption_f1", "pope_acc")
+def fresh(s, start, source, target, kind):
+    """An untrained adapter."""
+    llm, encoding = open_llm(s, target)
+    return VLM(new_adapter(s, kind, llm, encoding), llm, encoding)
 
 
-# ---- how an adapter gets to another LLM ---------------------------------------------------------
-
-def shuffle_words(adapter, seed):
-    """Permute which word each output of W stands for; W itself is unchanged. 'Nothing here' keeps
-    its place, so that it is still seen where something is."""
-    generator = torch.Generator().manual_seed(seed)
-    words = [t for t in adapter.tokens if t != NOTHING]
-    order = torch.randperm(len(words), generator=generator).tolist()
-    shuffled = iter([words[i] for i in order])
-    adapter.tokens = [t if t == NOTHING else next(shuffled) for t in adapter.tokens]
-    return adapter
+def blind(s, start, source, target):
+    """No adapter, and no picture."""
+    return VLM(None, *open_llm(s, target))
 
 
-def stitch(mlp, v, e, e_target, ridge):
-    """An MLP carried to another LLM by a linear map between their embeddings; again an MLP.
+# ---- baselines: an MLP on another LLM -----------------------------------------------------------
+
+def mix_nearest_words(s, start, source, target):
+    """Each token of an MLP becomes a mixture of its nearest words, in the target's embeddings."""
+    mlp, its_llm = load_adapter(Path(s.out) / start).to(s.device), open_llm(s, source)
+    llm, encoding = open_llm(s, target)
+    tokens, vlms = words_of(s, its_llm[1]), {}
+    for temperature in TEMPERATURES:
+        bridge = nearest_words(mlp, *its_llm, tokens, temperature).set_basis(llm, encoding)
+        vlms[temperature] = VLM(bridge, llm, encoding)
+    return vlms[best_on_val(vlms, validation_features(s), s.dataset)]
+
+
+def map_linearly(s, start, source, target):
+    """An MLP, then the linear map that best takes the source's embeddings of words to the
+    target's."""
+    mlp, its_llm = load_adapter(Path(s.out) / start).to(s.device), open_llm(s, source)
+    llm, encoding = open_llm(s, target)
+    known = [t for t in words_of(s, its_llm[1]) if t in encoding.token_byte_values()]
+    with torch.no_grad():
+        v = mlp(training_features(s)[:500].float().to(s.device)).flatten(0, 1)  # (n, C)
+        e, e_target = embed(*its_llm, known), embed(llm, encoding, known)  # (K, C), (K, C')
+    vlms = {ridge: VLM(linear_map(mlp, v, e, e_target, ridge), llm, encoding) for ridge in RIDGES}
+    return vlms[best_on_val(vlms, validation_features(s), s.dataset)]
+
+
+def validation_features(s):
+    return held_out(s.out, s.device, ["val"], s.dataset)["val"][:CHOSEN_ON]
+
+
+def embed(llm, encoding, tokens):
+    """The embeddings of tokens that the LLM has: (K, C)"""
+    ids = [encoding.encode_single_token(t) for t in tokens]
+    return llm.embed(torch.tensor(ids, device=llm.embedding.weight.device))
+
+
+def linear_map(mlp, v, e, e_target, ridge):
+    """An MLP followed by a linear map between two tables of embeddings; again an MLP.
 
         v' = mean of e' + scale (v - mean of e) M
         M = argmin |d M - d'|^2 + ridge tr(d^T d) / C |M|^2,  d = e - mean of e, d' likewise
@@ -183,512 +150,303 @@ def stitch(mlp, v, e, e_target, ridge):
     M = torch.linalg.solve(gram, d.T @ d_target)  # (C, C')
     M *= d_target.norm(dim=1).mean() / ((v - e.mean(0)) @ M).norm(dim=1).mean()
     first, _, last = mlp.net
-    stitched = MLPAdapter(first.in_features, M.size(1), first.out_features).to(v.device)
-    stitched.net[0].load_state_dict(first.state_dict())
+    mapped = MLPAdapter(first.in_features, M.size(1), first.out_features).to(v.device)
+    mapped.net[0].load_state_dict(first.state_dict())
     with torch.no_grad():  # the map becomes a part of the last layer
-        stitched.net[2].weight.copy_(M.T @ last.weight)
-        stitched.net[2].bias.copy_((last.bias - e.mean(0)) @ M + e_target.mean(0))
-    return stitched
+        mapped.net[2].weight.copy_(M.T @ last.weight)
+        mapped.net[2].bias.copy_((last.bias - e.mean(0)) @ M + e_target.mean(0))
+    return mapped
 
 
-def embed(llm, encoding, tokens):
-    """The embeddings of tokens that the LLM has: (K, C)"""
-    ids = [encoding.encode_single_token(t) for t in tokens]
-    return llm.embed(torch.tensor(ids, device=llm.embedding.weight.device))
+# ---- baselines: words as text -------------------------------------------------------------------
+
+class TopWords(nn.Module):
+    """The text baseline: whole words instead of mixtures.
+
+    The 2 x 2 patches of a tile vote. A tile whose top word is the empty word gets it four times;
+    any other gets its two top words in both rows, as rasters have them. What is known is the form
+    of a raster, not which words are colours or shapes.
+    """
+
+    def __init__(self, adapter):
+        super().__init__()
+        self.adapter, self.tokens, self.E = adapter, adapter.tokens, adapter.E
+
+    def weights(self, x):
+        """x (B, N, D) -> one word per patch (B, N, K)"""
+        votes = in_tiles(self.adapter.weights(x)).sum(2)  # (B, tiles, K)
+        empty = self.tokens.index(EMPTY)
+        is_empty = votes.argmax(-1, keepdim=True) == empty  # (B, tiles, 1)
+        votes[..., empty] = -torch.inf
+        pair = votes.topk(2).indices.masked_fill(is_empty, empty)  # (B, tiles, 2)
+        words = from_tiles(torch.cat([pair, pair], dim=-1))  # (B, N)
+        return F.one_hot(words, len(self.tokens)).float()  # (B, N, K)
+
+    def forward(self, x):
+        return self.weights(x) @ self.E  # (B, N, C)
+
+
+def in_tiles(x):
+    """Patches in tiles of 2 x 2: (B, N, ..) -> (B, N / 4, 4, ..), each in raster order"""
+    g = math.isqrt(x.size(1)) // 2
+    x = x.unflatten(1, (g, 2, g, 2)).transpose(2, 3)  # (B, g, g, 2, 2, ..)
+    return x.flatten(3, 4).flatten(1, 2)
+
+
+def from_tiles(x):
+    """The way back: (B, N / 4, 4, ..) -> (B, N, ..)"""
+    g = math.isqrt(x.size(1))
+    x = x.unflatten(1, (g, g)).unflatten(3, (2, 2)).transpose(2, 3)  # (B, g, 2, g, 2, ..)
+    return x.flatten(1, 4)
+
+
+def write_text_of(s, start, source, target, make):
+    """The adapter of another row, as text."""
+    vlm = make(s, start, source, target)
+    return VLM(TopWords(vlm.adapter), vlm.llm, vlm.encoding)
 
 
 class Probe(LangBridge):
-    """The rival that needs labels and no training loop: ridge regression from a tile's 2 x 2
-    patches to the words for what it shows."""
+    """A classifier that needs labels: ridge regression from a tile's 2 x 2 patches to the words for
+    what it shows."""
 
     def fit(self, x, words, ridge=1e-3):
         """x (n, N, D); words: the words of each tile (n, tiles, K), 1 for those that it shows"""
         x, y = self.tiles(x).flatten(0, 1).cpu().double(), words.flatten(0, 1).cpu().double()
         gram = x.T @ x  # (4 D + 1, 4 D + 1)
         gram.diagonal().add_(ridge * gram.diagonal().mean())
-        solution = torch.linalg.solve(gram, x.T @ y)  # (4 D + 1, K)
-        self.solution = solution.float().to(words.device)
+        self.solution = torch.linalg.solve(gram, x.T @ y).float().to(words.device)  # (4 D + 1, K)
         return self
 
     def tiles(self, x):
         """x (B, N, D) -> (B, tiles, 4 D + 1), a one at the end"""
-        x = in_tiles(x).flatten(2)
-        return F.pad(x, (0, 1), value=1.0)
+        return F.pad(in_tiles(x).flatten(2), (0, 1), value=1.0)
 
     def weights(self, x):
-        """x (B, N, D) -> (B, N, K); those of a tile are the same in its patches"""
-        said = self.tiles(x) @ self.solution  # (B, tiles, K)
-        said = said.masked_fill(~self.present, -torch.inf)
-        return from_tiles(said[:, :, None].expand(-1, -1, 4, -1))  # (B, N, K)
+        """x (B, N, D) -> (B, N, K); the patches of a tile have the same"""
+        scores = self.tiles(x) @ self.solution  # (B, tiles, K)
+        scores = scores.masked_fill(~self.present, -torch.inf)
+        return from_tiles(scores[:, :, None].expand(-1, -1, 4, -1))  # (B, N, K)
 
 
-def fit_probe(s):
+def probe(s, start, source, target):
     """A Probe that has seen labelled training pictures."""
-    tokens = [NOTHING, *(token(word) for words in s.data.kinds.values() for word in words)]
+    llm, encoding = open_llm(s, target)
+    tokens = [EMPTY, *(token(word) for words in s.dataset.kinds.values() for word in words)]
     x = training_features(s)[:PROBED].float().to(s.device)  # (n, N, D)
-    side = math.isqrt(x.size(1))
-    tiles = in_tiles(torch.arange(side * side)[None])[0].tolist()  # the patches of each
-    words = torch.zeros(len(x), len(tiles), len(tokens), device=x.device)
-    words[..., tokens.index(NOTHING)] = 1.0
-    for i in range(len(x)):
-        for seen in s.data.objects("train", i, side):
-            tile = words[i, tiles.index(seen.patches)]
-            tile.zero_()
-            tile[[tokens.index(token(word)) for word in seen.words.values()]] = 1.0
-    return Probe(x.size(2), tokens).to(s.device).fit(x, words)
+    patches = in_tiles(torch.arange(x.size(1))[None])[0].tolist()  # of each tile
+    words = torch.zeros(len(x), len(patches), len(tokens), device=x.device)
+    words[..., tokens.index(EMPTY)] = 1.0
+    for seen, _ in s.dataset.seen("train", x):
+        tile = words[seen.picture, patches.index(seen.patches)]
+        tile.zero_()
+        tile[[tokens.index(token(word)) for word in seen.words.values()]] = 1.0
+    adapter = Probe(x.size(2), tokens).to(s.device).fit(x, words)
+    return VLM(adapter.set_basis(llm, encoding), llm, encoding)
 
 
-def ways(s, row, move, llm, encoding):
-    """A row's adapter as it may arrive at the target LLM, {constant: adapter}: several, where a
-    constant is open."""
-    if row.start == "fresh":
-        return {None: new_adapter(s, row.kind, llm, encoding).set_basis(llm, encoding)}
-    if row.start == "probe":
-        return {None: fit_probe(s).set_basis(llm, encoding)}
-    adapter = load_adapter(move.start_of(row).folder).to(s.device)
-    if row.start == "shuffled":
-        shuffle_words(adapter, s.seed)
-    if row.start in ("native", "moved", "shuffled"):
-        return {None: adapter.set_basis(llm, encoding)}
-    source, its_encoding = load_llm(Path(s.out) / move.source)
-    source.to(s.device)
-    tokens = words_of(s, its_encoding)
-    if row.start == "as_words":
-        read = {temperature: read_as_words(adapter, source, its_encoding, tokens, temperature)
-                for temperature in TEMPERATURES}
-        return {temperature: each.set_basis(llm, encoding) for temperature, each in read.items()}
-    known = [t for t in tokens if t in encoding.token_byte_values()]  # stitched
-    with torch.no_grad():
-        v = adapter(training_features(s)[:500].float().to(s.device)).flatten(0, 1)  # (n, C)
-        e, e_target = embed(source, its_encoding, known), embed(llm, encoding, known)
-    return {ridge: stitch(adapter, v, e, e_target, ridge) for ridge in RIDGES}
+# ---- rows ---------------------------------------------------------------------------------------
+
+class Row(NamedTuple):
+    name: str
+    make: Callable  # (s, start, source, target) -> VLM
+    start: str = ""  # the stage that holds its adapter
+    stage1: bool = False  # on the target
+    stage2: bool = False
+    headline: bool = True
 
 
-def bring(s, row, move, llm, encoding, see=VLM, pictures=CHOSEN_ON):
-    """A row's adapter as it arrives at the target LLM, before any stage 2 (None for blind), and the
-    constant that did best on val, if one was open. see(adapter, llm, encoding) is the VLM that is
-    tried, on so many pictures."""
-    if row.start == "none":
-        return None, None
-    adapters = ways(s, row, move, llm, encoding)
-    if row.start == "stitched" and see is not VLM:  # it must say where there is something, too
-        sees = ways(s, row._replace(start="as_words"), move, llm, encoding)[TEMPERATURES[0]]
-        adapters = {ridge: Placed(adapter, sees) for ridge, adapter in adapters.items()}
-    for constant, adapter in adapters.items():
-        if row.written:
-            adapters[constant] = (Voted(adapter) if row.written == "voted" else
-                                  Written(adapter, relaid=row.written == "relaid"))
-    exam = {"val": held_out(s.out, s.device, ["val"], s.data)["val"][:pictures]}
-
-    def quality(constant):
-        vlm = see(adapters[constant], llm, encoding)
-        scores = score_vlm(vlm, exam, s.data)["val"]
-        return sum(scores[name] for name in s.data.SCORES[:2])
-
-    best = max(adapters, key=quality) if len(adapters) > 1 else None
-    return adapters[best], best
+def trained_on(llm, kind, phase="align"):
+    """The stage of an adapter that was trained on this LLM; train.py makes those on the source."""
+    return f"{kind}_{phase}" if llm == "llm_source" else f"on_{llm}/{kind}_{phase}"
 
 
-def make_row(s, stage, row, move):
-    """Make a row: bring the adapter, run stage 2 if the row has it, score."""
-    llm, encoding = load_llm(Path(s.out) / move.target)
-    llm.to(s.device)
-    adapter, constant = bring(s, row, move, llm, encoding)
-    if row.name == "zero_shot_langbridge":
-        say_missing(stage, adapter, move)
+def all_rows(source, target):
+    bridge, mlp = trained_on(source, "langbridge"), trained_on(source, "mlp")
+    tuned = trained_on(source, "langbridge", "instruct")
+    own_bridge, own_mlp = trained_on(target, "langbridge"), trained_on(target, "mlp")
+    paper = f"paper/{source}/langbridge_align"
+    mixed, text = mix_nearest_words, partial(write_text_of, make=swap_embeddings)
+    return [  # the most telling first
+        Row("zero_shot_langbridge", swap_embeddings, bridge),
+        Row("zero_shot_shuffled", shuffle_words, bridge),
+        Row("transferred_langbridge", swap_embeddings, bridge, stage2=True),
+        Row("aligned_langbridge", swap_embeddings, own_bridge, stage1=True),
+        Row("native_langbridge", swap_embeddings, own_bridge, stage1=True, stage2=True),
+        Row("aligned_mlp", swap_embeddings, own_mlp, stage1=True),
+        Row("native_mlp", swap_embeddings, own_mlp, stage1=True, stage2=True),
+        Row("zero_shot_linear_map", map_linearly, mlp),
+        Row("zero_shot_nearest_words", mixed, mlp),
+        Row("text_langbridge", text, bridge),
+        Row("text_mlp", partial(write_text_of, make=mixed), mlp),
+        Row("text_probe", partial(write_text_of, make=probe)),
+        Row("blind", blind, stage2=True),
+        Row("paper_zero_shot", swap_embeddings, paper, headline=False),
+        Row("paper_transferred", swap_embeddings, paper, stage2=True, headline=False),
+        Row("tuned_linear_map", map_linearly, mlp, stage2=True, headline=False),
+        Row("tuned_nearest_words", mixed, mlp, stage2=True, headline=False),
+        Row("tuned_shuffled", shuffle_words, bridge, stage2=True, headline=False),
+        Row("fresh_langbridge", partial(fresh, kind="langbridge"), stage2=True, headline=False),
+        Row("fresh_mlp", partial(fresh, kind="mlp"), stage2=True, headline=False),
+        Row("zero_shot_blind", blind, headline=False),
+        Row("zero_shot_after_instruct", swap_embeddings, tuned, headline=False),
+        Row("transferred_after_instruct", swap_embeddings, tuned, stage2=True, headline=False)]
+
+
+def can_be_made(row, s):
+    """Text is laid out for 6 x 6 patches, a probe needs labels, and only an MLP as wide as its LLM
+    has nearest words."""
+    needs_raster = row.name.startswith("text_") and s.vit_size != GRID * s.vit_patch
+    needs_labels = row.name == "text_probe" and not s.dataset.kinds
+    needs_width = row.name in ("zero_shot_nearest_words", "tuned_nearest_words", "text_mlp")
+    return not (needs_raster or needs_labels or needs_width and s.align_mlp_hidden)
+
+
+def make_row(s, stage, row, source, target, tuned):
+    """A row's VLM and its scores; rows with stage 2 are trained with the settings `tuned`."""
+    vlm = row.make(s, row.start, source, target)
     if row.stage2:
-        return instruct(s, stage, row.kind, move.target, adapter)
-    facts = exam_facts(VLM(adapter, llm, encoding), held_out(s.out, s.device), s.data)
-    stage.finish(base=move.target, seconds=0.0, chosen=constant, **facts)
-
-
-# ---- to a real LLM ------------------------------------------------------------------------------
-
-def choose_examples(s, stage, move):
-    """Which solved examples an LLM reads before a scene: those after which it answers best about
-    scenes of val, in words."""
-    llm, encoding = load_llm(move.target)
-    llm.to(s.device)
-    few = min(EXAMPLES_ON, s.data.count("val"))
-    texts = {"val": [s.data.tell("val", i, "list") for i in range(few)]}
-    tried = {}
-    for seed in range(EXAMPLES):
-        reader = Reader(llm, encoding, s.data.examples(move.shots, seed, "list"))
-        tried[seed] = score_vlm(reader, texts, s.data)
-    best = max(tried, key=lambda seed: tried[seed]["val"]["vqa"])
-    stage.finish(seconds=0.0, chosen=best, scores=tried[best],
-                 tried={seed: scores["val"]["vqa"] for seed, scores in tried.items()},
-                 params=size_of(llm), vocab=llm.config.V)
-
-
-def make_real_row(s, stage, row, move):
-    """Make a row of an LLM that reads examples first; no weight of it is changed, unless the row
-    has stage 2: then there are no examples, and a picture is a raster, as everywhere."""
-    llm, encoding = load_llm(move.target)
-    llm.to(s.device)
-    if row.stage2:
-        adapter, _ = bring(s, row, move, llm, encoding)
-        return instruct(s, stage, row.kind, move.target, adapter, points=5)
-    how = row.start if row.start in ("raster", "sentences") else "list"
-    examples = s.data.examples(move.shots, move.examples.config()["chosen"], how)
-    if row.kind == "none":
-        vlm, about = Reader(llm, encoding, examples), {}
-        exam = {"test": [s.data.tell("test", i, row.start) for i in range(s.data.count("test"))]}
-    else:
-        see = partial(Prompted, examples=examples)
-        adapter, constant = bring(s, row, move, llm, encoding, see, EXAMPLES_ON)
-        vlm, about = see(adapter, llm, encoding), {"chosen": constant}
-        exam = held_out(s.out, s.device, ["test"], s.data)
+        return train_vlm(tuned, stage, row.name, "instruct", target, vlm.adapter)
     if row.name == "zero_shot_langbridge":
-        about["words"] = say_missing(stage, adapter, move)
-    if row.other_picture:
-        exam["test"] = exam["test"].roll(len(exam["test"]) // 2, 0)
-    facts = exam_facts(vlm, exam, s.data)
-    stage.finish(base=move.target, seconds=0.0, **about, **facts)
+        lost = [t.decode("utf-8", "replace").strip() for t in vlm.adapter.missing]
+        print(f"{stage.name}: of the adapter's {len(vlm.adapter.tokens)} words {target} lacks "
+              f"{len(lost)} ({', '.join(lost[:10]) or 'none'})", flush=True)
+    exam = held_out(s.out, s.device, data=s.dataset)
+    stage.finish(base=target, seconds=0.0, **exam_facts(vlm, exam, s.dataset))
 
 
-# ---- adapters and rows as stages -----------------------------------------------------------------
-
-def say_missing(stage, adapter, move):
-    """Say which of an adapter's words the target lacks; returns how many it [has, of]."""
-    K, lost = len(adapter.tokens), b", ".join(adapter.missing[:10]).decode("latin-1") or "none"
-    print(f"{stage.name}: of the adapter's {K} words {label(move.target)} lacks "
-          f"{len(adapter.missing)} ({lost})", flush=True)
-    return [K - len(adapter.missing), K]
+def align_as_in_paper(s, stage, llm_name):
+    train_vlm(replace(s, **PAPER), stage, "langbridge", "align", llm_name)
 
 
-@dataclass
-class Move:
-    """From one LLM to another, with one seed: the stages of its adapters and rows.
-
-    Adapters trained on an LLM are in transfer/<LLM>/seed<k>/; rows that came from another LLM are
-    in from_<that LLM>/ inside it. train.py's own stages are reused.
-    """
-    s: Settings  # of the adapters: its seed, and train.py's budgets
-    source: str
-    target: str
-    own: bool  # whether the seed is train.py's, so that its adapters can be used
-    steps: int = 0  # of stage 2 in every row; 0: two fifths of train.py's
-    rate: float = 1.0  # times the learning rates of stage 2
-    root: str = "transfer"
-    shots: int = 0  # solved examples that a real LLM reads before a scene
-    pictures: int = 0  # test pictures that it is asked about
-    reads: str = ""  # the --out folder of what does not depend on an adapter
-    tunes: bool = True  # whether it makes rows with stage 2
-
-    def __post_init__(self):
-        self.real = is_file(self.target)
-        self.row_s = replace(self.s, instruct_steps=self.steps or self.s.instruct_steps * 2 // 5,
-                             instruct_lr=self.rate * self.s.instruct_lr,
-                             instruct_matrix_lr=self.rate * self.s.instruct_matrix_lr)
-        if self.real:  # a step takes seconds
-            self.row_s = replace(
-                self.row_s, test_pictures=self.pictures, instruct_lr=self.rate * REAL_LR,
-                align_steps=self.row_s.instruct_steps * 5 // 2, align_batch=self.s.instruct_batch)
-
-    def makes(self, row):
-        return self.tunes or not row.stage2
-
-    def s_of(self, llm):
-        """The settings of adapters that are trained on this LLM."""
-        return self.row_s if self.real and llm == self.target else self.s
-
-    def folder_of(self, llm):
-        return f"{self.root}/{label(llm)}/seed{self.s.seed}"
-
-    def by_train(self, llm):
-        """Whether train.py has trained this LLM's adapters."""
-        return self.own and llm == "llm_source"
-
-    def adapter(self, llm, kind, phase):
-        """The stage that holds the adapter trained on this LLM."""
-        name = f"{kind}_{phase}"
-        if self.real and llm == self.target:
-            name = f"steps{self.steps}/{name}"  # its stage 1 is as long as stage 2 allows
-        return open_stage(self.s_of(llm),
-                          name if self.by_train(llm) else f"{self.folder_of(llm)}/{name}")
-
-    @property
-    def examples(self):
-        """The stage that holds the choice of examples for a real LLM."""
-        return self.reading(f"examples{self.shots}")
-
-    def reading(self, name):
-        """A stage of a real LLM that does not depend on an adapter."""
-        settings = {"shots": self.shots, "test_pictures": self.pictures}
-        return Stage(self.reads, f"{self.root}/{label(self.target)}/{name}", settings)
-
-    def llm_of(self, row):
-        """The LLM that a row's adapter was trained with."""
-        return self.source if row.from_source else self.target
-
-    def start_of(self, row):
-        """The stage that holds the adapter that a row starts from."""
-        return self.adapter(self.llm_of(row), row.kind, row.after)
-
-    def stage_of(self, row):
-        """The stage that holds a row's scores."""
-        if row.kind == "none":
-            return self.reading(row.name)
-        if row.stage1 and not row.stage2:
-            return self.start_of(row)
-        name, s = f"from_{label(self.source)}/{row.name}", self.row_s
-        if row.stage1:
-            name = f"native_{row.kind}_instruct"
-        if row.stage2 and self.steps:  # another budget than the usual one
-            name = f"steps{self.steps}/rate{self.rate:g}/{name}"
-        if not row.stage2:  # whatever the budget
-            s = replace(self, steps=0, rate=1.0).row_s
-        stage = open_stage(s, f"{self.folder_of(self.target)}/{name}")
-        if self.real and not row.stage2:
-            stage.settings["shots"] = self.shots
-        return stage
-
-    def jobs(self, rows):
-        """The rows' jobs, each after those of the adapter that it starts from."""
-        jobs = {}  # by folder: several rows may start from one adapter
-        for row in filter(self.makes, rows):
-            after = []
-            if row.from_source or row.stage1:
-                after = [self.start_of(row)]
-                for job in self.adapter_jobs(row):
-                    jobs.setdefault(job.stage.folder, job)
-            if self.real:
-                jobs.setdefault(self.examples.folder, Job(choose_examples, self.row_s,
-                                                          self.examples, {"move": self}))
-                after = [*after, self.examples]
-            if row.stage2 or not row.stage1:
-                stage, about = self.stage_of(row), {"row": row, "move": self}
-                make = make_real_row if self.real else make_row
-                jobs[stage.folder] = Job(make, self.row_s, stage, about, after)
-        return list(jobs.values())
-
-    def adapter_jobs(self, row):
-        """The jobs that train the adapter that a row starts from; none if train.py has."""
-        llm, start = self.llm_of(row), self.start_of(row)
-        if self.by_train(llm):
-            read_json(start.folder / "config.json")  # or Refused, before anything is made
-            return []
-        about, aligned = {"kind": row.kind, "llm_name": llm}, self.adapter(llm, row.kind, "align")
-        jobs = [Job(align, self.s_of(llm), aligned, about)]
-        if row.after == "instruct":
-            jobs.append(Job(instruct, self.s_of(llm), start, about, [aligned]))
-        return jobs
+def adapter_jobs(s, source, target):
+    """The adapters that train.py has not made: {stage's name: Job}"""
+    jobs = {}
+    for llm in {source, target} - {"llm_source"}:
+        for kind in ("langbridge", "mlp"):
+            align, instruct = (trained_on(llm, kind, phase) for phase in ("align", "instruct"))
+            about = {"kind": kind, "llm_name": llm}
+            jobs[align] = Job(train_vlm, open_stage(s, align), about | {"phase": "align"})
+            jobs[instruct] = Job(train_vlm, open_stage(s, instruct),
+                                 about | {"phase": "instruct"}, [align])
+    paper = f"paper/{source}/langbridge_align"
+    stage = open_stage(replace(s, **PAPER), paper)
+    return jobs | {paper: Job(align_as_in_paper, stage, {"llm_name": source})}
 
 
-def run_moves(s, moves, rows, say=say_scores):
-    """Make all adapters and rows, one move after the other."""
-    jobs = {}  # by folder: several moves may need one adapter
-    for move in moves:
-        for job in move.jobs(rows):
-            jobs.setdefault(job.stage.folder, job)
-    with ExitStack() as locks:
-        for move in moves:
-            locks.enter_context(locked(move.s.out))
-        run = locks.enter_context(lanes(s, max(1, len(jobs)), say))
-        run(list(jobs.values()))
-
-
-def is_file(llm):
-    """Whether an LLM is a real one, in a GGUF file."""
-    return llm.endswith(".gguf") or Path(llm).is_file()
-
-
-def label(llm):
-    """A folder name for an LLM; for a path, its last two parts: out-seed1-llm_source; for a file,
-    its name."""
-    if is_file(llm):
-        return Path(llm).stem
-    if "/" in llm or os.sep in llm:
-        return "-".join(Path(llm).resolve().parts[-2:])
-    return llm
-
-
-def copy_stages(s, out, *stages):
-    """Copy finished stages into another folder, and return the settings of that folder."""
-    for stage in stages:
-        if not (Path(out) / stage / "config.json").exists():
-            shutil.copytree(Path(s.out) / stage, Path(out) / stage, dirs_exist_ok=True)
-    s = replace(s, out=out)
-    write_summed(Path(out) / "settings.json", asdict(s))
-    return s
+def jobs_for(s, rows, stages, tuned, source, target):
+    """What must be made for these rows, each after the adapter that it starts from."""
+    adapters, jobs = adapter_jobs(s, source, target), {}
+    for row in rows:
+        start = adapters.get(row.start)
+        for needed in [*start.after, row.start] if start else []:
+            jobs[needed] = adapters[needed]
+        if row.stage2 or not row.stage1:
+            about = {"row": row, "source": source, "target": target, "tuned": tuned}
+            jobs[row.name] = Job(make_row, stages[row.name], about, [row.start])
+    return list(jobs.values())
 
 
 # ---- python transfer.py -------------------------------------------------------------------------
 
-def parse(argv):
+def rows_asked(text):
+    """A type for flags: headline, all, or names of rows"""
+    names = [row.name for row in all_rows("llm_source", "llm_target")]
+    if text not in ("headline", "all") and not {*text.split(",")} <= {*names}:
+        raise ArgumentTypeError(f"{text!r}: expected headline, all, or some of {', '.join(names)}")
+    return text
+
+
+def parse():
     parser = Parser(__doc__)
     add = parser.add_argument
     add("--out", default="out", help="the folder that train.py wrote (default: out)")
-    add("--seeds", type=seed_list, help="seeds of the adapters and of both stages (default: 0; "
-        "0,1,2 with --full-seeds)")
     add("--reverse", action="store_true", help="from the target LLM to the source LLM")
-    add("--source", default="llm_source", help="LLM folder that the adapter comes from")
-    add("--target", default="llm_target", help="LLM folder, or GGUF file, that it is moved to")
-    add("--shots", type=number(1), default=16,
-        help="solved examples, as text, that a real LLM (GGUF file) reads before a scene "
-        "(default: 16)")
-    add("--pictures", type=number(4), default=200,
-        help="test pictures that a real LLM is asked about (default: 200)")
-    add("--full-seeds", action="store_true", help="each seed has LLMs and a ViT of its own: "
-        "train.py into OUT-seed1 and so on")
-    add("--corpus", choices=["both", "sentences"], default="both", help="sentences: LLMs that "
-        "never read a raster, in OUT-sentences with the ViT of --out")
-    add("--rows", choices=["headline", "all"], default="headline",
-        help="all: more ways to move, fresh adapters, adapters after instruct, too")
-    add("--steps", type=number(0), default=0,
-        help="steps of stage 2 on the target, in every row (default: two fifths of train.py's; for "
-        "a GGUF file, none, and with the first seed only)")
-    add("--threads", type=number(0), default=0,
-        help="CPU threads in all; 0: as many as there are cores")
+    add("--rows", type=rows_asked, default="headline", help="headline, all, or names with commas "
+        "(default: headline)")
+    add("--steps", type=number(1), help="steps of stage 2 (default: two fifths of train.py's)")
+    add("--rate", type=float, default=1.0, help="times the learning rates of stage 2 (default: 1)")
+    add("--threads", type=number(0), default=0, help="CPU threads in all; 0: as many as there are "
+        "cores")
     add("--device", help="cpu, cuda or mps (default: what train.py used)")
-    args = parser.parse_args(argv)
-    args.real = is_file(args.target)
-    if args.real:
-        args.target = str(Path(args.target).resolve())
-        GGUF(args.target)  # refused now, not after training
-        if args.reverse or args.corpus == "sentences":
-            raise Refused("to a GGUF file, adapters are moved from the source LLM as it is: "
-                          "--reverse and --corpus do not go with it")
-    if args.full_seeds and args.corpus == "sentences":
-        raise Refused("--full-seeds does not go with --corpus sentences")
-    own_llms = args.full_seeds or args.corpus == "sentences"
-    named = {args.source} if args.real else {args.source, args.target}
-    if own_llms and not named <= {"llm_source", "llm_target"}:
-        raise Refused("--source and --target name one pair of LLMs, --full-seeds and --corpus make "
-                      "their own: use one or the other")
-    args.seeds = args.seeds or ([0, 1, 2] if args.full_seeds else [0])
-    if args.reverse:
-        args.source, args.target = args.target, args.source
-    return args
-
-
-def name_of(args):
-    """The name of the files that a run writes: transfer, and its mode."""
-    name = "transfer"
-    if args.reverse:
-        name += "_reverse"
-    if args.full_seeds:
-        name += "_full-seeds"
-    if args.corpus == "sentences":
-        name += "_sentences"
-    if args.real:
-        name = f"transfer_{label(args.target)}"
-    elif {args.source, args.target} != {"llm_source", "llm_target"}:
-        name += f"_{label(args.source)}_to_{label(args.target)}"
-    return name
-
-
-def prepare_seed(seed, args, s):
-    """The settings of this seed's folder; LLMs (or a whole run) that are missing are made first."""
-    if args.corpus == "sentences":
-        s = copy_stages(replace(s, llm_rasters=0.0), f"{s.out}-sentences", "vit")
-        with lanes(s, most=2) as run:
-            run([Job(train.pretrain_llm, s, open_stage(s, "llm_target")),
-                 Job(train.pretrain_llm, s, open_stage(s, "llm_source"))])
-    elif args.full_seeds and seed != s.seed:
-        s = replace(s, seed=seed, out=f"{s.out}-seed{seed}")
-        if not (Path(s.out) / "results.json").exists():
-            train.main(s)
-    llms = [args.source] if args.real else [args.source, args.target]
-    for llm in llms:
-        read_json(Path(s.out) / llm / "config.json")  # fails now, not after training
-    return s
-
-
-def rows_of(args, s):
-    """The rows that were asked for, without those that these settings do not allow."""
-    if args.real:
-        rows = REAL_ROWS + (TUNED_ROWS if args.steps else [])
-    else:
-        rows = [row for row in ROWS if args.rows == "all" or row.headline]
-    return [row for row in rows if can_be_made(row, s)]
-
-
-def can_be_made(row, s):
-    """Whether these settings allow a row. Text is laid out for 6 x 6 patches, and only an MLP as
-    wide as its LLM is read as words."""
-    if row.written in ("relaid", "voted") and s.vit_size != GRID * s.vit_patch:
-        return False
-    if row.start == "probe" and not s.data.kinds:  # it needs labels
-        return False
-    return row.start != "as_words" or s.align_mlp_hidden == 0
+    return parser.parse_args()
 
 
 def main():
-    args = parse(sys.argv[1:])
-    s = replace(load_settings(args.out), stages="all", threads=args.threads or os.cpu_count())
-    s.device = args.device or s.device
+    args = parse()
+    s = load_settings(args.out)
+    s.threads, s.device = args.threads or os.cpu_count(), args.device or s.device
     check(s)
-    if args.real and not s.data.kinds:
-        raise Refused("--target FILE.gguf needs a run on our world: the examples that a real LLM "
-                      "reads are about its scenes")
     torch.set_num_threads(s.threads)
     with locked(args.out):
-        move_all(args, s)
+        transfer(s, args)
 
 
-def move_all(args, s):
-    """What was asked for, from the LLMs that are missing to the tables."""
-    moves = []
-    for seed in args.seeds:
-        its = prepare_seed(seed, args, s)
-        own = seed == its.seed and args.corpus == "both"
-        moves.append(Move(replace(its, seed=seed), args.source, args.target, own, args.steps,
-                          shots=args.shots, pictures=args.pictures, reads=args.out,
-                          tunes=not args.real or not moves))  # a real LLM is tuned with one seed
-    rows, names = rows_of(args, s), REAL_SCORES if args.real else s.data.SCORES
-    print(f"transfer: {args.source} to {label(args.target)}, seeds {args.seeds}, {len(rows)} rows, "
-          f"stage 2 of {moves[0].row_s.instruct_steps} steps x {s.instruct_batch} pictures, device "
-          f"{s.device}, {s.threads} threads, settings of {args.out}/settings.json", flush=True)
-    out, name = Path(args.out), name_of(args)
-    clock = out / "transfer" / f"seconds{name.removeprefix('transfer')}.json"
-    clock.parent.mkdir(exist_ok=True)
-    pictures = {split: s.data.count(split) for split in s.data.EXAM if split != "val"}
-    if args.real:
-        pictures = {"test": moves[0].row_s.data.count("test")}
-    guesses = {"chance": s.data.chance(pictures), "majority": s.data.majority(pictures)}
-    made = {row: [move for move in moves if move.makes(row)] for row in rows}
-    by_folder = {move.stage_of(row).folder: row for row in rows for move in made[row]}
+def transfer(s, args):
+    source, target, name = "llm_source", "llm_target", "transfer"
+    if args.reverse:
+        source, target, name = target, source, "transfer_reverse"
+    if args.steps or args.rate != 1:  # another budget than the usual one
+        name += f"_steps{args.steps or 0}_rate{args.rate:g}"
+    tuned = replace(s, instruct_steps=args.steps or s.instruct_steps * 2 // 5,
+                    instruct_lr=args.rate * s.instruct_lr,
+                    instruct_matrix_lr=args.rate * s.instruct_matrix_lr)
+    for llm in (source, target):
+        read_json(Path(s.out) / llm / "config.json")  # refused now, not after training
+    rows = [row for row in all_rows(source, target) if can_be_made(row, s) and (
+        args.rows == "all" or row.name in args.rows.split(",") or
+        args.rows == "headline" and row.headline)]
+    stages = {row.name: open_stage(s, row.start) if row.stage1 and not row.stage2 else
+              open_stage(tuned if row.stage2 else s, f"{name}/{row.name}") for row in rows}
+    by_stage = {stages[row.name].name: row for row in rows}
+    print(f"transfer: {source} to {target}, {len(rows)} rows, stage 2 of {tuned.instruct_steps} "
+          f"steps x {s.instruct_batch} pictures, device {s.device}, {s.threads} threads", flush=True)
 
-    def show(name, stage1, stage2, scores):
-        print(row_line(name, stage1, stage2, [look_up(scores, score) for score in names]),
-              flush=True)
+    def say(stage):
+        if stage.name in by_stage:
+            print(row_line(by_stage[stage.name], stage.config()["scores"], s.dataset), flush=True)
+        else:  # an adapter that a row needs
+            say_scores(stage)
 
-    def say(job):
-        row = by_folder.get(job.stage.folder)
-        if row is None:
-            return say_scores(job)  # an adapter that a row needs
-        seed = f", seed {job.s.seed}" if len(moves) > 1 else ""
-        show(row.name + seed, row.stage1, row.stage2, job.stage.config()["scores"])
-
-    print(f"\n{row_head(names)}", flush=True)
+    began = time.perf_counter()
+    make_stages(s, jobs_for(s, rows, stages, tuned, source, target), say)
+    configs = {row.name: stages[row.name].config() for row in rows}
+    out, pictures = Path(s.out), {split: s.dataset.count(split) for split in s.dataset.EXAM}
+    guesses = s.dataset.guesses(pictures)
+    print(f"\n{'':28}stage 1  stage 2" + "".join(f"{score:>14}" for score in s.dataset.SCORES))
+    for row in rows:
+        print(row_line(row, configs[row.name]["scores"], s.dataset))
     for guess, scores in guesses.items():
-        show(guess, "", "", scores)
-    if any(move.stage_of(row).config() is None for row in rows for move in made[row]):
-        with stopwatch(clock):
-            run_moves(s, moves, rows, say)
-    configs = {row.name: [move.stage_of(row).config() for move in made[row]] for row in rows}
-    starts = {row.name: [move.start_of(row).config() for move in made[row]]
-              for row in rows if row.stage1 or row.from_source}
-    result = collect_transfer(rows, names, configs, starts, seeds=args.seeds,
-                              source=label(args.source), target=label(args.target), **guesses)
-    result["seconds"] = seconds_in(clock)
-    if args.real:
-        result |= collect_real(moves[0].examples.config(), configs)
+        print(row_line(Row(guess, None), scores, s.dataset))
+    result = {
+        "seed": s.seed, "source": source, "target": target,
+        "commit": ", ".join(sorted({config["commit"] for config in configs.values()})),
+        "stage2_samples": tuned.instruct_steps * s.instruct_batch,
+        "rows": [{"name": row.name, "stage1": row.stage1, "stage2": row.stage2,
+                  "seconds": configs[row.name]["seconds"], "scores": configs[row.name]["scores"]}
+                 for row in rows], **guesses}
+    if "zero_shot_langbridge" in configs:
+        start = read_json(out / trained_on(source, "langbridge") / "config.json")
+        result["adapter_hash"] = {"before": start["hash"],
+                                  "after": configs["zero_shot_langbridge"]["hash"]}
+        print("hash of the adapter's trained parameters, before and after the swap: "
+              f"{' and '.join(result['adapter_hash'].values())}")
+    for above, below in RATIOS:
+        if above in configs and below in configs:
+            a, b = (configs[row]["scores"] for row in (above, below))
+            ratios = [f"{score} {a[score] / max(b[score], 1e-9):.3f}" for score in s.dataset.SCORES]
+            print(f"{above} / {below}: {', '.join(ratios)}")
     write_json(out / f"{name}.json", result)
-    write_text(out / f"{name}.md", transfer_table(result))
-    print_transfer(result)
-    if args.real:
-        print(f"\n{seconds_in(clock) / 60:.1f} minutes. {out}/{name}.json and .md. Try next:\n"
-              f"  python evaluate.py --out {out} --image results/picture.png --llm {args.target}")
-        return
-    (row,) = [row for row in ROWS if row.name == "transferred_langbridge"]
-    transferred = moves[0].stage_of(row).name
-    print(f"\n{seconds_in(clock) / 60:.1f} minutes. {out}/{name}.json and .md. Try next:\n"
-          f"  python evaluate.py --out {moves[0].s.out} --model {transferred} "
-          "--image results/picture.png\n"
+    model = f" --model {name}/transferred_langbridge" if "transferred_langbridge" in configs else ""
+    print(f"\n{(time.perf_counter() - began) / 60:.1f} minutes. Scores: {out}/{name}.json. Try next:\n"
+          f"  python evaluate.py --out {out}{model} --image {example_picture(s)}\n"
           f"  python transfer.py --out {out} {'--rows all' if args.reverse else '--reverse'}")
+
+
+def row_line(row, scores, data):
+    had = ["yes" if stage else "no" for stage in (row.stage1, row.stage2)] if row.make else ["", ""]
+    return (f"{row.name:28}{had[0]:>7}{had[1]:>9}" +
+            "".join(f"{scores[score]:14.3f}" for score in data.SCORES))
 
 
 if __name__ == "__main__":

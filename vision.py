@@ -138,7 +138,7 @@ class CLIP(nn.Module):
         self.log_scale = nn.Parameter(torch.tensor(40.0).log())
 
     def hidden_matrices(self):
-        """The matrices of the blocks, for Muon (data/loop.py)."""
+        """The matrices of the blocks, that Muon trains (train.py)."""
         blocks = [*self.vit.blocks, *self.text.blocks]
         return [matrix for block in blocks for matrix in block.hidden_matrices()]
 
@@ -175,7 +175,7 @@ class Wordless(nn.Module):
         self.log_scale = nn.Parameter(torch.tensor(40.0).log())
 
     def hidden_matrices(self):
-        """The matrices of the blocks, for Muon (data/loop.py)."""
+        """The matrices of the blocks, that Muon trains (train.py)."""
         return [matrix for block in self.vit.blocks for matrix in block.hidden_matrices()]
 
     def forward(self, pictures, others):
@@ -201,16 +201,14 @@ def load_vit(folder):
 
 
 @torch.no_grad()
-def encode_pictures(vit, data, split, path):
-    """The frozen features of a split's pictures, computed once: (n, N, D) in half precision. They
-    are a file that is mapped into memory: there may be more than memory holds."""
-    n, (N, D) = data.count(split), vit.position.shape
-    features = torch.from_file(str(path), shared=True, size=n * N * D, dtype=torch.half)
-    features = features.view(n, N, D)
-    for start in range(0, n, 100):
-        pictures = torch.from_numpy(data.pictures(split, range(start, min(start + 100, n))))
-        features[start:start + 100] = vit(pictures.to(vit.position.device)).half()  # (100, N, D)
-    return features
+def encode_pictures(vit, data, split):
+    """The frozen features of a split's pictures, computed once: (n, N, D) in half precision."""
+    features = []
+    for start in range(0, data.count(split), 100):
+        indices = range(start, min(start + 100, data.count(split)))
+        pictures = torch.from_numpy(data.pictures(split, indices)).to(vit.position.device)
+        features.append(vit(pictures).half().cpu())  # (100, N, D)
+    return torch.cat(features)
 
 
 # ---- probing features ---------------------------------------------------------------------------

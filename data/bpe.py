@@ -15,16 +15,15 @@ import hashlib
 import json
 import os
 import random
+import re
 import tempfile
 from collections import Counter, defaultdict
 from itertools import pairwise
 from pathlib import Path
 
-import regex  # comes with tiktoken, and understands the same patterns
 import tiktoken
 
 from data.files import Refused, read_json, write_text
-from data.gguf import GGUF, read_encoding
 
 BOS = "<|bos|>"  # starts every document: the only special token
 PATTERNS = {  # the chunks of a text; the two LLMs cut differently, as GPT-2 and GPT-4 do
@@ -61,7 +60,7 @@ def train_bpe(texts, vocab_size, pattern, seed=0, name="bpe"):
     token_bytes = [bytes([b]) for b in byte_order]  # id -> bytes
     chunks = Counter()
     for text in texts:
-        chunks.update(regex.findall(pattern, text))
+        chunks.update(re.findall(pattern, text))
     words = [tuple(byte_order.index(b) for b in chunk.encode("utf-8")) for chunk in chunks]
     times = list(chunks.values())  # that each of the words occurs
     pairs = Counter()  # neighbours in the words -> how often they occur
@@ -121,12 +120,6 @@ def load_encoding(path):
     return make_encoding(data["name"], data["pattern"], tokens)
 
 
-def shared_tokens(a, b):
-    """The byte strings that are one token in both encodings, in the order of a's ids."""
-    also = set(tokens_of(b))
-    return [token for token in tokens_of(a) if token in also]
-
-
 def line_ends(encoding):
     """The ids that end a line of text: tokens that hold a newline, and special tokens."""
     ends = [token for token in encoding.token_byte_values() if b"\n" in token]
@@ -137,15 +130,8 @@ def line_ends(encoding):
 # ---- vocabularies of others ---------------------------------------------------------------------
 
 def open_encoding(name):
-    """The vocabulary of another LLM: one of PUBLIC, or that of a GGUF file, by its path.
-
-    tiktoken looks for the files of PUBLIC in a folder, and downloads those that it does not find.
-    """
-    if str(name).endswith(".gguf"):
-        return read_encoding(GGUF(name))
-    if name not in PUBLIC:
-        raise Refused(f"unknown vocabulary {str(name)!r}; it can be bpe (trained here), "
-                      f"{', '.join(PUBLIC)}, or the path of a .gguf file")
+    """The vocabulary of another LLM, one of PUBLIC. tiktoken looks for its files in a folder, and
+    downloads those that it does not find."""
     try:
         return tiktoken.get_encoding(name)
     except (OSError, ValueError) as error:  # no network, or what came is not the file
@@ -204,8 +190,3 @@ def keep_used(encoding, texts, vocab_size, name):
     others = [token for token in in_order if token not in kept]
     kept.update(others[:max(0, vocab_size - 1 - len(kept))])
     return make_encoding(name, encoding._pat_str, [token for token in in_order if token in kept])
-
-
-def kept_ids(encoding, original):
-    """The ids that the tokens of a vocabulary have in the one it was made from; BOS has none."""
-    return [original.encode_single_token(token) for token in tokens_of(encoding)]

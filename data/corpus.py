@@ -1,7 +1,7 @@
 """What is written about the world: the LLMs' corpora, and conversations about pictures.
 
 The LLMs are pretrained on text alone. A document gives a scene in words, either as sentences or as
-a *raster*, one word for each tile of a 6 x 6 grid and a full stop for 'nothing here', and then asks
+a *raster*, one word for each tile of a 6 x 6 grid and a full stop for an empty tile, and then asks
 about it:
 
     scene:                       scene:
@@ -22,18 +22,14 @@ same tokens in training and in use.
 """
 import functools
 import random
-from collections import Counter
-from pathlib import Path
 from typing import NamedTuple
 
-from data.bpe import BOS, PATTERNS, keep_used, kept_ids, open_encoding, train_bpe
-from data.world import (CAPTION_REQUESTS, PAIRS, PLACES, QUESTION_TYPES, any_caption, ask, ask_any,
-                        caption, make_scene)
+from data.bpe import BOS, PATTERNS, keep_used, open_encoding, train_bpe
+from data.world import CAPTION_REQUESTS, PAIRS, PLACES, any_caption, ask_any, make_scene
 
 GRID = 6  # tiles a side: a place of the 3 x 3 board is 2 x 2 tiles
-NOTHING = " ."  # the word for an empty tile
+EMPTY = " ."  # the word for an empty tile
 PREFIX = f"{BOS}scene:\n"  # comes before the words, or the patches, of a scene
-LIST_HEAD = "place | object\n"
 
 
 class Dialect(NamedTuple):
@@ -41,7 +37,7 @@ class Dialect(NamedTuple):
     pattern: str  # the chunks of its tokenizer
     sentences: list  # how an object is told in prose
     stories: list  # who, what, to what, when: words that only one of the vocabularies gets
-    nothing: str = NOTHING  # an empty tile of its rasters
+    empty: str = EMPTY  # an empty tile of its rasters
     lines: int = 2  # of a raster, for each row of the board
     stop: str = "."  # ends a sentence of a story
 
@@ -71,31 +67,21 @@ OTHER_WORDINGS = ["a {object} lies in the {place} part.", "in the {place} part, 
 DIALECTS = {
     "source": SOURCE,
     "target": TARGET,
-    # a target that was not made to match the source: ' -' is 'nothing here', ' .' a full stop; its
+    # a target that was not made to match the source: ' -' is its empty word, ' .' a full stop; its
     # grids have 3 lines of 6 words
-    "foreign": TARGET._replace(nothing=" -", stop=" .", lines=1, sentences=OTHER_WORDINGS)}
+    "foreign": TARGET._replace(empty=" -", stop=" .", lines=1, sentences=OTHER_WORDINGS)}
 
 
 def raster(scene, rng, dialect="source"):
     """GRID lines of words. An object fills 2 x 2 tiles; each of its rows holds its colour and its
     shape, in random order. (In 'foreign' half as many lines: an object fills 1 x 2 tiles.)"""
-    nothing, lines = DIALECTS[dialect].nothing, DIALECTS[dialect].lines
-    tiles = [[nothing] * GRID for _ in range(3 * lines)]
+    empty, lines = DIALECTS[dialect].empty, DIALECTS[dialect].lines
+    tiles = [[empty] * GRID for _ in range(3 * lines)]
     for obj in scene:
         for line in tiles[lines * obj.row:lines * (obj.row + 1)]:
             words = [f" {obj.color}", f" {obj.shape}"]
             line[2 * obj.col:2 * obj.col + 2] = rng.sample(words, 2)
     return "".join("".join(line) + "\n" for line in tiles)
-
-
-def listing(scene):
-    """The scene as a table, a line for each object: what LLMs that were not made for rasters read
-    better (results/README.md)."""
-    return LIST_HEAD + "".join(f"{list_place(o.place)} {o.color} {o.shape}\n" for o in scene)
-
-
-def list_place(place):
-    return f"{PLACES[place]} |"
 
 
 def sentences(scene, dialect, rng):
@@ -167,34 +153,6 @@ def conversation(scene, rng, turns, captions=0.3, pairs=PAIRS):
     return pieces
 
 
-def solved_examples(n, seed, tell, candidates=300):
-    """A prompt for an LLM that was not trained here: n scenes of the corpora, tell(scene), each
-    with three questions, or requests for a caption, and their answers.
-
-    Each scene is one of those whose answers were given least often before: an LLM likes to repeat
-    what it has just read.
-    """
-    rng, given, text = random.Random(f"examples/{seed}"), Counter(), ""
-    scenes = [make_scene("text:source", f"examples/{seed}", i) for i in range(candidates)]
-    for k in range(n):
-        types = [(*QUESTION_TYPES, "caption")[(3 * k + j) % 6] for j in range(3)]
-        asked = []
-        for scene in scenes:
-            questions = [ask(scene, type, rng) for type in types if type != "caption"]
-            if all(questions):
-                before = sum(given[qa.type, qa.answer] for qa in questions)
-                asked.append((before, len(asked), scene, questions))
-        _, _, scene, questions = min(asked)
-        scenes.remove(scene)
-        given.update((qa.type, qa.answer) for qa in questions)
-        turns = [turn(qa.question, qa.answer) for qa in questions]
-        if "caption" in types:
-            turns.append(turn(rng.choice(CAPTION_REQUESTS), caption(scene)))
-        pieces = sum(rng.sample(turns, 3), [])
-        text += PREFIX.removeprefix(BOS) + tell(scene) + "".join(piece for piece, _ in pieces)
-    return text
-
-
 def document(dialect, seed, index, rasters=0.6, turns=8, captions=0.3, stories=0.05):
     """Document `index` of an LLM's corpus: a scene in words and a conversation about it, or, with
     probability `stories`, a story. A share `rasters` of the scenes are rasters. The rest are prose,
@@ -226,26 +184,22 @@ def train_tokenizer(dialect, texts, vocab_size, seed):
 
 
 @functools.cache
-def vocabulary(data, passages, dialect, known, V, seed):
-    """The vocabulary of an LLM: (tiktoken.Encoding, ids).
+def vocabulary(data, dialect, known, V, seed):
+    """The vocabulary of an LLM as a tiktoken.Encoding.
 
-    If `known` is bpe, its V tokens are learned from the texts that it will read: those of the data
-    in its dialect, and passages, a tuple of strings. Otherwise it is the part of a known vocabulary
-    that these texts need, V tokens at least, and there are the ids that its tokens have there.
+    If `known` is bpe, its V tokens are learned from the texts that the LLM will read. Otherwise it
+    is the part of a public vocabulary that these texts need, V tokens at least.
     """
-    texts = [*data.texts(dialect, seed), *passages]
     if known == "bpe":
-        return train_tokenizer(dialect, texts, V, seed), None
-    original = open_encoding(known)
-    encoding = keep_used(original, texts, V, Path(known).stem)
-    return encoding, kept_ids(encoding, original)
+        return train_tokenizer(dialect, data.texts(dialect, seed), V, seed)
+    return keep_used(open_encoding(known), data.texts(dialect, seed), V, known)
 
 
-def encode(encoding, pieces):
-    """Tokens of a document and the weight of each: ([ids], [weights])"""
+def encode(encoding, pieces, room=None):
+    """Tokens of a document and the weight of each: ([ids], [weights]), at most `room` of them."""
     ids, weights = [], []
     for text, weight in pieces:
         new = encoding.encode(text, allowed_special={BOS})
         ids += new
         weights += [weight] * len(new)
-    return ids, weights
+    return ids[:room], weights[:room]

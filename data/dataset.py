@@ -1,10 +1,20 @@
-"""The interface between the data and the stages that learn from it.
+"""What the stages ask of their data, answered for the world of world.py.
 
-train.py, evaluate.py and transfer.py ask one object for pictures, texts and exams, and know almost
-nothing of what is in a picture. ShapeData is that object for the world of world.py, and OwnData, in
-own.py, for pictures and conversations from files. For yet others, write another class with the same
-methods, and name it in load_data and Settings.data.
+    a stage needs                                for
+    config(), sums                               what load_data rebuilds it from; what it was read from
+    SPLITS, EXAM, SCORES, count(split)           the splits, those of the exam, what tables show
+    pictures(split, indices)                     (n, size, size, 3) uint8, for the ViT's features
+    alt_texts, alt_V, pairs, test_pairs          the ViT: texts of its vocabulary, batches, retrieval
+    texts, document, examine_reading             the LLMs: vocabulary, corpus (in pieces), scores
+    description, conversation, sampled           the adapters: align, instruct; how many
+                                                 conversations a LangBridge takes its words from
+    examine, score, counts, guesses              the exam of a VLM, and models that do not look
+    request, example_questions                   what a user may ask
+    kinds, seen                                  the words for objects, and which patches show them
+
+OwnData (own.py) answers the same for files of your own; a third kind would be another such class.
 """
+import math
 import random
 from dataclasses import asdict, dataclass
 from functools import partial
@@ -19,72 +29,35 @@ from data.world import (CAPTION_REQUESTS, COLORS, COMP_PAIRS, PLACES, SEEN_PAIRS
                         keywords, make_scene, patches_of, twin)
 
 
-def tell(scene, how):
-    """A scene in words: as a list, a raster or sentences; or nothing of it."""
-    rng = random.Random(f"tell/{scene}")
-    tellings = {"list": corpus.listing, "raster": lambda scene: corpus.raster(scene, rng),
-                "sentences": lambda scene: corpus.sentences(scene, "source", rng),
-                "nothing": lambda scene: ""}
-    return tellings[how](scene)
-
-
 class SeenObject(NamedTuple):
     """An object of a picture: what it is, where it is, and which patches show it."""
+    picture: int
     words: dict  # {kind: word}, as in {"color": "red", "shape": "circle"}
     place: list  # the words of its place
     patches: list  # indices into the N patches
 
 
 @dataclass(frozen=True)
-class ShapeData:
-    """Scenes of coloured shapes. The same arguments always give the same result.
-
-    what the stages need                         for
-    config()                                     what load_data rebuilds the object from
-    SPLITS, EXAM, count(split)                   the names and the sizes of the splits
-    SCORES                                       the names of the scores that tables show
-    pictures(split, indices)                     (n, size, size, 3) uint8, for the ViT's features
-    alt_texts(seed, n), alt_V                    the ViT: the tokenizer of its text tower
-    pairs(seed, step, n, of)                     the ViT: its batches, with texts or other drawings
-    test_pairs(split, k, of)                     how well it finds what belongs to a picture
-    texts(dialect, seed)                         the LLMs: what their vocabulary is made of
-    document(dialect, seed, index, ..)           the LLMs: their corpus, in pieces (data/corpus.py)
-    examine_reading(answer, dialect)             the LLMs: their scores
-    tell(split, index, how), examples(n, seed, how)   an LLM that was not trained here: a scene in
-                                                 words, and solved examples
-    description(index, rng)                      align: the caption of a training picture
-    conversation(index, rng, turns, captions)    instruct: a conversation about it
-    sampled                                      how many of these a LangBridge has its words from
-    examine(answer, pictures, find)              the exam of a VLM
-    chance(pictures), majority(pictures)         the scores of guessing
-    score(said), counts(said), by_objects(said)   what an exam is worth
-    edits(pictures)                              what should change when patches are edited
-    request, example_questions()                 what a user may ask
-    kinds, place_words                           the words for objects and for their places; where
-                                                 there are no kinds, the following is not asked
-    objects(split, index, side)                  what the side x side patches of a picture show
-    seen(split, values)                          the same for many pictures, with patches' values
-    """
+class Shapes:
+    """Scenes of coloured shapes. The same arguments always give the same result."""
     size: int = 48  # picture side in pixels
     train_pictures: int = 12000
     test_pictures: int = 600
 
     SPLITS = ("train", "val", "test", "comp")
-    EXAM = ("val", "test", "comp")  # the splits that a VLM is examined on
+    EXAM = ("val", "test", "comp")
     SCORES = scoring.SCORES
+    sums = {}
     alt_V = 400
     sampled = 1000
-    texts = staticmethod(corpus.texts_of)
-    document = staticmethod(corpus.document)
-    examine = staticmethod(scoring.examine)
-    chance = staticmethod(scoring.score_chance)
-    edits = staticmethod(scoring.color_edits)
-    score = staticmethod(scoring.summarize)
-    counts = staticmethod(scoring.counts)
-    by_objects = staticmethod(scoring.by_objects)
     request = CAPTION_REQUESTS[0]  # asks for a caption
     kinds = {"color": COLORS, "shape": SHAPES}
     place_words = sorted(set(" ".join(PLACES).split()))
+    texts = staticmethod(corpus.texts_of)
+    document = staticmethod(corpus.document)
+    examine = staticmethod(scoring.examine)
+    score = staticmethod(scoring.summarize)
+    counts = staticmethod(scoring.counts)
 
     def config(self):
         return {"kind": "shapes", **asdict(self)}
@@ -96,6 +69,9 @@ class ShapeData:
     def pictures(self, split, indices):
         return np.stack([draw(make_scene(split, 0, i), f"{split}/{i}", self.size)
                          for i in indices])
+
+    def drawings(self, scenes, seed):
+        return np.stack([draw(scene, f"{seed}/{k}", self.size) for k, scene in enumerate(scenes)])
 
     def alt_texts(self, seed, n):
         return [keywords(make_scene("train", seed, i)) for i in range(n)]
@@ -110,9 +86,6 @@ class ShapeData:
             return pictures, [keywords(scene) for scene in scenes]
         return pictures, self.drawings(scenes, f"others/{seed}/{step}")
 
-    def drawings(self, scenes, seed):
-        return np.stack([draw(scene, f"{seed}/{k}", self.size) for k, scene in enumerate(scenes)])
-
     def test_pairs(self, split, k, of, n=100):
         indices = range(k * n, (k + 1) * n)
         scenes = [make_scene(split, 0, i) for i in indices]
@@ -120,11 +93,10 @@ class ShapeData:
             return self.pictures(split, indices), [keywords(scene) for scene in scenes]
         return self.pictures(split, indices), self.drawings(scenes, f"others/{split}/{k}")
 
-    def tell(self, split, index, how):
-        return tell(make_scene(split, 0, index), how)
-
-    def examples(self, n, seed, how):
-        return corpus.solved_examples(n, seed, lambda scene: tell(scene, how))
+    def examine_reading(self, answer, dialect):
+        return scoring.join_splits({
+            split: scoring.examine_reading(answer, dialect, f"text:{split}", self.count(split))
+            for split in ("val", "test")})
 
     def description(self, index, rng):
         return corpus.description(make_scene("train", 0, index), rng)
@@ -132,50 +104,35 @@ class ShapeData:
     def conversation(self, index, rng, turns, captions=0.3):
         return corpus.conversation(make_scene("train", 0, index), rng, turns, captions, SEEN_PAIRS)
 
-    def examine_reading(self, answer, dialect):
-        return scoring.join_splits({
-            split: scoring.examine_reading(answer, dialect, f"text:{split}", self.count(split))
-            for split in ("val", "test")})
-
-    def majority(self, pictures):
-        return scoring.score_majority(pictures, self.train_pictures)
+    def guesses(self, pictures):
+        """The scores of guessing, {split: number of pictures} -> {how: scores}"""
+        return {"majority": scoring.score_majority(pictures, self.train_pictures),
+                "chance": scoring.score_chance(pictures)}
 
     def example_questions(self):
+        """One of each type."""
         _, questions, _ = scoring.benchmark("test", self.test_pictures)
-        examples = {}  # one of each type
-        for _, qa in questions:
-            examples.setdefault(qa.type, qa.question)
-        return list(examples.values())
-
-    def objects(self, split, index, side):
-        seen = []
-        for o in make_scene(split, 0, index):
-            words = {"color": o.color, "shape": o.shape}
-            seen.append(SeenObject(words, PLACES[o.place].split(), patches_of(o.place, side)))
-        return seen
+        return list({qa.type: qa.question for _, qa in reversed(questions)}.values())[::-1]
 
     def seen(self, split, values):
         """Each SeenObject of a split's first pictures, of 'comp' those of unseen pairs alone, and
         the values of its patches. `values` has shape (pictures, N, ..), torch or numpy."""
-        side = int(values.shape[1] ** 0.5)
+        side = math.isqrt(values.shape[1])
         for i, patches in enumerate(values):
-            for o in self.objects(split, i, side):
-                unseen = (o.words["color"], o.words["shape"]) in COMP_PAIRS
-                if unseen or split != "comp":
-                    yield o, patches[o.patches]
+            for o in make_scene(split, 0, i):
+                if o.pair in COMP_PAIRS or split != "comp":
+                    words, place = {"color": o.color, "shape": o.shape}, PLACES[o.place].split()
+                    seen = SeenObject(i, words, place, patches_of(o.place, side))
+                    yield seen, patches[seen.patches]
 
 
 def load_data(config, out):
-    """Rebuild the object of an --out folder from its config(). Raises Refused for one of another
+    """Rebuild the data of an --out folder from its config(). Raises Refused for those of another
     version."""
-    kinds = {"shapes": ShapeData, "own": partial(open_own, folder=f"{out}/pictures")}
+    kinds = {"shapes": Shapes, "own": partial(open_own, folder=f"{out}/pictures")}
     fields = dict(config)
-    kind = fields.pop("kind", None)
-    another = "a folder of another version of this project must be made again"
-    if kind not in kinds:
-        raise Refused(f"unknown kind of data {kind!r}, expected one of {', '.join(kinds)}; "
-                      f"{another}")
     try:
-        return kinds[kind](**fields)
-    except TypeError:
-        raise Refused(f"data of kind {kind!r} have no such settings as {fields}; {another}")
+        return kinds[fields.pop("kind", None)](**fields)
+    except (KeyError, TypeError):
+        raise Refused(f"the data of {str(out)!r} are of another version of this project: the "
+                      "folder must be made again")

@@ -1,20 +1,20 @@
-"""Files: every stage is a folder, and this is how its files are written and read.
+"""Stages as folders: how the files of a run are written, checked and read.
 
-    config.json   settings, scores, the hash of every other file and one of itself; written last,
-                  so that a stage that has one is finished
-    state-*.pt    where an unfinished stage can go on; step and hash are in the name
+    config.json   settings, scores, and the SHA-256 of every other file; it is written last, so a
+                  stage that has one is finished
+    state.pt      the checkpoint of an unfinished stage
     log.csv       the loss over the steps
     the rest      what the stage has made: weights, tokenizer, features
 
-Whatever is read from a finished stage is compared with its hash first.
+A file of a finished stage is compared with its hash before it is used.
 """
 import functools
 import hashlib
+import io
 import json
 import os
 import pickle
 import subprocess
-import sys
 from contextlib import contextmanager
 from pathlib import Path
 
@@ -25,18 +25,18 @@ try:
 except ImportError:  # Windows, where folders are not locked
     fcntl = None
 
+# torchrun starts several processes. Each trains on samples of its own; the first one, rank 0, writes.
+RANK, RANKS = int(os.environ.get("RANK", 0)), int(os.environ.get("WORLD_SIZE", 1))
+
 
 class Refused(Exception):
     """A user's mistake, or something a user can fix: the command prints it in one line."""
 
 
-# Under torchrun, several processes compute the same stages. The first one, rank 0, writes.
-RANK, RANKS = int(os.environ.get("RANK", 0)), int(os.environ.get("WORLD_SIZE", 1))
-
+# ---- writing ------------------------------------------------------------------------------------
 
 def write_aside(path, save):
-    """Let save() write a file next to path, then rename it: nobody ever sees half a file, and a
-    power cut leaves the old one or the new one."""
+    """Let save(aside) write a file beside path, then rename it: nobody ever sees half a file."""
     if RANK > 0:
         return
     aside = path.with_name(path.name + ".new")
@@ -44,12 +44,12 @@ def write_aside(path, save):
         save(aside)
         with open(aside, "rb") as file:
             os.fsync(file.fileno())  # on the disk before it gets its name
+        os.replace(aside, path)
     except (OSError, RuntimeError) as error:  # torch.save reports a full disk as a RuntimeError
         aside.unlink(missing_ok=True)
         why = str(error).splitlines()[0]
         raise Refused(f"cannot write {str(path)!r}: {why}; free some space or check the folder, "
                       "then run the same command again to continue") from error
-    os.replace(aside, path)
 
 
 def write_text(path, text):
@@ -60,95 +60,90 @@ def write_json(path, data):
     write_text(path, json.dumps(data, indent=1))
 
 
-def write_summed(path, data):
-    """Write a dict as JSON, with a hash of itself and of its name: it can't pass for another."""
-    data = json.loads(json.dumps(data))  # as it will be read
-    write_json(path, data | {"sum": sum_of(path.name, data)})
-
-
-def write_tensors(path, data):
+def write_tensors(path, tensors):
     """Write a dict of tensors, such as a module's state_dict()."""
-    write_aside(path, lambda aside: torch.save(data, aside))
+    write_aside(path, lambda aside: torch.save(tensors, aside))
+
+
+def write_sealed(path, data):
+    """Write a dict as JSON with a hash of itself and of its name, for files that nothing else
+    vouches for."""
+    data = json.loads(json.dumps(data))  # as it will be read
+    write_json(path, {"seal": seal_of(path, data)} | data)
+
+
+def seal_of(path, data):
+    return hashlib.sha256(json.dumps([path.name, data], sort_keys=True).encode()).hexdigest()
 
 
 # ---- reading ------------------------------------------------------------------------------------
 
 def damaged(path, why):
     """What a user is told about a file that cannot be used."""
-    what = "it"
-    if (path.parent / "config.json").exists():
-        what = f"the folder {str(path.parent)!r}"
+    whole_stage = (path.parent / "config.json").exists()
+    what = f"the folder {str(path.parent)!r}" if whole_stage else "it"
     return Refused(f"cannot read {str(path)!r}: {why}; delete {what} and run the command that made "
                    "it again: what else is finished is kept")
 
 
-def hash_of(path):
-    """The SHA-256 of a file, as hexadecimal digits."""
-    digest = hashlib.sha256()
+@functools.cache
+def hash_of(path, changed=0):
+    """The SHA-256 of a file; `changed`, when it was last written, tells the cache of a new one."""
     with open(path, "rb") as file:
-        while block := file.read(2 ** 20):
-            digest.update(block)
-    return digest.hexdigest()
-
-
-def sum_of(name, data):
-    return hashlib.sha256(json.dumps([name, data], sort_keys=True).encode()).hexdigest()
-
-
-def there(path):
-    """The path. Raises Refused if its file is missing."""
-    if not path.exists():
-        if (path.parent / "config.json").exists():
-            raise damaged(path, "it is missing")
-        raise Refused(f"there is no {str(path)!r}; run 'python train.py --out FOLDER' first")
-    return path
+        return hashlib.file_digest(file, "sha256").hexdigest()
 
 
 def checked(path):
-    """The path. Raises Refused if its file is missing or, in the folder of a finished stage, not as
-    the stage left it."""
-    there(path)
-    if (path.parent / "config.json").exists():
-        check_once(path, path.stat().st_mtime_ns)
+    """The path. Raises Refused if its file is missing or, in a finished stage, not as it was
+    left."""
+    config = path.with_name("config.json")
+    if not path.exists():
+        if config.exists():
+            raise damaged(path, "it is missing")
+        raise Refused(f"there is no {str(path)!r}; run 'python train.py --out FOLDER' first")
+    if config.exists() and path != config:
+        found = hash_of(path, path.stat().st_mtime_ns)
+        if read_json(config)["files"].get(path.name) != found:
+            raise damaged(path, "it is not as its stage left it (damaged, or of another stage)")
     return path
 
 
-@functools.cache
-def check_once(path, changed):
-    """`changed` is when the file was written last: another file is checked anew."""
-    if read_config(path.with_name("config.json"))["files"].get(path.name) != hash_of(path):
-        raise damaged(path, "it is not as its stage left it (damaged, or of another stage)")
+def read_json(path):
+    """What write_json wrote; a stage's config.json must belong to its folder."""
+    if path.name == "config.json":
+        config = read_sealed(path)
+        if not path.parent.resolve().as_posix().endswith(config["stage"]):
+            raise damaged(path, f"it is that of another stage, {config['stage']}")
+        return config
+    try:
+        return json.loads(checked(path).read_text(encoding="utf-8"))
+    except (ValueError, RecursionError) as error:  # a UnicodeDecodeError is a ValueError
+        raise damaged(path, f"it is damaged ({error})") from error
 
 
-def read_config(path):
-    """A finished stage's config.json."""
-    config = read_summed(path)
-    if not path.parent.resolve().as_posix().endswith(config["stage"]):
-        raise damaged(path, f"it is that of another stage, {config['stage']}")
-    return config
-
-
-def read_summed(path):
-    """What write_summed wrote."""
-    data = parse_json(there(path))
-    if not isinstance(data, dict) or "sum" not in data:
-        raise damaged(path, "it is damaged, or of another version of this project")
-    if data.pop("sum") != sum_of(path.name, data):
+def read_sealed(path):
+    """What write_sealed wrote."""
+    try:
+        data = json.loads(checked(path).read_text(encoding="utf-8"))
+        seal = data.pop("seal")
+    except (ValueError, RecursionError, KeyError, AttributeError, TypeError) as error:
+        raise damaged(path, "it is damaged, or of another version of this project") from error
+    if seal != seal_of(path, data):
         raise damaged(path, "it was changed after it was written, or is another file")
     return data
 
 
-def read_tensors(path, device="cpu", mmap=False):
+def read_tensors(path, mmap=False):
     """What write_tensors wrote. Only tensors and plain values are read: no file can run code."""
     try:
-        return torch.load(checked(path), map_location=device, mmap=mmap, weights_only=True)
+        return torch.load(checked(path), map_location="cpu", mmap=mmap, weights_only=True)
     except (RuntimeError, EOFError, ValueError, KeyError, pickle.UnpicklingError) as error:
         raise damaged(path, "it is damaged") from error
 
 
 def load_weights(make, path):
-    """make(), a module, with the weights in a file. It is made as shapes alone, so that no more
-    memory is taken than the file fills. Raises Refused if these are the shapes of another one."""
+    """make(), a module, with the weights of a file. It is made as shapes alone, so a lying
+    configuration allocates nothing. Raises Refused if they do not fit."""
     try:
         with torch.device("meta"):
             module = make()
@@ -159,57 +154,26 @@ def load_weights(make, path):
     return module
 
 
-def parse_json(path):
-    try:
-        return json.loads(path.read_text(encoding="utf-8"))
-    except (ValueError, RecursionError) as error:  # UnicodeDecodeError is a ValueError
-        raise damaged(path, f"it is damaged ({error})") from error
-
-
-def read_json(path):
-    """What write_json wrote. Raises Refused if it is missing."""
-    return read_config(path) if path.name == "config.json" else parse_json(checked(path))
-
-
 # ---- folders ------------------------------------------------------------------------------------
-
-ours = set()  # folders that this command has locked
-
 
 @contextmanager
 def locked(out):
-    """Only one command at a time changes a folder. Raises Refused if another one does. The system
-    takes the lock away when the process ends, however it ends."""
-    out = Path(out)
-    if not fcntl or RANK > 0 or out.resolve() in ours:
+    """One command at a time writes into a folder. The lock ends with the process, however that
+    ends."""
+    if not fcntl or RANK > 0:
         yield
         return
+    out = Path(out)
     out.mkdir(parents=True, exist_ok=True)
-    with open(out / "lock", "a+", encoding="utf-8") as file:
+    with open(out / "lock", "w", encoding="utf-8") as file:
         try:
             fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError:
-            file.seek(0)
-            raise Refused(f"{str(out)!r} is in use by {file.read() or 'another command'}; wait "
-                          "until it has ended, or use another --out")
+            raise Refused(f"{str(out)!r} is in use by another command; wait until it has ended, or "
+                          "use another --out")
         except OSError:
             pass  # some network file systems have no locks
-        file.truncate(0)
-        print(f"process {os.getpid()} (python {' '.join(sys.argv)})", end="", file=file, flush=True)
-        ours.add(out.resolve())
-        try:
-            yield
-        finally:
-            ours.remove(out.resolve())
-
-
-def move_aside(out):
-    """out -> out-old1, or the first such name that is free; nothing is deleted."""
-    n = 1
-    while (aside := Path(f"{out}-old{n}")).exists():
-        n += 1
-    os.rename(out, aside)
-    return aside
+        yield
 
 
 def find_commit():
@@ -229,26 +193,23 @@ class Stage:
     """One stage's folder in --out, and the settings that decide what it holds."""
 
     def __init__(self, out, name, settings):
-        self.name = name
+        self.name, self.settings = name, settings
         self.folder = Path(out) / name
-        self.settings = settings
 
     def config(self):
         """The config of the finished stage, or None. Raises Refused if other settings made it."""
         path = self.folder / "config.json"
         if not path.exists():
             return None
-        config = read_config(path)
-        self.compare(config.get("settings", {}))
+        config = read_json(path)
+        self.compare(config["settings"])
         return config
 
     def compare(self, found):
         """Raise Refused, naming the differences, if the settings are not this stage's."""
-        differ = []
-        for name in sorted({*found, *self.settings}):
-            old, new = found.get(name), self.settings.get(name)
-            if old != new:
-                differ.append(f"{name} was {old}, now {new}")
+        differ = [f"{name} was {found.get(name)}, now {self.settings.get(name)}"
+                  for name in sorted({*found, *self.settings})
+                  if found.get(name) != self.settings.get(name)]
         if differ:
             raise Refused(f"{str(self.folder)!r} holds a stage made with other settings "
                           f"({'; '.join(differ[:4])}); use another --out, or delete it")
@@ -256,46 +217,35 @@ class Stage:
     def finish(self, **facts):
         """Declare the stage finished. `facts` are what later stages and the tables read."""
         if RANK == 0:
-            self.close(facts)
+            self.folder.mkdir(parents=True, exist_ok=True)
+            (self.folder / "state.pt").unlink(missing_ok=True)
+            files = {path.name: hash_of(path, path.stat().st_mtime_ns)
+                     for path in sorted(self.folder.iterdir())
+                     if path.is_file() and path.suffix != ".new"}  # what a kill has left
+            write_sealed(self.folder / "config.json", {
+                "stage": self.name, "settings": self.settings, "commit": COMMIT,
+                "torch": torch.__version__, **facts, "files": files})
         if RANKS > 1:
             torch.distributed.barrier()  # the others wait until they can read it
 
-    def close(self, facts):
-        """Write the config, which makes checkpoints needless."""
-        self.folder.mkdir(parents=True, exist_ok=True)
-        files = {path.name: hash_of(path) for path in sorted(self.folder.iterdir())
-                 if path.is_file() and not path.name.startswith(("config.json", "state"))
-                 and path.suffix != ".new"}  # what a kill has left half written
-        write_summed(self.folder / "config.json", {
-            "stage": self.name, "settings": self.settings, "commit": COMMIT,
-            "torch": torch.__version__, **facts, "files": files})
-        for path in self.folder.glob("state*"):
-            path.unlink()
-
-    def states(self):
-        """The checkpoints, the last one first: [(step, path), ..]"""
-        paths = self.folder.glob("state-*-*.pt")
-        return sorted(((int(path.stem.split("-")[1]), path) for path in paths), reverse=True)
+    def save_state(self, **state):
+        """Keep a checkpoint, in one file that begins with its own hash."""
+        buffer = io.BytesIO()
+        torch.save(state | {"settings": self.settings}, buffer)
+        raw = buffer.getvalue()
+        write_aside(self.folder / "state.pt",
+                    lambda aside: aside.write_bytes(hashlib.sha256(raw).digest() + raw))
 
     def load_state(self, device):
-        """What save_state saved last and is whole, or None. Raises Refused if it was made with
-        other settings."""
-        for _, path in self.states():
-            if path.stem.endswith(hash_of(path)):
-                state = read_tensors(path, device)
-                self.compare(state["settings"])
-                return state
-            print(f"{self.name}: {str(path)!r} is damaged and is passed over", flush=True)
-        return None
-
-    def save_state(self, step, **state):
-        """Keep a checkpoint and the one before it."""
-        if RANK > 0:
-            return
-        before = [path for its_step, path in self.states() if its_step < step][:1]
+        """The last checkpoint, or None. Raises Refused if other settings made it; if it is damaged,
+        the stage starts again."""
         path = self.folder / "state.pt"
-        write_tensors(path, state | {"step": step, "settings": self.settings})
-        named = path.rename(path.with_name(f"state-{step}-{hash_of(path)}.pt"))
-        for _, old in self.states():
-            if old not in (named, *before):
-                old.unlink()
+        if not path.exists():
+            return None
+        raw = path.read_bytes()
+        if hashlib.sha256(raw[32:]).digest() != raw[:32]:
+            print(f"{self.name}: {str(path)!r} is damaged; this stage starts again", flush=True)
+            return None
+        state = torch.load(io.BytesIO(raw[32:]), map_location=device, weights_only=True)
+        self.compare(state["settings"])
+        return state

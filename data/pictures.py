@@ -1,18 +1,19 @@
-"""Pictures from files as small squares: any PNG or JPEG, one warped, and many, decoded once."""
-import hashlib
-import json
+"""Pictures, read from files as small squares, and drawn for people to look at."""
 import math
-import os
 import warnings
-from concurrent.futures import ThreadPoolExecutor
-from pathlib import Path
+from collections import Counter
 
 import numpy as np
 import torch
-from PIL import Image, UnidentifiedImageError
-from tqdm import tqdm
+from PIL import Image, ImageDraw, UnidentifiedImageError
 
-from data.files import RANK, RANKS, Refused, read_summed, write_summed
+from data.files import Refused
+
+INKS = ["#1b6ca8", "#d1495b", "#2e8b57", "#e08e0b", "#7b4fa3",
+        "#5c6670", "#b56576", "#00868b", "#8a6d3b", "#333333"]
+NOTE_INK = "#444444"
+CELL = 92  # side of a patch in a map of words
+MAP_TOP, MAP_GAP = 44, 24
 
 
 def read_picture(path, size):
@@ -62,68 +63,78 @@ def warped(picture, y, x, zoom=1.0, stretch=1.0, angle=0.0):
         fillcolor=tuple(picture[0, 0].tolist()))
 
 
-# ---- many of them --------------------------------------------------------------------------------
+# ---- drawn for people ---------------------------------------------------------------------------
 
-def decode_all(images, names, size, folder):
-    """The pictures of a folder, by name, decoded once: (array, marks).
+def enlarged(picture, side):
+    """A (size, size, 3) uint8 array as a square picture whose pixels stay visible."""
+    return Image.fromarray(picture).resize((side, side), Image.Resampling.NEAREST)
 
-    array (n, size, size, 3) uint8 is a file that is mapped into memory, so there may be more of
-    them than memory holds; it is made again if a picture changes. A mark is the hash of a picture's
-    pixels, or why it cannot be read. The two files are in `folder`.
+
+def word_map(path, picture, panels, note):
+    """A picture (size, size, 3) uint8 and, beside it, the top words of each patch, as a PNG.
+
+    Words are as large and as dark as their weight; below, their sums over the patches.
+    panels: [(title, [[(word, weight from 0 to 1), ..] for each patch])]
     """
-    files = [[name, *size_and_time(Path(images) / name)] for name in names]
-    what = hashlib.sha256(json.dumps([str(Path(images).resolve()), size, names]).encode())
-    path = Path(folder) / f"{what.hexdigest()[:16]}.npy"
-    index = path.with_suffix(".json")
-    found = load_decoded(path, index, files)
-    if found is None and RANK == 0:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        marks = decode(images, names, size, path)
-        write_summed(index, {"files": files, "marks": marks})
-    if RANKS > 1:
-        torch.distributed.barrier()  # the others wait for the first
-    return found or load_decoded(path, index, files)
+    side = int(len(panels[0][1]) ** 0.5)  # patches
+    width = side * CELL
+    step = width + MAP_GAP
+    sheet = Image.new("RGB", ((len(panels) + 1) * step + MAP_GAP, MAP_TOP + width + 190), "white")
+    pen = ImageDraw.Draw(sheet)
+    large = enlarged(picture, width)
+    pale = Image.blend(large, Image.new("RGB", large.size, "white"), 0.8)
+    pen.text((MAP_GAP, MAP_TOP - 10), "the picture", fill="black", font_size=19, anchor="lb")
+    sheet.paste(large, (MAP_GAP, MAP_TOP))
+    for p, (title, patches) in enumerate(panels, start=1):
+        left = MAP_GAP + p * step
+        pen.text((left, MAP_TOP - 10), title, fill="black", font_size=19, anchor="lb")
+        sheet.paste(pale, (left, MAP_TOP))
+        for n, words in enumerate(patches):
+            draw_patch(pen, left + n % side * CELL, MAP_TOP + n // side * CELL, words)
+        draw_sums(pen, left, MAP_TOP + width, width, patches, INKS[p])
+    pen.text((MAP_GAP, sheet.height - 26), note, fill=NOTE_INK, font_size=13)
+    sheet.save(path)
 
 
-def size_and_time(path):
-    """What changes when a file does; (0, 0) if there is none"""
-    try:
-        facts = os.stat(path)
-    except (OSError, ValueError):  # a name may be no name
-        return 0, 0
-    return facts.st_size, facts.st_mtime_ns
+def draw_patch(pen, x, y, words):
+    """One patch's three heaviest words below each other; words: [(word, weight)]."""
+    pen.rectangle([x, y, x + CELL, y + CELL], outline="#cccccc")
+    heaviest = sorted(words, key=lambda pair: pair[1], reverse=True)
+    for k, (word, weight) in enumerate(heaviest[:3]):
+        if weight >= 0.05:  # fainter ones are left out
+            shade = int(190 * (1 - min(weight, 1)))  # 0 is black
+            pen.text((x + CELL / 2, y + 18 + 28 * k), word, fill=(shade, shade, shade),
+                     font_size=10 + 8 * min(weight, 1), anchor="mm")
 
 
-def load_decoded(path, index, files):
-    """(array, marks) if they are there and of these files, else None."""
-    try:
-        known = read_summed(index)
-        array = np.load(path, mmap_mode="r")
-    except (Refused, OSError, ValueError):
-        return None
-    return (array, known["marks"]) if known["files"] == files else None
+def draw_sums(pen, left, top, width, patches, ink):
+    """The eight heaviest words of a whole picture, as bars in two columns of four."""
+    pen.text((left, top + 8), "summed over the patches:", fill=NOTE_INK, font_size=13)
+    total = Counter()
+    for words in patches:
+        for word, weight in words:
+            total[word] += weight if word != "." else 0  # the empty word
+    most = max([1e-9, *total.values()])
+    for k, (word, weight) in enumerate(total.most_common(8)):
+        x, y = left + k // 4 * width // 2, top + 34 + 28 * (k % 4)
+        pen.text((x, y), word, fill="black", font_size=14)
+        pen.rectangle([x + 74, y + 3, x + 74 + 120 * weight / most, y + 13], fill=ink)
+        pen.text((x + 200, y), f"{weight:.1f}", fill="black", font_size=13)
 
 
-def decode(images, names, size, path):
-    """Decode pictures, a thousand at a time, into a .npy file. Returns their marks."""
-    aside = path.with_suffix(".new")
-    array = np.lib.format.open_memmap(aside, "w+", np.uint8, (len(names), size, size, 3))
-    marks = []
+def contact_sheet(path, rows):
+    """Pictures with a question, the answer given and the true one, three side by side, as a PNG.
 
-    def decode_one(i):
-        try:
-            pixels = read_picture(Path(images) / names[i], size).numpy()[0]
-        except Refused as error:
-            return str(error)
-        except MemoryError:
-            return f"{names[i]!r} needs more memory than there is"
-        array[i] = pixels
-        return hashlib.sha256(pixels.tobytes()).hexdigest()
-
-    with ThreadPoolExecutor(os.cpu_count()) as pool:
-        for start in tqdm(range(0, len(names), 1000), "decoding, in thousands", leave=False):
-            marks += pool.map(decode_one, range(start, min(start + 1000, len(names))))
-    array.flush()
-    del array
-    os.replace(aside, path)
-    return marks
+    rows: [(picture (size, size, 3) uint8, question, answer, truth, whether it is right)]
+    """
+    width, height = 280, 290  # of one of them
+    sheet = Image.new("RGB", (3 * width, math.ceil(len(rows) / 3) * height), "white")
+    pen = ImageDraw.Draw(sheet)
+    for k, (picture, question, answer, truth, right) in enumerate(rows):
+        x, y = k % 3 * width + 25, k // 3 * height
+        verdict = "darkgreen" if right else "darkred"
+        sheet.paste(enlarged(picture, 200), (x, y + 10))
+        pen.text((x, y + 216), question, fill="black", font_size=14)
+        pen.text((x, y + 236), f"answer: {answer}", fill=verdict, font_size=14)
+        pen.text((x, y + 256), f"truth: {truth}", fill="black", font_size=14)
+    sheet.save(path)

@@ -19,9 +19,8 @@ from typing import NamedTuple
 import numpy as np
 
 from data.corpus import raster, sentences
-from data.world import (ANSWERS, CAPTION_REQUESTS, COLORS, COMP_PAIRS, PAIRS, PLACES, QA,
-                        QUESTION_TYPES, SEEN_PAIRS, About, ask, ask_any, caption, make_scene,
-                        score_caption, unique)
+from data.world import (ANSWERS, CAPTION_REQUESTS, COMP_PAIRS, PAIRS, QA, QUESTION_TYPES, SEEN_PAIRS,
+                        About, ask, ask_any, caption, make_scene, score_caption)
 
 
 SCORES = ("vqa", "caption_f1", "pope_acc", "comp_vqa")  # the ones that tables show
@@ -76,10 +75,9 @@ def caption_of(scene):
     return QA("caption", CAPTION_REQUESTS[0], caption(scene), About("caption"))
 
 
-def examine(answer, pictures, find=None):
+def examine(answer, pictures):
     """What a model says, {split: Said}, about the first pictures of each split, {split: number}. A
-    model is a function, answer(split, [(picture, QA), ..]) -> texts; a QA may ask for a caption.
-    (`find` is for pictures of your own: own.py.)"""
+    model is a function, answer(split, [(picture, QA), ..]) -> texts; a QA may ask for a caption."""
     said = {}
     for split, n in pictures.items():
         scenes, questions, pope = benchmark(split, n)
@@ -172,17 +170,6 @@ def intervals(counted, draws=1000):
     return result
 
 
-def by_objects(said):
-    """Scores on the test split by the number of objects: {1: {"vqa", "caption_f1"}, ..}"""
-    (scenes, questions, _, captions), result = said["test"], {}
-    for n in sorted({len(scene) for scene in scenes}):
-        vqa, _ = score_answers([a for a in questions if len(scenes[a.picture]) == n])
-        own = [i for i, scene in enumerate(scenes) if len(scene) == n]
-        f1, _ = score_captions([captions[i] for i in own], [scenes[i] for i in own])
-        result[n] = {"vqa": vqa, "caption_f1": f1}
-    return result
-
-
 # ---- scores without looking --------------------------------------------------------------------
 
 def score_chance(pictures):
@@ -220,7 +207,7 @@ def score_majority(pictures, training_pictures):
     return summarize(examine(answer, pictures))
 
 
-# ---- reading, and editing ----------------------------------------------------------------------
+# ---- reading -------------------------------------------------------------------------------------
 
 def examine_reading(answer, dialect, split, n):
     """The scores of an LLM, answer([(scene in words, question), ..]) -> texts, on the first n
@@ -245,43 +232,3 @@ def examine_reading(answer, dialect, split, n):
     captions = answer([(raster(scene, rng, dialect), CAPTION_REQUESTS[0]) for scene in few])
     scores["raster_caption_f1"], _ = score_captions(captions, few)
     return scores
-
-
-class Edit(NamedTuple):
-    """A question before and after a picture's `old` colour word is replaced by the `new` one."""
-    picture: int
-    old: str
-    new: str
-    follows: bool  # whether the answer should become the new colour; others should stay
-    question: str
-    answer: str
-    question_after: str
-    answer_after: str
-
-
-def color_edits(pictures):
-    """[Edit, ..] of the first test pictures: in each, one object unique in colour and shape gets a
-    colour that the picture lacks. Asked for its colour, a model should now answer the new word; its
-    shape, its place (asked with the new word) and another object's place should stay."""
-    rng, edits = random.Random("steering"), []
-    for i in range(pictures):
-        scene = make_scene("test", 0, i)
-        single = [o for o in unique(scene, "color") if o in unique(scene, "shape")]
-        if not single:
-            continue
-        o = rng.choice(single)
-        old, colors = o.color, [p.color for p in scene]
-        new = rng.choice([color for color in COLORS
-                          if color not in colors and (color, o.shape) in SEEN_PAIRS])
-        question = f"what color is the {o.shape}?"
-        edits.append(Edit(i, old, new, True, question, old, question, new))
-        asked = [(f"what shape is the {old} object?", o.shape),
-                 (f"where is the {old} {o.shape}?", PLACES[o.place])]
-        others = [p for p in scene if p != o]
-        if others:
-            p = others[0]
-            asked.append((f"where is the {p.color} {p.shape}?", PLACES[p.place]))
-        for question, answer in asked:
-            after = question.replace(old, new)
-            edits.append(Edit(i, old, new, False, question, answer, after, answer))
-    return edits

@@ -14,18 +14,13 @@ on a 3 x 3 board:
 
 Which side a scene is on is decided by a hash of what is in it. So what is held out, pictures and
 texts, is in nothing that is trained on.
-
-    python data/world.py --export DIR      the world as files, as others keep theirs (export.py)
 """
 import colorsys
 import hashlib
 import math
 import random
 import re
-import runpy
-import sys
 from collections import Counter
-from pathlib import Path
 from typing import NamedTuple
 
 import numpy as np
@@ -335,8 +330,3 @@ def find_exists(scene, rng, pairs):
 
 FIND = {"color": find_color, "shape": find_shape, "where": find_where, "count": find_count,
         "exists": find_exists}
-
-
-if __name__ == "__main__":  # the command is in export.py, which needs this file
-    sys.path[0] = str(Path(__file__).parent.parent)  # where `data` is
-    runpy.run_module("data.export", run_name="__main__")
