@@ -5,8 +5,8 @@
                                  words: another LLM needs another E, and W stays the same
 
 The method is that of Liao et al. 2025, 'LangBridge' (arXiv 2503.19404). Their released code
-multiplies the raw outputs of W by the embeddings. Ours differs: the weights of a patch sum to 1, W
-reads whitened features and starts at the empty word, and in stage 1 some patches pass a single word.
+multiplies the raw outputs of W by the embeddings. Ours differs: the weights of a patch sum to 1,
+W reads whitened features and starts at the empty word, and in stage 1 some patches pass one word.
 """
 import copy
 import hashlib

@@ -338,8 +338,8 @@ def study_words(out, vlms, features, data):
         study["steps"] = [step for step, _ in measured]
         study[kind] = {name: [values[name] for _, values in measured] for name in measured[0][1]}
         (own, _), (end, _) = (study[kind]["explained_own"][k] for k in (0, -1))
-        print(f"  {kind}: the caption's words explain {own:.3f} of the patches' energy before stage "
-              f"1, {end:.3f} after it")
+        print(f"  {kind}: the caption's words explain {own:.3f} of the patches' energy before "
+              f"stage 1, {end:.3f} after it")
     return {"grounding": grounded, "subspace": study}
 
 
@@ -375,9 +375,11 @@ def draw_word_map(out, name, vlm, features, pixels, path):
         words = as_words(each, tokens, val, data).adapter
         names = [t.decode("utf-8", "replace").strip() for t in words.tokens]
         names[words.tokens.index(EMPTY)] = "."
-        title = f"{title}: {'nearest words' if each.adapter is not words else 'its weights'}"
-        panels.append((title, [list(zip(names, patch)) for patch in words.weights(features)[0].tolist()]))
-    word_map(path, pixels[0].numpy(), panels, "'.' is the empty word; weights below 0.05 are left out.")
+        how = "its weights" if each.adapter is words else "its nearest words"
+        patches = words.weights(features)[0].tolist()  # (N, K)
+        panels.append((f"{title}: {how}", [list(zip(names, patch)) for patch in patches]))
+    word_map(path, pixels[0].numpy(), panels,
+             "'.' is the empty word; weights below 0.05 are left out.")
     print(f"written: {path}")
 
 
@@ -473,8 +475,8 @@ def chat(vlm, features, data, known, draw_map):
     for question in data.example_questions():
         print(f"    {question}")
     print("Asked about what is not there, it guesses. An empty line asks for a description.\n"
-          "/map draws the words of the patches, /swap red=blue changes them, /swap undoes it, /quit "
-          "ends.")
+          "/map draws the words of the patches, /swap red=blue changes them, /swap undoes it, "
+          "/quit ends.")
     while True:
         try:
             line = " ".join(input("> ").lower().split())

@@ -24,7 +24,6 @@ import random
 import re
 import sys
 import time
-from argparse import SUPPRESS, BooleanOptionalAction
 from contextlib import nullcontext
 from dataclasses import asdict, dataclass, field, fields
 from pathlib import Path
@@ -40,8 +39,8 @@ from adapter import BASES, COEFFICIENTS, EMPTY, LangBridge, MLPAdapter, load_ada
 from data.bpe import BOS, PATTERNS, PUBLIC, load_encoding, open_encoding, tokens_of, train_bpe
 from data.corpus import DIALECTS, encode, vocabulary
 from data.dataset import Shapes
-from data.files import (RANK, RANKS, Refused, Stage, locked, read_sealed, read_tensors, write_json,
-                        write_sealed, write_tensors, write_text)
+from data.files import (RANK, RANKS, Refused, Stage, locked, read_json, read_tensors, write_json,
+                        write_tensors, write_text)
 from data.own import open_own
 from data.run import (Job, Parser, Signals, Stopped, average_over_ranks, lane, make_stages,
                       run_command)
@@ -53,9 +52,10 @@ from vision import CLIP, ViTConfig, Wordless, encode_pictures, probe, save_vit
 
 # ---- settings -----------------------------------------------------------------------------------
 
-def setting(default, help, choices=None):
-    """A field of Settings: its name becomes a flag, `help` what --help says of it."""
-    return field(default=default, metadata={"help": help, "choices": choices})
+def setting(default, help, choices=None, least=1):
+    """A field of Settings: its name becomes a flag, `help` what --help says of it. Whole numbers
+    are at least `least`."""
+    return field(default=default, metadata={"help": help, "choices": choices, "least": least})
 
 
 @dataclass
@@ -65,33 +65,32 @@ class Settings:
     device: str = setting("auto", "cpu, cuda, mps, or auto")
     precision: str = setting("auto", "auto: bf16 on cuda, else fp32", ["auto", "fp32", "bf16"])
     stages: str = setting("all", "only these stages, separated by commas")
-    threads: int = setting(0, "CPU threads in all; 0: as many as there are cores")
-    save_every: int = setting(60, "seconds between checkpoints")
-    seed: int = setting(0, "seeds weights, documents and the order of data")
+    threads: int = setting(0, "CPU threads in all; 0: as many as there are cores", least=0)
+    save_every: int = setting(60, "seconds between checkpoints", least=0)
+    seed: int = setting(0, "seeds weights, documents and the order of data", least=0)
     # what there is to see and to read
     data: str = setting("", "your conversations about pictures, in LLaVA's format (JSON)")
     images: str = setting("", "the folder of their pictures")
     val: str = setting("", "conversations that are held out; without them, a fifth of --data is")
     allow_bad: bool = setting(False, "train even if more than 5%% of --data cannot be used")
-    pictures: int = setting(12000, "training pictures for align and instruct; with --data: at most")
-    test_pictures: int = setting(600, "test pictures, each with a caption and three questions")
-    # the language models
-    llm_source_tokenizer: str = setting("bpe", "bpe: learned from its texts; or the part of a "
-                                        "public vocabulary that they need", ["bpe", *PUBLIC])
-    llm_source_V: int = setting(512, "vocabulary of the source LLM (of a public one: at least)")
+    pictures: int = setting(12000, "training pictures; with --data: at most", least=20)
+    test_pictures: int = setting(600, "of the test split, each with four questions", least=20)
+    # the language models; a vocabulary is learned from texts (bpe), or the part of a public one
+    llm_source_tokenizer: str = setting("bpe", "of the source LLM", ["bpe", *PUBLIC])
+    llm_source_V: int = setting(512, "its vocabulary (of a public one: at least)", least=300)
     llm_source_C: int = setting(128, "width")
     llm_source_layers: int = setting(2, "depth")
     llm_source_steps: int = setting(1300, "pretraining steps")
-    llm_target_dialect: str = setting("target", "how its texts are written", list(DIALECTS)[1:])
-    llm_target_tokenizer: str = setting("bpe", "as of the source LLM", ["bpe", *PUBLIC])
-    llm_target_V: int = setting(640, "vocabulary of the target LLM")
+    llm_target_tokenizer: str = setting("bpe", "of the target LLM", ["bpe", *PUBLIC])
+    llm_target_V: int = setting(640, "its vocabulary", least=300)
     llm_target_C: int = setting(160, "width")
     llm_target_layers: int = setting(3, "depth")
     llm_target_steps: int = setting(1200, "pretraining steps")
+    llm_target_dialect: str = setting("target", "how its texts are written", list(DIALECTS)[1:])
     llm_H: int = setting(4, "attention heads of both")
     llm_batch: int = setting(10, "documents per step; many small steps beat a few large ones")
-    llm_turns: int = setting(10, "at most this many questions and captions per scene")
-    llm_captions: float = setting(0.3, "probability that a turn is the description (one at most)")
+    llm_turns: int = setting(10, "questions and captions per scene, at most")
+    llm_captions: float = setting(0.3, "probability that a turn is the caption (one at most)")
     llm_rasters: float = setting(0.6, "share of scenes given as a grid of words, not in sentences")
     llm_text_weight: float = setting(0.1, "loss weight of tokens outside answers")
     llm_matrix_lr: float = setting(0.03, "learning rate of the hidden matrices (Muon)")
@@ -102,16 +101,16 @@ class Settings:
     vit_D: int = setting(128, "width")
     vit_H: int = setting(4, "attention heads")
     vit_layers: int = setting(3, "depth")
-    vit_pairs: str = setting("texts", "what belongs to a picture: an alt text, or (without a word) "
+    vit_pairs: str = setting("texts", "what belongs to a picture: its alt text or, without a word, "
                              "another drawing of its scene", ["texts", "drawings"])
     vit_steps: int = setting(1200, "pretraining steps")
-    vit_batch: int = setting(32, "pairs per step; half are twins of the others, one attribute off")
+    vit_batch: int = setting(32, "pairs per step; half are twins, one attribute off", least=2)
     vit_matrix_lr: float = setting(0.01, "learning rate of the hidden matrices (Muon)")
     vit_lr: float = setting(0.001, "learning rate of everything else (AdamW)")
     # stage 1: the adapter on captions
-    align_K: int = setting(0, "words of a LangBridge; 0: all that conversations use")
+    align_K: int = setting(0, "words of a LangBridge; 0: all that conversations use", least=0)
     align_hidden: int = setting(256, "hidden width of a LangBridge")
-    align_mlp_hidden: int = setting(0, "hidden width of an MLP; 0: as wide as the LLM")
+    align_mlp_hidden: int = setting(0, "hidden width of an MLP; 0: as wide as the LLM", least=0)
     align_coefficients: str = setting("softplus", "how outputs become weights", COEFFICIENTS)
     align_basis: str = setting("words", "what it mixes: words, or words minus their mean", BASES)
     align_whiten: bool = setting(True, "whether a LangBridge reads whitened features")
@@ -153,14 +152,7 @@ OWN = dict(  # with --data: more words, more things to tell apart, shorter texts
 def parse_settings(argv):
     """Settings from the command line; what it leaves out is as in the preset, else the default."""
     parser = Parser(__doc__)
-    for f in fields(Settings):
-        about = {"help": f"{f.metadata['help']} (default: {f.default})", "default": SUPPRESS}
-        if f.type is bool:
-            about["action"] = BooleanOptionalAction
-        else:
-            about |= {"type": f.type, "choices": f.metadata["choices"],
-                      "metavar": None if f.metadata["choices"] else f.type.__name__.upper()}
-        parser.add_argument(f"--{f.name}", **about)
+    parser.add_fields(Settings)
     given = vars(parser.parse_args(argv))  # the flags that are there
     usual = (OWN if "data" in given else {}) | PRESETS[given.get("preset", "laptop")]
     s = Settings(**usual | given)
@@ -170,17 +162,10 @@ def parse_settings(argv):
         s.device = "cuda" if torch.cuda.is_available() else "cpu"
     if s.precision == "auto":
         s.precision = "bf16" if s.device == "cuda" else "fp32"
-    for name in ("data", "images", "val"):
-        if getattr(s, name):
-            setattr(s, name, str(Path(getattr(s, name)).resolve()))
+    s.data, s.images, s.val = (path and str(Path(path).resolve())
+                               for path in (s.data, s.images, s.val))
     check(s)
     return s
-
-
-LEAST = {"threads": 0, "save_every": 0, "seed": 0, "align_K": 0, "align_mlp_hidden": 0,
-         "vit_batch": 2, "pictures": 20, "test_pictures": 20,
-         "llm_source_V": 300, "llm_target_V": 300}  # 256 are the bytes; of other numbers: 1
-MOST = {"threads": 1024, "seed": 2 ** 31 - 1}  # of other numbers: a million
 
 
 def check(s):
@@ -189,37 +174,32 @@ def check(s):
         if not ok:
             raise Refused(f"--{name} {getattr(s, name)}: expected {what}")
 
+    for f in fields(s):
+        value, least = getattr(s, f.name), f.metadata["least"]
+        most = {"threads": 1024, "seed": 10 ** 9}.get(f.name, 10 ** 6)
+        if f.type is int:
+            expect(f.name, least <= value <= most, f"{least} to {most}")
+        elif f.name.endswith("lr"):
+            expect(f.name, 0 <= value < math.inf, "0 or more")
+        elif f.type is float:
+            expect(f.name, 0 <= value <= 1, "a share between 0 and 1")
     try:
         torch.zeros(1, device=s.device).item()
     except (RuntimeError, AssertionError, NotImplementedError):
-        raise Refused(f"--device {s.device}: this machine or this torch has no such device; "
-                      "try --device cpu")
+        expect("device", False, "a device of this machine and this torch; try --device cpu")
     if bool(s.data) != bool(s.images) or s.val and not s.data:
         raise Refused("--data FILE and --images DIR go together, and --val FILE with both")
     expect("stages", s.stages == "all" or {*s.stages.split(",")} <= {*STAGES},
            f"some of {', '.join(STAGES)}, or all")
-    for name, value in asdict(s).items():
-        if type(value) is int:
-            low, high = LEAST.get(name, 1), MOST.get(name, 10 ** 6)
-            expect(name, low <= value <= high, f"{low} to {high}")
-        elif name.endswith("lr"):
-            expect(name, 0 <= value < math.inf, "0 or more")
-        elif type(value) is float:
-            expect(name, 0 <= value <= 1, "a share between 0 and 1")
     for llm in ("llm_source", "llm_target"):
         if getattr(s, f"{llm}_tokenizer") != "bpe":
             open_encoding(getattr(s, f"{llm}_tokenizer"))  # refused now, not after training
         expect(f"{llm}_C", getattr(s, f"{llm}_C") % (2 * s.llm_H) == 0,
                f"a multiple of twice the {s.llm_H} heads")
     expect("vit_D", s.vit_D % s.vit_H == 0, f"a multiple of the {s.vit_H} heads")
-    sizes, best = f"--vit_size {s.vit_size} --vit_patch {s.vit_patch}", max(1, s.vit_size // 6)
-    if s.vit_size % (3 * s.vit_patch):
-        raise Refused(f"{sizes}: each of the 3 x 3 places must be a whole number of patches; 6 x 6 "
-                      "patches are best, like the 6 x 6 words that the LLMs read: --vit_size "
-                      f"{6 * best} --vit_patch {best}")
-    if (s.vit_size // s.vit_patch) ** 2 > 256:
-        raise Refused(f"{sizes}: expected at most 16 x 16 patches; with a text, more do not fit "
-                      f"into an LLM's context of {GPTConfig.context} tokens")
+    expect("vit_size", s.vit_size % (3 * s.vit_patch) == 0 and s.vit_size <= 16 * s.vit_patch,
+           f"3, 6, .. or 15 patches of --vit_patch {s.vit_patch}; 6 x 6 patches are best, like the "
+           f"words of a raster: --vit_size {6 * s.vit_patch}")
     expect("align_sampled", s.align_sampled == 0 or s.align_coefficients != "linear",
            "0: words cannot be sampled by raw (linear) weights, which do not sum to 1")
 
@@ -228,24 +208,24 @@ def load_settings(out):
     """The settings that train.py used for a folder."""
     path = Path(out) / "settings.json"
     try:
-        return Settings(**read_sealed(path) | {"out": str(Path(out))})
+        return Settings(**read_json(path) | {"out": str(Path(out))})
     except TypeError:
         raise Refused(f"{str(path)!r} is of another version of this project; make the folder again")
 
 
 def open_stage(s, name):
-    """A stage's folder and the settings that determine its result: its own, and those of the stages
-    that it builds on. `prefixes` are how their names begin."""
+    """A stage's folder and the settings that decide its result: its own, and those of the stages
+    that it builds on."""
     last = name.split("/")[-1]
+    of_llms = tuple(f.name for f in fields(s) if f.name.startswith("llm_")
+                    and not f.name.startswith(("llm_source", "llm_target")))
+    prefixes = ("llm_", "vit_", "align_", "instruct_")  # how their names begin
     if last in ("llm_source", "llm_target"):
-        prefixes = (last, "llm_H", "llm_batch", "llm_turns", "llm_captions", "llm_rasters",
-                    "llm_text_weight", "llm_matrix_lr", "llm_lr")
+        prefixes = (last, *of_llms)
     elif last == "vit":
         prefixes = ("vit_",)
     elif last.endswith("_align"):
-        prefixes = ("llm_", "vit_", "align_")
-    else:
-        prefixes = ("llm_", "vit_", "align_", "instruct_")
+        prefixes = prefixes[:3]
     prefixes += ("seed", "precision", "pictures", "test_pictures")
     settings = {k: v for k, v in asdict(s).items() if k.startswith(prefixes)}
     return Stage(s.out, name, settings | s.dataset.sums)
@@ -337,6 +317,7 @@ class Run:
     A checkpoint holds all that a step depends on, so a killed stage resumes as if nothing had
     happened. Under torchrun, batches are numbered so that each process has its own.
     """
+    KEPT = ("step", "seconds", "smooth", "log", "measured")
 
     def __init__(self, s, stage, modules, optimizers, steps):
         self.s, self.stage, self.steps = s, stage, steps
@@ -346,15 +327,15 @@ class Run:
         self.smooth = None  # running mean of the loss
         self.log, self.measured = [], []  # rows of log.csv; what a stage measures on its way
         stage.folder.mkdir(parents=True, exist_ok=True)
-        self.resume()
+        state = stage.load_state(s.device)
+        if state:
+            self.resume(state)
 
     def __iter__(self):
         self.bar = tqdm(desc=self.stage.name, initial=self.step, total=self.steps, leave=False,
                         mininterval=1 if sys.stderr.isatty() else 60, dynamic_ncols=True,
                         position=lane(), disable=RANK > 0)
         saved = time.perf_counter()
-        for module in self.modules:
-            module.train()
         while self.step < self.steps:
             for optimizer, rate in zip(self.optimizers, self.rates):
                 optimizer.param_groups[0]["lr"] = rate * schedule(self.step, self.steps)
@@ -371,8 +352,6 @@ class Run:
                 self.bar.close()
                 raise Stopped(128 + Signals.asked)
         self.bar.close()
-        for module in self.modules:
-            module.eval()
         lines = [f"{step},{loss},{smooth},{lr:.6g}\n" for step, loss, smooth, lr in self.log]
         write_text(self.stage.folder / "log.csv", "step,loss,smoothed,lr\n" + "".join(lines))
 
@@ -388,8 +367,7 @@ class Run:
             self.bar.close()
             raise Refused(f"{self.stage.name}: at step {self.step} (seed {self.s.seed}) the loss "
                           f"is {loss} and the largest gradient {largest}; delete "
-                          f"{str(self.stage.folder)!r} and try lower learning rates or --precision "
-                          "fp32")
+                          f"{self.stage.folder} and try lower learning rates or --precision fp32")
         self.smooth = loss if self.smooth is None else 0.98 * self.smooth + 0.02 * loss
         self.bar.set_postfix_str(f"loss {self.smooth:.3f}", refresh=False)
         if self.step % 10 == 0 or self.step < 5 or self.step == self.steps - 1:
@@ -397,25 +375,16 @@ class Run:
             self.log.append([self.step, round(loss, 5), round(self.smooth, 5), lr])
 
     def save(self):
-        streams = [torch.get_rng_state()]  # of random numbers: sampled words come from there
-        if self.s.device != "cpu":
-            streams.append(torch.get_device_module(self.s.device).get_rng_state())
         parts = [part.state_dict() for part in [*self.modules, *self.optimizers]]
-        if RANK == 0:
-            self.stage.save_state(
-                parts=parts, streams=streams, step=self.step, seconds=self.seconds,
-                smooth=self.smooth, log=self.log, measured=self.measured)
+        if RANK == 0:  # the random numbers are those of sampled words
+            self.stage.save_state(parts=parts, random=torch.get_rng_state(),
+                                  **{name: getattr(self, name) for name in self.KEPT})
 
-    def resume(self):
-        state = self.stage.load_state(self.s.device)
-        if state is None:
-            return
+    def resume(self, state):
         for part, saved in zip([*self.modules, *self.optimizers], state["parts"], strict=True):
             part.load_state_dict(saved)
-        torch.set_rng_state(state["streams"][0].cpu())
-        if self.s.device != "cpu":
-            torch.get_device_module(self.s.device).set_rng_state(state["streams"][1].cpu())
-        for name in ("step", "seconds", "smooth", "log", "measured"):
+        torch.set_rng_state(state["random"].cpu())
+        for name in self.KEPT:
             setattr(self, name, state[name])
         print(f"{self.stage.name}: resuming from step {self.step}", flush=True)
 
@@ -673,7 +642,7 @@ def train_vlm(s, stage, kind, phase, llm_name="llm_source", adapter=None, study=
         if adapter is None and kind != "blind":
             adapter = load_adapter(stage.folder.with_name(f"{kind}_align")).to(s.device)
             adapter.set_basis(llm, encoding)
-        if kind == "langbridge":
+        if isinstance(adapter, LangBridge):
             adapter.sampled = 0.0  # only in stage 1: here it would cost caption F1
         trained = [module for module in (adapter, llm) if module]
     vlm, exam = VLM(adapter, llm, encoding), held_out(s.out, s.device, data=data)
@@ -751,17 +720,17 @@ def make_all(s):
     stages = {name: open_stage(s, name) for name in STAGES}
     for stage in stages.values():
         stage.config()  # refuses other settings
-    write_sealed(out / "settings.json", asdict(s))
+    write_json(out / "settings.json", asdict(s))
     print(f"nanoLangBridge: preset {s.preset}, device {s.device}, {s.precision}, {s.threads} "
           f"threads, torch {torch.__version__}, into {out}/", flush=True)
+    query = f"  python evaluate.py --out {out} --image {example_picture(s)}"
 
     def say(stage):
         say_scores(stage)
         if stage.name == "langbridge_instruct":
-            minutes = (time.perf_counter() - began) / 60
-            print(f"\nAfter {minutes:.1f} minutes you can query the first model, in another "
-                  "terminal, while its controls and the target LLM are trained:\n"
-                  f"  python evaluate.py --out {out} --image {example_picture(s)}\n", flush=True)
+            print(f"\nAfter {(time.perf_counter() - began) / 60:.1f} minutes you can query the "
+                  f"first model, in another terminal, while the rest is trained:\n{query}\n",
+                  flush=True)
 
     wanted = STAGES if s.stages == "all" else s.stages.split(",")
     make_stages(s, [Job(make, stages[name], arguments, after) for name, (make, arguments, after)
@@ -770,12 +739,11 @@ def make_all(s):
         return
     result = results_of(s, stages, time.perf_counter() - began)
     write_json(out / "results.json", result)
-    print_results(result)
+    print_scores(result["vlm"], s.dataset.SCORES)
     _, vlm = load_vlm(out, "langbridge_instruct")
     show_mistakes(out / "samples.png", vlm, held_out(out, splits=["test"]), s.dataset, count=6)
-    print(f"\n{result['seconds']['total'] / 60:.1f} minutes. Scores: {out}/results.json. Try next:\n"
-          f"  python evaluate.py --out {out} --image {example_picture(s)}\n"
-          f"  python transfer.py --out {out}")
+    print(f"\n{result['seconds']['total'] / 60:.1f} minutes. Scores: {out}/results.json. Try "
+          f"next:\n{query}\n  python transfer.py --out {out}")
 
 
 def example_picture(s):
@@ -786,33 +754,33 @@ def results_of(s, stages, seconds):
     """results.json: the scores of all stages, beside chance and the most frequent answers."""
     configs = {name: stage.config() for name, stage in stages.items()}
     scores = {name: config["scores"] for name, config in configs.items()}
-    data, took = s.dataset, {name: config["seconds"] for name, config in configs.items()}
-    pictures = {split: data.count(split) for split in data.EXAM}
     words = load_adapter(stages["langbridge_align"].folder).tokens
     others = tokens_of(load_encoding(stages["llm_target"].folder / "tokenizer.json"))
+
+    def part(name, *facts):
+        return {fact: configs[name][fact] for fact in facts} | scores[name]
+
     return {
         "seed": s.seed, "preset": s.preset, "device": s.device, "torch": torch.__version__,
         "commit": ", ".join(sorted({config["commit"] for config in configs.values()})),
         "K": len(words), "shared_vocab": len({*words} & {*others}),
-        "seconds": took | {"total": seconds},  # in steps; the total is of the last command
-        "llm": {name: {"params": configs[f"llm_{name}"]["params"],
-                       "vocab": configs[f"llm_{name}"]["vocab"]} | scores[f"llm_{name}"]
-                for name in ("source", "target")},
-        "vit": {"params": configs["vit"]["params"]} | scores["vit"],
+        "seconds": {name: config["seconds"] for name, config in configs.items()}
+                   | {"total": seconds},  # in steps; the total is of the last command
+        "llm": {name: part(f"llm_{name}", "params", "vocab") for name in ("source", "target")},
+        "vit": part("vit", "params"),
         "vlm": {kind: {phase: scores[f"{kind}_{phase}"] for phase in ("align", "instruct")}
-                for kind in ("mlp", "langbridge")} |
-               {"blind": scores["blind_instruct"]} | data.guesses(pictures)}
+                for kind in ("mlp", "langbridge")} | {"blind": scores["blind_instruct"]}
+               | s.dataset.guesses({split: s.dataset.count(split) for split in s.dataset.EXAM})}
 
 
-def print_results(r):
-    """The scores on the test split."""
-    rows = {f"{kind}, after {phase}": r["vlm"][kind][phase]
-            for phase in ("align", "instruct") for kind in ("mlp", "langbridge")}
-    rows |= {name: scores for name, scores in r["vlm"].items() if name not in ("mlp", "langbridge")}
-    names = [name for name, value in r["vlm"]["chance"].items() if isinstance(value, float)]
-    print(f"\n{'on the test split':26}" + "".join(f"{name:>20}" for name in names))
-    for title, scores in rows.items():
-        print(f"{title:26}" + "".join(f"{scores[name]:20.3f}" for name in names))
+def print_scores(vlm, names):
+    """The scores of models on the test split; an adapter has them after each of its stages."""
+    print(f"\n{'on the test split':28}" + "".join(f"{name:>14}" for name in names))
+    for model, scores in vlm.items():
+        phases = scores if "align" in scores else {"": scores}
+        for phase, its in phases.items():
+            cells = "".join(f"{its[name]:14.3f}" for name in names)
+            print(f"{f'{model} {phase}':28}{cells}")
 
 
 if __name__ == "__main__":

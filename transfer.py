@@ -399,8 +399,8 @@ def transfer(s, args):
     stages = {row.name: open_stage(s, row.start) if row.stage1 and not row.stage2 else
               open_stage(tuned if row.stage2 else s, f"{name}/{row.name}") for row in rows}
     by_stage = {stages[row.name].name: row for row in rows}
-    print(f"transfer: {source} to {target}, {len(rows)} rows, stage 2 of {tuned.instruct_steps} "
-          f"steps x {s.instruct_batch} pictures, device {s.device}, {s.threads} threads", flush=True)
+    print(f"{name}: {source} to {target}, {len(rows)} rows, stage 2 of {tuned.instruct_steps} x "
+          f"{s.instruct_batch} pictures, device {s.device}, {s.threads} threads", flush=True)
 
     def say(stage):
         if stage.name in by_stage:
@@ -438,8 +438,8 @@ def transfer(s, args):
             print(f"{above} / {below}: {', '.join(ratios)}")
     write_json(out / f"{name}.json", result)
     model = f" --model {name}/transferred_langbridge" if "transferred_langbridge" in configs else ""
-    print(f"\n{(time.perf_counter() - began) / 60:.1f} minutes. Scores: {out}/{name}.json. Try next:\n"
-          f"  python evaluate.py --out {out}{model} --image {example_picture(s)}\n"
+    print(f"\n{(time.perf_counter() - began) / 60:.1f} minutes. Scores: {out}/{name}.json. Try "
+          f"next:\n  python evaluate.py --out {out}{model} --image {example_picture(s)}\n"
           f"  python transfer.py --out {out} {'--rows all' if args.reverse else '--reverse'}")
 
 

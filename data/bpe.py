@@ -12,7 +12,6 @@ cuts the text into chunks first, so a token is at most a word with its leading s
 The vocabularies of well-known LLMs can be read as well, and cut down to what our texts need.
 """
 import hashlib
-import json
 import os
 import random
 import re
@@ -23,7 +22,7 @@ from pathlib import Path
 
 import tiktoken
 
-from data.files import Refused, read_json, write_text
+from data.files import Refused, read_json, write_json
 
 BOS = "<|bos|>"  # starts every document: the only special token
 PATTERNS = {  # the chunks of a text; the two LLMs cut differently, as GPT-2 and GPT-4 do
@@ -106,8 +105,8 @@ def save_encoding(encoding, path):
             tokens.append(token.decode("utf-8"))
         except UnicodeDecodeError:
             tokens.append({"hex": token.hex()})
-    data = {"name": encoding.name, "pattern": encoding._pat_str, "special": BOS, "tokens": tokens}
-    write_text(path, json.dumps(data, ensure_ascii=False, indent=0))
+    write_json(path, {"name": encoding.name, "pattern": encoding._pat_str, "special": BOS,
+                      "tokens": tokens})
 
 
 def load_encoding(path):

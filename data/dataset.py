@@ -1,10 +1,10 @@
 """What the stages ask of their data, answered for the world of world.py.
 
     a stage needs                                for
-    config(), sums                               what load_data rebuilds it from; what it was read from
+    config(), sums                               what load_data rebuilds it from; hashes of files
     SPLITS, EXAM, SCORES, count(split)           the splits, those of the exam, what tables show
     pictures(split, indices)                     (n, size, size, 3) uint8, for the ViT's features
-    alt_texts, alt_V, pairs, test_pairs          the ViT: texts of its vocabulary, batches, retrieval
+    alt_texts, alt_V, pairs, test_pairs          the ViT: its vocabulary, batches, retrieval
     texts, document, examine_reading             the LLMs: vocabulary, corpus (in pieces), scores
     description, conversation, sampled           the adapters: align, instruct; how many
                                                  conversations a LangBridge takes its words from

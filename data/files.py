@@ -14,6 +14,7 @@ import io
 import json
 import os
 import pickle
+import shutil
 import subprocess
 from contextlib import contextmanager
 from pathlib import Path
@@ -22,10 +23,10 @@ import torch
 
 try:
     import fcntl
-except ImportError:  # Windows, where folders are not locked
+except ImportError:
     fcntl = None
 
-# torchrun starts several processes. Each trains on samples of its own; the first one, rank 0, writes.
+# torchrun starts several processes. Each trains on samples of its own; the first, rank 0, writes.
 RANK, RANKS = int(os.environ.get("RANK", 0)), int(os.environ.get("WORLD_SIZE", 1))
 
 
@@ -57,23 +58,19 @@ def write_text(path, text):
 
 
 def write_json(path, data):
-    write_text(path, json.dumps(data, indent=1))
+    """Write a dict as JSON, sealed with a hash of itself and of its file's name."""
+    data = json.loads(json.dumps(data))  # as it will be read
+    sealed = {"seal": seal_of(path, data)} | data
+    write_text(path, json.dumps(sealed, ensure_ascii=False, indent=1))
+
+
+def seal_of(path, data):
+    return hashlib.sha256(json.dumps([path.name, data], sort_keys=True).encode()).hexdigest()
 
 
 def write_tensors(path, tensors):
     """Write a dict of tensors, such as a module's state_dict()."""
     write_aside(path, lambda aside: torch.save(tensors, aside))
-
-
-def write_sealed(path, data):
-    """Write a dict as JSON with a hash of itself and of its name, for files that nothing else
-    vouches for."""
-    data = json.loads(json.dumps(data))  # as it will be read
-    write_json(path, {"seal": seal_of(path, data)} | data)
-
-
-def seal_of(path, data):
-    return hashlib.sha256(json.dumps([path.name, data], sort_keys=True).encode()).hexdigest()
 
 
 # ---- reading ------------------------------------------------------------------------------------
@@ -97,32 +94,18 @@ def checked(path):
     """The path. Raises Refused if its file is missing or, in a finished stage, not as it was
     left."""
     config = path.with_name("config.json")
-    if not path.exists():
-        if config.exists():
-            raise damaged(path, "it is missing")
+    if not path.exists() and not config.exists():
         raise Refused(f"there is no {str(path)!r}; run 'python train.py --out FOLDER' first")
-    if config.exists() and path != config:
-        found = hash_of(path, path.stat().st_mtime_ns)
-        if read_json(config)["files"].get(path.name) != found:
-            raise damaged(path, "it is not as its stage left it (damaged, or of another stage)")
+    if not path.exists():
+        raise damaged(path, "it is missing")
+    if config.exists() and path != config and read_json(config)["files"].get(path.name) != hash_of(
+            path, path.stat().st_mtime_ns):
+        raise damaged(path, "it is not as its stage left it (damaged, or of another stage)")
     return path
 
 
 def read_json(path):
     """What write_json wrote; a stage's config.json must belong to its folder."""
-    if path.name == "config.json":
-        config = read_sealed(path)
-        if not path.parent.resolve().as_posix().endswith(config["stage"]):
-            raise damaged(path, f"it is that of another stage, {config['stage']}")
-        return config
-    try:
-        return json.loads(checked(path).read_text(encoding="utf-8"))
-    except (ValueError, RecursionError) as error:  # a UnicodeDecodeError is a ValueError
-        raise damaged(path, f"it is damaged ({error})") from error
-
-
-def read_sealed(path):
-    """What write_sealed wrote."""
     try:
         data = json.loads(checked(path).read_text(encoding="utf-8"))
         seal = data.pop("seal")
@@ -130,6 +113,9 @@ def read_sealed(path):
         raise damaged(path, "it is damaged, or of another version of this project") from error
     if seal != seal_of(path, data):
         raise damaged(path, "it was changed after it was written, or is another file")
+    stage = data.get("stage", "") if path.name == "config.json" else ""
+    if not path.parent.resolve().as_posix().endswith(stage):
+        raise damaged(path, f"it is that of another stage, {stage}")
     return data
 
 
@@ -159,31 +145,27 @@ def load_weights(make, path):
 @contextmanager
 def locked(out):
     """One command at a time writes into a folder. The lock ends with the process, however that
-    ends."""
-    if not fcntl or RANK > 0:
-        yield
-        return
-    out = Path(out)
-    out.mkdir(parents=True, exist_ok=True)
-    with open(out / "lock", "w", encoding="utf-8") as file:
+    ends. (Windows has no such locks, nor have some network file systems.)"""
+    Path(out).mkdir(parents=True, exist_ok=True)
+    with open(Path(out) / "lock", "w", encoding="utf-8") as file:
         try:
-            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            if fcntl and RANK == 0:
+                fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError:
             raise Refused(f"{str(out)!r} is in use by another command; wait until it has ended, or "
                           "use another --out")
         except OSError:
-            pass  # some network file systems have no locks
+            pass
         yield
 
 
 def find_commit():
     """The commit of this code, with a + if files were changed since; "" where git knows none."""
-    try:
-        done = subprocess.run(["git", "describe", "--always", "--dirty=+", "--exclude=*"],
-                              cwd=Path(__file__).parent, capture_output=True, text=True)
-    except OSError:  # no git
+    if not shutil.which("git"):
         return ""
-    return done.stdout.strip()
+    command = ["git", "describe", "--always", "--dirty=+", "--exclude=*"]
+    where = {"cwd": Path(__file__).parent}
+    return subprocess.run(command, capture_output=True, text=True, **where).stdout.strip()
 
 
 COMMIT = find_commit()  # when the code was loaded
@@ -207,9 +189,9 @@ class Stage:
 
     def compare(self, found):
         """Raise Refused, naming the differences, if the settings are not this stage's."""
-        differ = [f"{name} was {found.get(name)}, now {self.settings.get(name)}"
-                  for name in sorted({*found, *self.settings})
-                  if found.get(name) != self.settings.get(name)]
+        names = [name for name in sorted({*found, *self.settings})
+                 if found.get(name) != self.settings.get(name)]
+        differ = [f"{name} was {found.get(name)}, now {self.settings.get(name)}" for name in names]
         if differ:
             raise Refused(f"{str(self.folder)!r} holds a stage made with other settings "
                           f"({'; '.join(differ[:4])}); use another --out, or delete it")
@@ -222,7 +204,7 @@ class Stage:
             files = {path.name: hash_of(path, path.stat().st_mtime_ns)
                      for path in sorted(self.folder.iterdir())
                      if path.is_file() and path.suffix != ".new"}  # what a kill has left
-            write_sealed(self.folder / "config.json", {
+            write_json(self.folder / "config.json", {
                 "stage": self.name, "settings": self.settings, "commit": COMMIT,
                 "torch": torch.__version__, **facts, "files": files})
         if RANKS > 1:

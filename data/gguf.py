@@ -16,8 +16,10 @@ values, their count, and the values. (The format: github.com/ggml-org/ggml, docs
 The file is mapped into memory: opening it reads the head, and `read` one tensor at a time. Nothing
 in it is trusted: every count and size is compared with what the file can hold before it is used.
 """
+import math
 import struct
 from pathlib import Path
+from types import SimpleNamespace
 from typing import NamedTuple
 
 import numpy as np
@@ -59,7 +61,7 @@ def bf16(raw):
 
 def q8_0(blocks):
     """d (2 bytes), q (32 x 8 bits with sign): w = d q"""
-    return f16(blocks[:, :2].copy()) * blocks[:, 2:].view(np.int8)
+    return f16(blocks[:, :2]) * blocks[:, 2:].view(np.int8)
 
 
 def nibbles(packed):
@@ -69,12 +71,12 @@ def nibbles(packed):
 
 def q4_0(blocks):
     """d (2 bytes), q (32 x 4 bits): w = d (q - 8)"""
-    return f16(blocks[:, :2].copy()) * (nibbles(blocks[:, 2:]).astype(np.float32) - 8)
+    return f16(blocks[:, :2]) * (nibbles(blocks[:, 2:]).astype(np.float32) - 8)
 
 
 def q4_1(blocks):
     """d, m (2 bytes each), q (32 x 4 bits): w = d q + m"""
-    return f16(blocks[:, :2].copy()) * nibbles(blocks[:, 4:]) + f16(blocks[:, 2:4].copy())
+    return f16(blocks[:, :2]) * nibbles(blocks[:, 4:]) + f16(blocks[:, 2:4])
 
 
 class Storage(NamedTuple):
@@ -153,26 +155,19 @@ class GGUF:
         except UnicodeDecodeError:
             raise self.refusal(f"it is damaged: no text at byte {self.at}")
 
-    def value(self, type):
-        if type == STRING:
-            return self.string()
+    def entry(self):
+        """A key, and its value: a number, a string, or an array of either."""
+        key, type, array = self.string(), self.number("<I"), False
         if type == ARRAY:
-            type = self.number("<I")
-            if type == STRING:
-                return [self.string() for _ in range(self.count(8))]
-            form = self.form(type)
-            size = struct.calcsize(form)
-            return np.frombuffer(self.take(self.count(size) * size), form[1]).tolist()
-        return self.number(self.form(type))
-
-    def form(self, type):
+            type, array = self.number("<I"), True
+        if type == STRING:
+            return key, [self.string() for _ in range(self.count(8))] if array else self.string()
         if type not in NUMBERS:
             raise self.refusal(f"it is damaged: no value has the type {type} (byte {self.at})")
-        return NUMBERS[type]
-
-    def entry(self):
-        key = self.string()
-        return key, self.value(self.number("<I"))
+        form, size = NUMBERS[type], struct.calcsize(NUMBERS[type])
+        if array:
+            return key, np.frombuffer(self.take(self.count(size) * size), form).tolist()
+        return key, self.number(form)
 
     def distinct(self, what, pairs):
         found = {}
@@ -195,15 +190,12 @@ class GGUF:
         if alignment < 8 or alignment & (alignment - 1):
             raise self.refusal(f"it is damaged: an alignment of {alignment} bytes")
         start = end = padded(self.at, alignment)
-        entries = []
+        entries, known = [], ", ".join(storage.name for storage in STORED.values())
         for name, shape, type, offset in table:
             if type not in STORED:
-                known = ", ".join(storage.name for storage in STORED.values())
                 raise self.refusal(f"{name!r} is stored as {OTHERS.get(type, type)}; known are "
                                    f"{known}")
-            storage, weights = STORED[type], 1
-            for n in shape:
-                weights *= n
+            storage, weights = STORED[type], math.prod(shape)
             size = weights // storage.weights * storage.bytes
             if weights < 1 or shape[-1] % storage.weights or start + offset != end:
                 raise self.refusal(f"it is damaged: the size or the place of {name!r} is wrong")
@@ -250,8 +242,7 @@ def bytes_of_letters():
     """{letter: byte}: GPT-2's alphabet, which writes every byte as a visible letter."""
     visible = [*range(33, 127), *range(161, 173), *range(174, 256)]  # these stand for themselves
     others = [b for b in range(256) if b not in visible]
-    return ({chr(b): b for b in visible} |
-            {chr(256 + i): b for i, b in enumerate(others)})
+    return {chr(b): b for b in visible} | {chr(256 + i): b for i, b in enumerate(others)}
 
 
 def read_encoding(file):
@@ -270,27 +261,21 @@ def read_encoding(file):
     kinds = file.get("tokenizer.ggml.token_type", list)
     if len(kinds) != len(tokens):
         raise file.refusal(f"it is damaged: {len(tokens)} tokens, but {len(kinds)} types of them")
-    letters = bytes_of_letters()
-    ranks, special = {}, {}
+    letters, ranks, special = bytes_of_letters(), {}, {}
     for id, (token, kind) in enumerate(zip(tokens, kinds)):
         if kind != 1:  # 1: an ordinary token
             special[token] = id
-            continue
-        try:
+        elif {*token} <= {*letters}:
             ranks[bytes(letters[letter] for letter in token)] = id
-        except KeyError:
+        else:
             raise file.refusal(f"it is damaged: token {id} is {token!r}")
     if len(ranks) + len(special) < len(tokens) or b"" in ranks or "" in special:
         raise file.refusal("it is damaged: a token is there twice, or is empty")
     check_merges(file, {token: id for id, token in enumerate(tokens)})
-    beyond = len(tokens)
-    for byte in range(256):
-        if bytes([byte]) not in ranks:
-            ranks[bytes([byte])] = beyond
-            beyond += 1
-    name = file.get("general.name", str, file.path.stem)
-    return tiktoken.Encoding(name, pat_str=PATTERNS[pre], mergeable_ranks=ranks,
-                             special_tokens=special)
+    missing = [bytes([b]) for b in range(256) if bytes([b]) not in ranks]
+    ranks |= {byte: len(tokens) + i for i, byte in enumerate(missing)}
+    return tiktoken.Encoding(file.get("general.name", str, file.path.stem), special_tokens=special,
+                             pat_str=PATTERNS[pre], mergeable_ranks=ranks)
 
 
 def texts_of(file, key):
@@ -304,9 +289,8 @@ def check_merges(file, ids):
     """Raises Refused unless each merge makes a token, and later ones make higher ids."""
     last = -1
     for merge in texts_of(file, "tokenizer.ggml.merges"):
-        left, _, right = merge.partition(" ")
-        id = ids.get(left + right)
-        if id is None or id < last:
+        id = ids.get(merge.replace(" ", "", 1), -1)
+        if id < max(last, 0):
             raise file.refusal(f"the merge {merge!r} is damaged, or not in the order of the ids")
         last = id
 
@@ -314,7 +298,16 @@ def check_merges(file, ids):
 # ---- its LLM ------------------------------------------------------------------------------------
 
 def sizes_of(file):
-    """The sizes of the LLM in a file, as the fields of model.LlamaConfig."""
+    """The sizes of the LLM in a file (results/real.py has the LLM):
+
+        V, C, H, layers   vocabulary, width, attention heads, blocks
+        G, c              heads that have keys and values of their own, and the width of a head
+        F                 width inside the MLP
+        context           how many tokens are seen at a time
+        base, eps         of the rotary positions, and of the norms
+        apart             whether the two channels of a rotary pair are half a head apart; otherwise
+                          they are neighbours
+    """
     family = file.get("general.architecture", str)
     if family not in ("llama", "qwen2"):
         raise file.refusal(f"its architecture is {family!r}; known are llama and qwen2")
@@ -322,7 +315,7 @@ def sizes_of(file):
         raise file.refusal("it is a part of several files, or a mixture of experts: not known")
     scaling = file.get(f"{family}.rope.scaling.type", str, "none")
     if scaling != "none":
-        raise file.refusal(f"its rotary positions are scaled ({scaling}): not known")
+        raise file.refusal(f"its rotary positions are scaled ({scaling!r}): not known")
 
     def size(name, default=None):
         n = file.get(f"{family}.{name}", int, default)
@@ -330,72 +323,51 @@ def sizes_of(file):
             raise file.refusal(f"it is damaged: {family}.{name} is {n}")
         return n
 
-    C, H = size("embedding_length"), size("attention.head_count")
-    sizes = {
-        "V": len(texts_of(file, "tokenizer.ggml.tokens")), "C": C, "H": H,
-        "G": size("attention.head_count_kv", H), "c": size("attention.key_length", C // H),
-        "F": size("feed_forward_length"), "layers": size("block_count"),
-        "context": size("context_length"),
-        "base": file.get(f"{family}.rope.freq_base", float, 10000.0),
-        "eps": file.get(f"{family}.attention.layer_norm_rms_epsilon", float),
-        "tied": "output.weight" not in file.tensors,
-        "biased": "blk.0.attn_q.bias" in file.tensors}
-    sizes["context"] = min(sizes["context"],  # within the window, all tokens are seen
-                           size("attention.sliding_window", sizes["context"]))
-    in_pairs = size("rope.dimension_count", sizes["c"]) == sizes["c"] and sizes["c"] % 2 == 0
-    if H % sizes["G"] or not in_pairs or not sizes["base"] > 0 or not 0 < sizes["eps"] < 1:
+    C, H, context = size("embedding_length"), size("attention.head_count"), size("context_length")
+    s = SimpleNamespace(
+        V=len(texts_of(file, "tokenizer.ggml.tokens")), C=C, H=H, layers=size("block_count"),
+        G=size("attention.head_count_kv", H), c=size("attention.key_length", C // H),
+        F=size("feed_forward_length"),
+        context=min(context, size("attention.sliding_window", context)),
+        base=file.get(f"{family}.rope.freq_base", float, 10000.0),
+        eps=file.get(f"{family}.attention.layer_norm_rms_epsilon", float), apart=family == "qwen2")
+    rotary = size("rope.dimension_count", s.c) == s.c and s.c % 2 == 0 and s.base > 0
+    if H % s.G or not rotary or not 0 < s.eps < 1:
         raise file.refusal("its numbers of heads, or its rotary positions, are of no known kind")
-    if 9 * sizes["layers"] > len(file.tensors):
-        raise file.refusal(f"it is damaged: {sizes['layers']} blocks, {len(file.tensors)} tensors")
-    return sizes
+    if 9 * s.layers > len(file.tensors):
+        raise file.refusal(f"it is damaged: {s.layers} blocks, {len(file.tensors)} tensors")
+    return s
 
 
-STRETCH = "rope_freqs.weight"  # in LLaMA 3: divides the frequencies of the rotary positions
-IN_FILE = {  # our names (model.Llama), and the tensors that each of them stacks
-    "embedding.weight": ["token_embd.weight"],
-    "attention_norm.weight": ["attn_norm.weight"],
-    "attention.qkv.weight": ["attn_q.weight", "attn_k.weight", "attn_v.weight"],
-    "attention.qkv.bias": ["attn_q.bias", "attn_k.bias", "attn_v.bias"],
-    "attention.out.weight": ["attn_output.weight"],
-    "mlp_norm.weight": ["ffn_norm.weight"],
-    "mlp.gate_up.weight": ["ffn_gate.weight", "ffn_up.weight"],
-    "mlp.down.weight": ["ffn_down.weight"],
-    "norm.weight": ["output_norm.weight"],
-    "head.weight": ["output.weight"]}
+def shapes_of(s):
+    """The tensors of an LLM of these sizes: {name: shape}"""
+    q, kv = s.H * s.c, s.G * s.c
+    block = {
+        "attn_norm.weight": (s.C,), "attn_q.weight": (q, s.C), "attn_q.bias": (q,),
+        "attn_k.weight": (kv, s.C), "attn_k.bias": (kv,), "attn_v.weight": (kv, s.C),
+        "attn_v.bias": (kv,), "attn_output.weight": (s.C, q), "ffn_norm.weight": (s.C,),
+        "ffn_gate.weight": (s.F, s.C), "ffn_up.weight": (s.F, s.C), "ffn_down.weight": (s.C, s.F)}
+    shapes = {"token_embd.weight": (s.V, s.C), "rope_freqs.weight": (s.c // 2,),
+              "output_norm.weight": (s.C,), "output.weight": (s.V, s.C)}
+    return shapes | {f"blk.{i}.{name}": shape for i in range(s.layers)
+                     for name, shape in block.items()}
 
 
-def parts_of(name):
-    """'blocks.3.mlp.gate_up.weight' -> ['blk.3.ffn_gate.weight', 'blk.3.ffn_up.weight']"""
-    if name.startswith("blocks."):
-        _, block, of_block = name.split(".", 2)
-        return [f"blk.{block}.{part}" for part in IN_FILE[of_block]]
-    return IN_FILE[name]
+def read_weights(file, sizes):
+    """The weights of the LLM, {name: float32 array}. All names and shapes are compared with its
+    sizes before any weight is read.
 
-
-def read_weights(file, shapes, c):
-    """The weights of the LLM, {our name: float32 array}, for {our name: shape}; c: width of a head.
-
-    All names and shapes are compared first. The two channels of a rotary pair are neighbours in
-    files of `llama`; in those of `qwen2` they are half a head apart, and are moved here.
+    It may lack a head (then that is the embedding), biases, and the divisors of the rotary
+    frequencies, `rope_freqs`, which LLaMA 3 has.
     """
-    wanted = {part for name in shapes for part in parts_of(name)} | {STRETCH} & set(file.tensors)
-    for part in sorted(wanted ^ set(file.tensors)):
-        state = "is missing" if part in wanted else "is not known"
-        raise file.refusal(f"the tensor {part!r} {state}")
-    for name, shape in shapes.items():
-        found = [file.tensors[part].shape for part in parts_of(name)]
-        rows = sum(one[0] for one in found)
-        if any((rows, *one[1:]) != tuple(shape) for one in found):
-            raise file.refusal(f"it is damaged: {parts_of(name)} have the shapes {found}, which do "
-                               "not fit its sizes")
-    return {name: np.concatenate([read_part(file, part, c) for part in parts_of(name)])
-            for name in shapes}
-
-
-def read_part(file, part, c):
-    w = file.read(part)
-    apart = file.metadata["general.architecture"] == "qwen2"
-    if apart and (".attn_q." in part or ".attn_k." in part):
-        w = w.reshape(-1, 2, c // 2, *w.shape[1:])  # (heads, 2, c/2, ..)
-        w = w.swapaxes(1, 2).reshape(-1, *w.shape[3:])
-    return w
+    shapes, optional = shapes_of(sizes), ("output.weight", "rope_freqs.weight")
+    for name in sorted({*shapes} ^ {*file.tensors}):
+        if name in file.tensors:
+            raise file.refusal(f"the tensor {name!r} is not known")
+        if name not in optional and not name.endswith(".bias"):
+            raise file.refusal(f"the tensor {name!r} is missing")
+    for name, entry in file.tensors.items():
+        if entry.shape != shapes[name]:
+            raise file.refusal(f"it is damaged: {name!r} has the shape {entry.shape}, and by its "
+                               f"sizes {shapes[name]}")
+    return {name: file.read(name) for name in file.tensors}

@@ -1,45 +1,34 @@
-"""Pictures, read from files as small squares, and drawn for people to look at."""
+"""Pictures: read from files as small squares, warped, and drawn for people to look at."""
+import hashlib
 import math
-import warnings
+import os
 from collections import Counter
+from concurrent.futures import ThreadPoolExecutor
 
 import numpy as np
 import torch
-from PIL import Image, ImageDraw, UnidentifiedImageError
+from PIL import Image, ImageDraw, ImageOps
+from tqdm import tqdm
 
 from data.files import Refused
 
-INKS = ["#1b6ca8", "#d1495b", "#2e8b57", "#e08e0b", "#7b4fa3",
-        "#5c6670", "#b56576", "#00868b", "#8a6d3b", "#333333"]
-NOTE_INK = "#444444"
-CELL = 92  # side of a patch in a map of words
-MAP_TOP, MAP_GAP = 44, 24
+MOST_PIXELS = 90_000_000  # of a file: more are not read
+Image.MAX_IMAGE_PIXELS = None  # Pillow's own limit would be a warning
 
+
+# ---- reading ------------------------------------------------------------------------------------
 
 def read_picture(path, size):
     """Any PNG or JPEG as (1, size, size, 3) uint8. Raises Refused if it cannot be read.
 
-    Transparent pixels become white, and it is padded to a square with its border's median colour.
+    It is padded to a square with its border's median colour.
     """
     try:
-        with warnings.catch_warnings():
-            warnings.simplefilter("error", Image.DecompressionBombWarning)  # 90 million pixels
-            picture = Image.open(path)
-            picture.load()
+        picture = open_picture(path)
     except FileNotFoundError:
         raise Refused(f"there is no picture {str(path)!r}")
-    except (UnidentifiedImageError, OSError, SyntaxError, ValueError,
-            Image.DecompressionBombWarning, Image.DecompressionBombError) as error:
+    except Exception as error:  # a broken file can make Pillow raise nearly anything
         raise Refused(f"cannot read {str(path)!r} as a picture ({error}); PNG and JPEG files work")
-    if picture.mode.startswith("I"):  # 16-bit greyscale
-        grey = np.asarray(picture, dtype=np.float64) / 257
-        picture = Image.fromarray(grey.clip(0, 255).astype(np.uint8))
-    if "A" in picture.getbands() or "transparency" in picture.info:
-        picture = picture.convert("RGBA")
-        white = Image.new("RGBA", picture.size, "white")
-        picture = Image.alpha_composite(white, picture)
-    picture = picture.convert("RGB")
-    picture.thumbnail((2048, 2048))  # a long strip would become a huge square
     pixels = np.asarray(picture)
     border = np.concatenate([pixels[0], pixels[-1], pixels[:, 0], pixels[:, -1]])
     side = max(picture.size)
@@ -48,6 +37,42 @@ def read_picture(path, size):
     smooth = Image.Resampling.BOX if side > size else Image.Resampling.BICUBIC
     pixels = np.array(square.resize((size, size), smooth))
     return torch.from_numpy(pixels)[None]  # (1, size, size, 3)
+
+
+def open_picture(path):
+    """A file as an RGB picture, upright as viewers show it; transparent pixels become white."""
+    picture = Image.open(path)
+    if math.prod(picture.size) > MOST_PIXELS:
+        raise ValueError(f"more than {MOST_PIXELS:,} pixels")
+    picture = ImageOps.exif_transpose(picture)  # phones say in EXIF how they were held
+    if picture.mode.startswith("I"):  # 16-bit greyscale
+        picture = Image.fromarray((np.asarray(picture) / 257).clip(0, 255).astype(np.uint8))
+    if picture.has_transparency_data:
+        picture = picture.convert("RGBA")
+        picture = Image.alpha_composite(Image.new("RGBA", picture.size, "white"), picture)
+    picture = picture.convert("RGB")
+    picture.thumbnail((2048, 2048))  # a long strip would become a huge square
+    return picture
+
+
+def decode(paths, size, target):
+    """Write many pictures into one file, as (n, size, size, 3) uint8. Returns a mark for each: the
+    hash of its pixels, or "" if it cannot be read."""
+    marks = []
+
+    def decode_one(path):
+        try:
+            pixels = read_picture(path, size).numpy().tobytes()
+        except Refused:
+            return bytes(3 * size * size), ""
+        return pixels, hashlib.sha256(pixels).hexdigest()
+
+    with open(target, "wb") as file, ThreadPoolExecutor(os.cpu_count()) as pool:
+        for start in tqdm(range(0, len(paths), 1000), "decoding, in thousands", leave=False):
+            for pixels, mark in pool.map(decode_one, paths[start:start + 1000]):
+                file.write(pixels)
+                marks.append(mark)
+    return marks
 
 
 def warped(picture, y, x, zoom=1.0, stretch=1.0, angle=0.0):
@@ -65,6 +90,9 @@ def warped(picture, y, x, zoom=1.0, stretch=1.0, angle=0.0):
 
 # ---- drawn for people ---------------------------------------------------------------------------
 
+CELL, TOP, GAP = 92, 44, 24  # of a map of words: side of a patch, above it, beside it
+
+
 def enlarged(picture, side):
     """A (size, size, 3) uint8 array as a square picture whose pixels stay visible."""
     return Image.fromarray(picture).resize((side, side), Image.Resampling.NEAREST)
@@ -76,23 +104,22 @@ def word_map(path, picture, panels, note):
     Words are as large and as dark as their weight; below, their sums over the patches.
     panels: [(title, [[(word, weight from 0 to 1), ..] for each patch])]
     """
-    side = int(len(panels[0][1]) ** 0.5)  # patches
+    side = math.isqrt(len(panels[0][1]))  # patches
     width = side * CELL
-    step = width + MAP_GAP
-    sheet = Image.new("RGB", ((len(panels) + 1) * step + MAP_GAP, MAP_TOP + width + 190), "white")
-    pen = ImageDraw.Draw(sheet)
-    large = enlarged(picture, width)
+    size = ((len(panels) + 1) * (width + GAP) + GAP, TOP + width + 190)
+    sheet = Image.new("RGB", size, "white")
+    pen, large = ImageDraw.Draw(sheet), enlarged(picture, width)
     pale = Image.blend(large, Image.new("RGB", large.size, "white"), 0.8)
-    pen.text((MAP_GAP, MAP_TOP - 10), "the picture", fill="black", font_size=19, anchor="lb")
-    sheet.paste(large, (MAP_GAP, MAP_TOP))
+    pen.text((GAP, TOP - 10), "the picture", fill="black", font_size=19, anchor="lb")
+    sheet.paste(large, (GAP, TOP))
     for p, (title, patches) in enumerate(panels, start=1):
-        left = MAP_GAP + p * step
-        pen.text((left, MAP_TOP - 10), title, fill="black", font_size=19, anchor="lb")
-        sheet.paste(pale, (left, MAP_TOP))
+        left = GAP + p * (width + GAP)
+        pen.text((left, TOP - 10), title, fill="black", font_size=19, anchor="lb")
+        sheet.paste(pale, (left, TOP))
         for n, words in enumerate(patches):
-            draw_patch(pen, left + n % side * CELL, MAP_TOP + n // side * CELL, words)
-        draw_sums(pen, left, MAP_TOP + width, width, patches, INKS[p])
-    pen.text((MAP_GAP, sheet.height - 26), note, fill=NOTE_INK, font_size=13)
+            draw_patch(pen, left + n % side * CELL, TOP + n // side * CELL, words)
+        draw_sums(pen, left, TOP + width, width, patches)
+    pen.text((GAP, sheet.height - 26), note, fill="dimgray", font_size=13)
     sheet.save(path)
 
 
@@ -107,18 +134,19 @@ def draw_patch(pen, x, y, words):
                      font_size=10 + 8 * min(weight, 1), anchor="mm")
 
 
-def draw_sums(pen, left, top, width, patches, ink):
+def draw_sums(pen, left, top, width, patches):
     """The eight heaviest words of a whole picture, as bars in two columns of four."""
-    pen.text((left, top + 8), "summed over the patches:", fill=NOTE_INK, font_size=13)
+    pen.text((left, top + 8), "summed over the patches:", fill="dimgray", font_size=13)
     total = Counter()
-    for words in patches:
-        for word, weight in words:
-            total[word] += weight if word != "." else 0  # the empty word
-    most = max([1e-9, *total.values()])
-    for k, (word, weight) in enumerate(total.most_common(8)):
+    for word, weight in sum(patches, []):
+        total[word] += weight
+    del total["."]  # the empty word
+    heaviest = (+total).most_common(8)  # + leaves out what is not above zero, as raw weights may be
+    for k, (word, weight) in enumerate(heaviest):
         x, y = left + k // 4 * width // 2, top + 34 + 28 * (k % 4)
+        end = x + 74 + 120 * weight / heaviest[0][1]
         pen.text((x, y), word, fill="black", font_size=14)
-        pen.rectangle([x + 74, y + 3, x + 74 + 120 * weight / most, y + 13], fill=ink)
+        pen.rectangle([x + 74, y + 3, end, y + 13], fill="#1b6ca8")
         pen.text((x + 200, y), f"{weight:.1f}", fill="black", font_size=13)
 
 
@@ -132,9 +160,8 @@ def contact_sheet(path, rows):
     pen = ImageDraw.Draw(sheet)
     for k, (picture, question, answer, truth, right) in enumerate(rows):
         x, y = k % 3 * width + 25, k // 3 * height
-        verdict = "darkgreen" if right else "darkred"
         sheet.paste(enlarged(picture, 200), (x, y + 10))
-        pen.text((x, y + 216), question, fill="black", font_size=14)
-        pen.text((x, y + 236), f"answer: {answer}", fill=verdict, font_size=14)
-        pen.text((x, y + 256), f"truth: {truth}", fill="black", font_size=14)
+        inks = ("black", "darkgreen" if right else "darkred", "black")
+        for j, text in enumerate((question, f"answer: {answer}", f"truth: {truth}")):
+            pen.text((x, y + 216 + 20 * j), text, fill=inks[j], font_size=14)
     sheet.save(path)

@@ -1,5 +1,4 @@
 """Commands: errors in one line, signals that save first, and stages side by side."""
-import argparse
 import difflib
 import multiprocessing
 import os
@@ -7,8 +6,11 @@ import re
 import signal
 import sys
 import threading
+from argparse import (SUPPRESS, ArgumentParser, ArgumentTypeError, BooleanOptionalAction,
+                      RawDescriptionHelpFormatter)
 from concurrent.futures import FIRST_COMPLETED, ProcessPoolExecutor, wait
 from concurrent.futures.process import BrokenProcessPool
+from dataclasses import fields
 from typing import Any, Callable, NamedTuple
 
 import torch
@@ -16,16 +18,28 @@ from tqdm import tqdm
 
 from data.files import RANK, RANKS, Refused
 
-NO_MEMORY = "out of memory|allocate memory|not enough memory"  # as torch reports it
 LANES = 4  # stages side by side, at most
 
 
-class Parser(argparse.ArgumentParser):
+class Parser(ArgumentParser):
     """argparse whose errors are one line, with the nearest flag for a misspelt one."""
 
     def __init__(self, description):
-        super().__init__(description=description, allow_abbrev=False, usage=argparse.SUPPRESS,
-                         formatter_class=argparse.RawDescriptionHelpFormatter)
+        super().__init__(description=description, allow_abbrev=False, usage=SUPPRESS,
+                         formatter_class=RawDescriptionHelpFormatter)
+
+    def add_fields(self, settings):
+        """A flag per field of a dataclass, with help from its metadata; parse_args then returns
+        only the flags that were given."""
+        for f in fields(settings):
+            about = {"help": f"{f.metadata['help']} (default: {f.default})", "default": SUPPRESS}
+            if f.type is bool:
+                about["action"] = BooleanOptionalAction
+            elif f.metadata["choices"]:
+                about["choices"] = f.metadata["choices"]
+            else:
+                about |= {"type": f.type, "metavar": f.type.__name__.upper()}
+            self.add_argument(f"--{f.name}", **about)
 
     def error(self, message):
         (flag,) = re.findall(r"unrecognized arguments: (--[\w-]+)", message) or [""]
@@ -38,7 +52,7 @@ def number(low, high=10 ** 6):
     """A type for flags: a whole number in this range"""
     def parse(text):
         if not (re.fullmatch(r"\d{1,9}", text) and low <= int(text) <= high):
-            raise argparse.ArgumentTypeError(f"{text!r}: expected {low} to {high}")
+            raise ArgumentTypeError(f"{text!r}: expected {low} to {high}")
         return int(text)
     return parse
 
@@ -78,14 +92,13 @@ def run_command(main):
         raise
     except BrokenProcessPool:
         sys.exit("a process was killed (out of memory?); run the same command again to continue")
-    except (Refused, OSError) as error:
-        print(f"error: {error}", file=sys.stderr)
-        sys.exit(2)
-    except (MemoryError, RuntimeError) as error:
-        if not isinstance(error, MemoryError) and not re.search(NO_MEMORY, str(error)):
+    except (Refused, OSError, MemoryError, RuntimeError) as error:
+        no_memory = isinstance(error, MemoryError) or "memory" in str(error)  # as torch says it
+        if isinstance(error, RuntimeError) and not no_memory:
             raise
-        print("error: out of memory; try a smaller batch or model (see --help), another --out, and "
-              "fewer programs at a time", file=sys.stderr)
+        first, *_ = str(error).splitlines() or ["out of memory"]
+        print(f"error: {first}" + "; try a smaller batch or model (see --help)" * no_memory,
+              file=sys.stderr)
         sys.exit(2)
 
 

@@ -19,8 +19,8 @@ from typing import NamedTuple
 import numpy as np
 
 from data.corpus import raster, sentences
-from data.world import (ANSWERS, CAPTION_REQUESTS, COMP_PAIRS, PAIRS, QA, QUESTION_TYPES, SEEN_PAIRS,
-                        About, ask, ask_any, caption, make_scene, score_caption)
+from data.world import (ANSWERS, CAPTION_REQUESTS, COMP_PAIRS, PAIRS, QA, QUESTION_TYPES,
+                        SEEN_PAIRS, About, ask, ask_any, caption, make_scene, score_caption)
 
 
 SCORES = ("vqa", "caption_f1", "pope_acc", "comp_vqa")  # the ones that tables show

@@ -1,558 +1,426 @@
-"""The tables of the READMEs, from the JSON files in this folder.
+"""The tables and line figures of the READMEs, from the JSON files in results/json/.
 
-    python results/report.py      rewrites every table between <!-- NAME --> and <!-- end -->
+    python results/report.py                  rewrites every table between <!-- NAME --> and
+                                              <!-- end -->, and draws the figures anew
+    python results/report.py out-0 out-1 ..   prints the tables over these --out folders, each of
+                                              another seed
 
-Nothing is measured here, and nothing of the project is imported. The words native, zero-shot and
-transferred mean what the glossary of results/README.md says.
+results/json/seed0/ holds what the commands wrote into the --out folder of seed 0, and so on. A cell
+has the mean over the seeds and, for two or more of them, half the width of its 95% interval
+(Student's t). Nothing is measured here, and nothing of the project is imported.
+
+A table's NAME is one of TABLES; "NAME in FOLDER" is made from another folder of results/json/.
 """
-import argparse
 import json
+import math
 import re
+import textwrap
+from argparse import ArgumentParser, RawTextHelpFormatter
+from functools import partial
 from pathlib import Path
 
 import numpy as np
+from PIL import Image, ImageDraw
 
 RESULTS = Path(__file__).parent
-READMES = [RESULTS.parent / "README.md", RESULTS / "README.md"]
+JSON = RESULTS / "json"
+SCORES = {"vqa": "vqa", "caption_f1": "caption F1", "pope_acc": "yes/no",
+          "comp_vqa": "unseen pairs"}
+OWN_SCORES = {"exact_match": "exact match", "token_f1": "token F1", "names_right": "right names"}
+T = [12.706, 4.303, 3.182, 2.776, 2.571, 2.447, 2.365, 2.306, 2.262]  # for 2 to 10 seeds
 
 
-# ---- cells and rows ------------------------------------------------------------------------------
+# ---- numbers and cells ---------------------------------------------------------------------------
 
-def spread(values):
-    """Several seeds' scores in one cell: mean (lowest to highest)."""
-    mean = f"{np.mean(values):.3f}"
-    if len(set(values)) == 1:
-        return mean
-    return f"{mean} ({min(values):.3f} to {max(values):.3f})"
+def interval(values):
+    """The mean of a value for each seed, and half the width of its 95% interval, t s / sqrt(n).
+
+    t is the 97.5% quantile of Student's t; more than 10 seeds get that of 10, a little too wide.
+    """
+    n = len(values)
+    half = T[min(n, 10) - 2] * np.std(values, ddof=1) / n ** 0.5 if n > 1 else 0.0
+    return float(np.mean(values)), float(half)
 
 
-def across(runs, path):
-    """The values at a path like 'vlm/mlp/align/vqa' of several JSON files; in a list, /0 or /-1."""
-    values = []
-    for value in runs:
-        for key in path.split("/"):
-            value = value[int(key)] if isinstance(value, list) else value[key]
-        values.append(value)
+def cell(values):
+    mean, half = interval(values)
+    return f"{mean:.3f} ± {half:.3f}" if half >= 0.0005 else f"{mean:.3f}"
+
+
+def mean_cell(values):
+    """The mean alone, as .987"""
+    return f"{np.mean(values):.3f}".removeprefix("0")
+
+
+def look_up(runs, path):
+    """The values at a path such as "vlm.mlp.align.vqa", one for each run; -1 is a list's last."""
+    values = runs
+    for key in path.split("."):
+        values = [value[int(key)] if isinstance(value, list) else value[key] for value in values]
     return values
 
 
-def rows_across(runs, names, paths):
-    """Rows [name, spread at each path] for {name: key}; {} in a path is replaced by the key."""
-    rows = []
-    for name, key in names.items():
-        rows.append([name, *[spread(across(runs, path.format(key))) for path in paths]])
-    return rows
+def ratios(runs, above, below, score):
+    """A score of one row over that of another, paired: one for each run."""
+    a, b = (look_up(runs, f"rows.{row}.scores.{score}") for row in (above, below))
+    return [x / max(y, 1e-9) for x, y in zip(a, b)]
+
+
+def score_rows(runs, where, scores, show=cell):
+    """For each {title: path}: the title, and a cell for each score at this path."""
+    return [[title, *(show(look_up(runs, f"{path}.{score}")) for score in scores)]
+            for title, path in where.items()]
 
 
 def markdown_table(header, rows):
-    lines = []
-    for cells in [header, ["---"] * len(header), *rows]:
-        lines.append("| " + " | ".join(cells) + " |")
-    return "\n".join(lines)
+    lines = [header, ["---"] * len(header), *rows]
+    return "\n".join(f"| {' | '.join(cells)} |" for cells in lines)
 
 
-# ---- the report's tables -------------------------------------------------------------------------
-
-MODELS = {  # title: where its scores are in results.json
-    "MLP, after align": "mlp/align", "LangBridge, after align": "langbridge/align",
-    "MLP, after instruct": "mlp/instruct", "LangBridge, after instruct": "langbridge/instruct",
-    "blind: no picture, same tuning": "blind",
-    "majority: each question's most frequent answer": "majority", "chance": "chance"}
-
-OWN_SCORES = ["exact_match", "token_f1", "caption_exact", "retrieval"]  # of pictures from files
-
-READING = {"text_qa": "answers from sentences", "raster_qa": "answers from rasters",
-           "raster_caption_f1": "describes rasters (F1)"}
+def seeds_line(runs):
+    return f"{len(runs)} seeds: mean ± half of its 95% interval." if len(runs) > 1 else "One seed."
 
 
-def results_table(runs):
-    """The scores of several seeds of train.py (their results.json), as two tables."""
-    first, seeds = runs[0], ", ".join(str(run["seed"]) for run in runs)
-    scores = ["vqa", "caption_f1", "pope_acc", "comp_vqa", "comp_caption_f1"]
-    if "vqa" not in first["vlm"]["chance"]:  # of pictures from files
-        scores = OWN_SCORES
-    exam = rows_across(runs, MODELS, ["vlm/{}/" + score for score in scores])
-    return "\n\n".join([
-        f"Seeds {seeds}, preset {first['preset']}, {first['device']}: mean (lowest to highest).",
-        markdown_table(["on the test split", *scores], exam),
-        markdown_table(["the parts", "score"], rows_of_parts(runs))])
+# ---- line figures, with Pillow alone -------------------------------------------------------------
+
+INKS = "#1b6ca8 #d1495b #2e8b57 #e08e0b #7b4fa3 #5c6670 #b56576 #00868b #8a6d3b #333333".split()
+WIDTH, HEIGHT = 470, 330  # of a panel's axes, in pixels
+LEFT, TOP = 60, 66  # room for the numbers on the y axis, and for the title
+STEP = WIDTH + 80  # from one panel to the next
 
 
-def exported_table(r, runs):
-    """An exported.json beside several seeds of the built-in world (their results.json)."""
-    rows = []
-    for title, where in MODELS.items():
-        if where not in ("majority", "chance"):
-            cells = []
-            for score in SHORT_SCORES:
-                cells.append(spread(across([r], f"vlm/{where}/{score}")))
-                cells += [spread(across(runs, f"vlm/{where}/{score}"))] if runs else []
-            rows.append([title, *cells])
-    titles = [[f"{title}, from files", *([f"{title}, built in"] if runs else [])]
-              for title in SHORT_SCORES.values()]
-    return markdown_table(["exam of the built-in world", *sum(titles, [])], rows)
+def line_plot(path, title, panels, xlabel, note, log=False, ylim=(0, 1), names_of_x=None):
+    """Write a PNG with one panel for each score.
+
+    panels: {score: {line's name: [(x, mean, half-width of the band), ..]}}, x from 0; a name has
+    the same colour in all panels.
+    log: a logarithmic x axis that also has a zero
+    names_of_x: what to write at x = 0, 1, .. instead of numbers
+    """
+    inks = dict(zip(dict.fromkeys(n for lines in panels.values() for n in lines), INKS * 9))
+    width, legend = len(panels) * STEP + 20, TOP + HEIGHT + 76
+    per_row = width // 360  # names in a row of the legend
+    height = legend + 32 + 22 * math.ceil(len(inks) / per_row)
+    picture = Image.new("RGB", (width, height), "white")
+    pen = ImageDraw.Draw(picture, "RGBA")
+    write = partial(pen.text, fill="black", font_size=14)
+    write((LEFT, 12), title, font_size=19)
+    for k, (score, lines) in enumerate(panels.items()):
+        left = LEFT + k * STEP
+        draw_panel(pen, left, lines, inks, log, ylim, names_of_x)
+        write((left + 6, TOP - 4), score, anchor="lb")
+        write((left + WIDTH / 2, TOP + HEIGHT + 58), xlabel, anchor="mt")
+    for i, (name, ink) in enumerate(inks.items()):
+        x, y = LEFT + i % per_row * 330, legend + i // per_row * 22
+        pen.line([(x, y + 8), (x + 24, y + 8)], fill=ink, width=4)
+        write((x + 32, y), name)
+    write((LEFT, height - 24), note, fill="#444444", font_size=13)
+    picture.save(path)
 
 
-def own_table(run, moved, other):
-    """Pictures from files: a results.json and a transfer.json, both on held-out pictures, and an
-    evaluate_*.json about pictures in another style."""
-    scores = OWN_SCORES
-    by_row = {row["name"]: row["scores"] for row in moved["rows"]}
+def draw_panel(pen, left, lines, inks, log, ylim, names_of_x):
+    """The grid, the numbers at the axes, and the lines with their bands."""
+    xmax, (low, high) = max(x for line in lines.values() for x, *_ in line) or 1, ylim
+    write = partial(pen.text, fill="black", font_size=13)
 
-    def row(title, held, stage=None):
-        values = [held[score] for score in scores]
-        values += [stage[score] for score in scores] if stage else [None] * len(scores)
-        return [title, *("" if value is None else f"{value:.3f}" for value in values)]
+    def place(x, y):
+        """Where (x, y) is on the picture, in pixels."""
+        x = math.log1p(x) / math.log1p(xmax) if log else x / xmax  # log(1 + x) has a zero
+        y = (min(max(y, low), high) - low) / (high - low)
+        return left + WIDTH * x, TOP + HEIGHT * (1 - y)
 
-    rows, checked = [], other["checkpoints"]
-    for title, where in MODELS.items():
-        stage = where.replace("/", "_") if "/" in where else f"{where}_instruct"
-        (held,) = across([run], f"vlm/{where}")
-        rows.append(row(title, held, checked.get(stage) or other.get(where)))
-    begin = "transfer/llm_target/seed0/"
-    for title, name, stage in (
-            ("target LLM: LangBridge, moved", "zero_shot_langbridge", ""),
-            ("LangBridge, native after align", "stage1_native_langbridge", ""),
-            ("LangBridge, moved and tuned", "transferred_langbridge",
-             "from_llm_source/transferred_langbridge"),
-            ("LangBridge, native", "native_langbridge", "native_langbridge_instruct"),
-            ("MLP, native", "native_mlp", "native_mlp_instruct")):
-        held = {score: by_row[name][score]["mean"] for score in scores}
-        rows.append(row(title, held, checked.get(begin + stage)))
-    return markdown_table(["", *scores, *(f"{score}, other style" for score in scores)], rows)
+    for tick in np.linspace(low, high, 6):
+        pen.line([place(0, tick), place(xmax, tick)], fill="#dddddd")
+        write((left - 8, place(0, tick)[1]), f"{tick:.2g}", anchor="rm")
+    pen.line([place(0, high), place(0, low), place(xmax, low)], fill="black")
+    numbers = [0, *(10 ** i for i in range(7))] if log else [round(xmax * i / 5) for i in range(6)]
+    for tick, name in enumerate(names_of_x) if names_of_x else ((n, f"{n:,}") for n in numbers):
+        if tick <= xmax:
+            x, y = place(tick, low)
+            pen.line([(x, y), (x, y + 5)], fill="black")
+            write((x, y + 6), name, anchor="ma", align="center")
+    for name, line in lines.items():
+        upper, lower = ([place(x, y + sign * half) for x, y, half in line] for sign in (1, -1))
+        pen.polygon([*upper, *lower[::-1]], fill=inks[name] + "28")  # 28: mostly transparent
+        points = [place(x, y) for x, y, _ in line]
+        pen.line(points, fill=inks[name], width=2, joint="curve")
+        for x, y in points:
+            pen.ellipse([x - 3, y - 3, x + 3, y + 3], fill=inks[name])
 
 
-def precision_table(runs):
-    """One seed in float32 and in bfloat16 (two results.json): 'the first / the second'."""
-    def both(path):
-        return " / ".join(f"{value:.3f}" for value in across(runs, path))
+# ---- the models of train.py ----------------------------------------------------------------------
 
-    models = [title for title, where in MODELS.items() if where not in ("majority", "chance")]
-    rows = [[title, *(both(f"vlm/{MODELS[title]}/{score}") for score in SHORT_SCORES)]
-            for title in models]
-    parts = [[f"{llm} LLM", *(both(f"llm/{llm}/{score}") for score in READING)]
-             for llm in ("source", "target")]
-    return "\n\n".join([
-        markdown_table(["float32 / bfloat16", *SHORT_SCORES.values()], rows),
-        markdown_table(["float32 / bfloat16", *READING.values()], parts)])
+TRAINED = {f"{title}, after {phase}": f"vlm.{kind}.{phase}" for phase in ("align", "instruct")
+           for title, kind in (("MLP", "mlp"), ("LangBridge", "langbridge"))}
+TRAINED["blind: no picture, same instruct"] = "vlm.blind"
+GUESSES = {"each question's most frequent answer": "vlm.majority", "chance": "vlm.chance"}
+
+
+def models_table(runs):
+    """Several results.json: the VLMs, then the LLMs and the ViT on their own."""
+    scores = SCORES if "vqa" in runs[0]["vlm"]["chance"] else OWN_SCORES
+    parts = [[f"{title}: {score.replace('_', ' ')}", cell(look_up(runs, f"{path}.{score}"))]
+             for title, path in (("source LLM", "llm.source"), ("target LLM", "llm.target"),
+                                 ("ViT", "vit"))
+             for score, value in look_up(runs, path)[0].items() if isinstance(value, float)]
+    return "\n\n".join([seeds_line(runs),
+                        markdown_table(["on the source LLM", *scores.values()],
+                                       score_rows(runs, TRAINED | GUESSES, scores)),
+                        markdown_table(["the parts", "score"], parts)])
 
 
 def types_table(runs):
-    """The same by type of question, means alone; 'comp' is about unseen pairs."""
-    types = ["color", "shape", "where", "count", "exists"]
-    asked = [f"vqa_by_type/{type}" for type in types]
-    asked += [f"comp_vqa_by_type/{type}" for type in types if type != "count"]  # no pair in it
-    asked += ["pope_yes_rate", "comp_pope_acc", "comp_pope_yes_rate"]
-    by_type = []
-    for title, where in MODELS.items():
-        values = [np.mean(across(runs, f"vlm/{where}/{name}")) for name in asked]
-        by_type.append([title, *(f"{value:.3f}".removeprefix("0") for value in values)])
-    header = [name.replace("vqa_by_type/", "").replace("_", " ") for name in asked]
-    return markdown_table(["mean over the seeds", *header], by_type)
+    """The same by type of question, and what else there is about unseen pairs."""
+    types = [f"{name}.{kind}" for name in ("vqa_by_type", "comp_vqa_by_type")
+             for kind in runs[0]["vlm"]["blind"][name]]
+    types += ["pope_yes_rate", "comp_pope_acc", "comp_pope_yes_rate", "comp_caption_f1"]
+    header = [name.replace("vqa_by_type.", "").replace("_", " ") for name in types]
+    return markdown_table(["mean over the seeds", *header],
+                          score_rows(runs, TRAINED | GUESSES, types, mean_cell))
 
 
-def rows_of_parts(runs):
-    """What the LLMs and the ViT score on their own."""
-    if "vqa" not in runs[0]["vlm"]["chance"]:
-        return rows_of_own_parts(runs)
-    rows = []
-    for llm in ("source", "target"):
-        for what, score in [("sentences", "text_qa"), ("rasters", "raster_qa")]:
-            types = across(runs, f"llm/{llm}/{score}_by_type")
-            rows.append([f"{llm} LLM reads {what}", spread(across(runs, f"llm/{llm}/{score}"))])
-            rows.append(["its worst question type", spread([min(t.values()) for t in types])])
-        captions = across(runs, f"llm/{llm}/raster_caption_f1")
-        rows.append([f"{llm} LLM describes rasters (F1)", spread(captions)])
-    vit = {"ViT: retrieval among 100 pairs": "retrieval_top1",
-           "ViT: linear probe, colour": "probe_color", "ViT: linear probe, shape": "probe_shape",
-           "the same on unseen pairs, colour": "comp_probe_color",
-           "the same on unseen pairs, shape": "comp_probe_shape"}
-    return rows + rows_across(runs, vit, ["vit/{}"])
+# ---- the rows of transfer.py ---------------------------------------------------------------------
+
+RATIOS = [("zero_shot_langbridge", "aligned_langbridge"),  # both after align
+          ("transferred_langbridge", "native_langbridge"), ("transferred_langbridge", "native_mlp"),
+          ("transferred_langbridge", "tuned_linear_map")]
+MOVED = {
+    "zero-shot LangBridge": "zero_shot_langbridge", "control: shuffled words": "zero_shot_shuffled",
+    "linear map, MLP": "zero_shot_linear_map", "nearest words, MLP": "zero_shot_nearest_words",
+    "text baseline, LangBridge": "text_langbridge", "text baseline, MLP": "text_mlp"}
+CLAIM = {"native LangBridge, after align *": "aligned_langbridge",
+         "native MLP, after align *": "aligned_mlp"} | MOVED | {
+    "text baseline, a probe with labels": "text_probe", "blind, after instruct *": "blind"}
+REAL = {"true words": "reads_list"} | MOVED | {
+    "control: another picture": "zero_shot_other_picture", "nothing": "nothing"}
+TUNED = {"native MLP": "native_mlp", "native LangBridge": "native_langbridge",
+         "transferred LangBridge": "transferred_langbridge", "fresh MLP": "fresh_mlp",
+         "MLP, linear map": "tuned_linear_map", "MLP, nearest words": "tuned_nearest_words"}
 
 
-def rows_of_own_parts(runs):
-    """The same on pictures from files."""
-    rows, told = [], {"text_qa": "texts", "raster_qa": "grids of words"}
-    for llm in ("source", "target"):
-        rows += [[f"{llm} LLM reads {what}", spread(across(runs, f"llm/{llm}/{score}"))]
-                 for score, what in told.items() if score in runs[0]["llm"][llm]]
-    return rows + rows_across(runs, {"ViT: retrieval among 100 pairs": "retrieval_top1"},
-                              ["vit/{}"])
+def paths(rows):
+    return {title: f"rows.{name}.scores" for title, name in rows.items()}
 
+
+def transfer_table(runs):
+    """Several transfer.json: the rows that all of them have, and ratios between rows."""
+    first = runs[0]
+    scores = SCORES if "vqa" in first["chance"] else OWN_SCORES
+    shared = {name: row for name, row in first["rows"].items()
+              if all(name in run["rows"] for run in runs)}
+    where = {name + " *" * (row["stage1"] or row["stage2"]): f"rows.{name}.scores"
+             for name, row in shared.items()} | {"majority": "majority", "chance": "chance"}
+    paired = [[" / ".join(pair), *(cell(ratios(runs, *pair, score)) for score in scores)]
+              for pair in RATIOS if {*pair} <= {*shared}]
+    return "\n\n".join([
+        f"{first['source']} to {first['target']}. {seeds_line(runs)} Ratios are within a seed.\n"
+        f"(* trained on the target LLM, {first['stage2_samples']:,} samples in stage 2)",
+        markdown_table(["on the target LLM", *scores.values()], score_rows(runs, where, scores)),
+        markdown_table(["ratio", *scores.values()], paired)])
+
+
+def claim_table(moved, trained):
+    """What arrives at the target LLM with nothing trained there, and what to compare it with."""
+    return markdown_table(["on the target LLM", *SCORES.values()],
+                          score_rows(moved, paths(CLAIM), SCORES, mean_cell)
+                          + score_rows(trained, GUESSES, SCORES, mean_cell))
+
+
+def main_table(moved, trained):
+    """Both adapters on the source LLM after each stage, and all ways to have one on the target."""
+    rows = [["source", *cells] for cells in score_rows(trained, TRAINED, SCORES, mean_cell)]
+    rows += [["target", *cells] for cells in score_rows(moved, paths(TUNED), SCORES, mean_cell)]
+    return markdown_table(["LLM", "adapter", *SCORES.values()], rows)
+
+
+# ---- real LLMs -----------------------------------------------------------------------------------
+
+def real_table(runs, types=("color", "shape"), show=mean_cell):
+    """What a real LLM answers with nothing trained on it."""
+    scores = [*(f"vqa_by_type.{kind}" for kind in types), "vqa"]
+    return markdown_table([f"{runs[0]['target'].split('.')[0]} is shown", *types, "vqa"],
+                          score_rows(runs, paths(REAL) | {"chance": "chance"}, scores, show))
+
+
+def real_types_table(runs):
+    return f"{seeds_line(runs)}\n\n{real_table(runs, runs[0]['chance']['vqa_by_type'], cell)}"
+
+
+# ---- the words of the adapters -------------------------------------------------------------------
 
 def findings_table(runs):
-    """Several evaluate.json about the adapters' words, as three tables."""
-    adapters = {
-        "LangBridge, after align": "langbridge",
-        "LangBridge, after instruct": "langbridge_after_instruct",
-        "MLP, nearest embeddings, after align": "mlp_nearest"}
-    grounding = rows_across(runs, adapters, [
-        "grounding/{}/color", "grounding/{}/shape",
-        "grounding/chance/{}/color", "grounding/chance/{}/shape",
-        "grounding/best_of_kind/{}/color", "grounding/best_of_kind/{}/shape"])
-    steering = []
-    for title, where in (("LangBridge: another word", ""),
-                         ("MLP: shifted by means of labelled patches", "mlp/")):
-        for stage in ("align", "instruct"):
-            edits = ", ".join(str(n) for n in across(runs, f"steering/{where}{stage}/n"))
-            follows = spread(across(runs, f"steering/{where}{stage}/changed_as_edited"))
-            stays = spread(across(runs, f"steering/{where}{stage}/others_kept"))
-            steering.append([f"{title}, after {stage}", edits, follows, stays])
-    spans = {
-        "MLP: the caption's words": "mlp/explained_own",
-        "MLP: as many random words": "mlp/explained_random",
-        "LangBridge: the caption's words": "langbridge/explained_own",
-        "LangBridge: as many random words": "langbridge/explained_random"}
-    subspace = rows_across(runs, spans, ["subspace/{}/0", "subspace/{}/-1"])
+    """Several evaluate.json: the top words of objects, and what explains visual tokens."""
+    models = {name.replace("_", ", after "): f"grounding.{name}" for name in runs[0]["grounding"]}
+    shares = [f"{share}.{kind}" for share in ("own", "chance", "best_of_kind")
+              for kind in ("color", "shape")]
+    spans = {f"{kind}: {name.replace('_', ' ')}": f"subspace.{kind}.{name}"
+             for kind in ("mlp", "langbridge") for name in ("explained_own", "explained_random")}
     return "\n\n".join([
-        f"{len(runs)} seeds of train.py: mean (lowest to highest).",
-        markdown_table(["among the 2 top words of an object's patches", "its colour", "its shape",
-                        "another picture's colour", "shape", "its colour is the top colour",
-                        "its shape the top shape"], grounding),
-        markdown_table(["one colour swapped for another", "edits",
-                        "the colour answer follows", "other answers stay"], steering),
-        markdown_table(["energy of an object's patches that is explained by", "before stage 1",
-                        "after it"], subspace)])
+        seeds_line(runs),
+        markdown_table(["in the 2 top words", *(share.replace(".", " ") for share in shares)],
+                       score_rows(runs, models, shares)),
+        markdown_table(["energy of an object's patches", "before stage 1", "after"],
+                       score_rows(runs, spans, ["0.0", "-1.0"]))])
 
 
-def transfer_table(r):
-    """A transfer.json as two tables: the rows, and ratios between them."""
-    scores = list(r["rows"][0]["scores"])
+def plot_subspace(path, runs):
+    """evaluate.json's "subspace": do visual tokens approach words in stage 1?"""
+    study = runs[0]["subspace"]
+    panels = {title: {name.replace("_", " "): [(step, *point) for step, point in
+                                               zip(study["steps"], points)]
+                      for name, points in study[kind].items()}
+              for title, kind in (("MLP", "mlp"), ("LangBridge", "langbridge"))}
+    line_plot(path, "Stage 1 brings patches to the words that describe them", panels, "steps (log)",
+              "100 test pictures, patches of objects; bands: 95% intervals.", True, (-0.2, 0.8))
+
+
+# ---- sweeps --------------------------------------------------------------------------------------
+
+def sweep_table(runs):
+    """Several sweep_NAME.json: the rows of each point."""
     rows = []
-    for row in r["rows"]:
-        stages = ["yes" if row[stage] else "no" for stage in ("stage1", "stage2")]
-        cells = [spread(row["scores"][score]["values"]) for score in scores]
-        rows.append([row["name"], *stages, *cells, f"{row['seconds']:.0f}"])
-    for guess in ("majority", "chance"):
-        guessed = r[guess] | r[guess].get("vqa_by_type", {})
-        rows.append([guess, "", "", *(f"{guessed[score]:.3f}" for score in scores), ""])
-    ratios = []
-    for name, by_score in r["ratios"].items():
-        name = name.replace("_vs_", " / ").replace("zero_shot", "zero-shot").replace("_", " ")
-        cells = []
-        for score in by_score:
-            low, high = by_score[score]["interval"]
-            cells.append(f"{spread(by_score[score]['values'])}; {low:.3f} to {high:.3f}")
-        ratios.append([name, *cells])
-    seeds = ", ".join(map(str, r["seeds"]))
-    if "llm" in r:
-        header = ["row", "stage 1", "stage 2", *scores, "seconds"]
-        return f"{real_line(r, seeds)}\n\n{markdown_table(header, rows)}"
-    return "\n\n".join([
-        f"{r['source']} to {r['target']}, seeds {seeds}: mean (lowest to highest).",
-        markdown_table(["row", "stage 1", "stage 2", *scores, "seconds on the target"], rows),
-        f"Stage 2 has {r['stage2_samples']:,} samples in every row. Ratios are taken within a "
-        "seed;\nafter the semicolon: the 95% interval of their mean over other draws of test "
-        "pictures.",
-        markdown_table(["ratio", *scores], ratios)])
-
-
-def tellings_table(r):
-    """A tellings.json: how well a real LLM reads a scene that is told in different ways."""
-    rows = []
-    for title, by_score in r["ways"].items():
-        cells = [f"{np.mean(values):.3f}".removeprefix("0") for values in by_score.values()]
-        rows.append([title, spread(by_score["vqa"]), *cells[1:]])
-    header = ["how a scene is told, in true words", *next(iter(r["ways"].values()))]
-    return (f"{r['llm']}, {r['pictures']} scenes of val, three sets of examples: mean (lowest to "
-            f"highest).\n\n{markdown_table(header, rows)}")
-
-
-def real_line(r, seeds):
-    """What there is to say about a real LLM and its examples."""
-    have, of = r["llm"]["words"]
-    text = (f"{r['source']} to {r['target']} ({r['llm']['params'] / 1e6:.0f} million parameters, "
-            f"{r['llm']['vocab']:,} tokens, {have} of the\nadapter's {of} words), which reads "
-            f"{r['examples']['shots']} solved examples first; seeds {seeds}:\n"
-            "mean (lowest to highest).")
-    if "goal" in r:
-        needed = [f"{name} {'never' if samples is None else round(samples)}"
-                  for name, samples in r["samples_to_95"].items()]
-        text += (f"\nRows with stage 2 have one seed. Samples until vqa on val reaches "
-                 f"{r['goal']:.3f}, 95% of native_mlp's last:\n{', '.join(needed)}.")
-    return text
-
-
-def budgets_table(r):
-    """A budgets.json: a row for each start, a column for each length of stage 2."""
-    rows = []
-    for row in r["rows"]:
-        by_samples = {point["samples"]: point for point in row["points"]}
-        cells = []
-        for at in r["samples"]:
-            point = by_samples.get(at)
-            cells.append(" / ".join(f"{np.mean(point[score]):.3f}".removeprefix("0")
-                                    for score in ("vqa", "caption_f1")) if point else "")
-        needed = row["samples_to_95"]
-        needed = "never" if needed is None else f"{needed:,.0f}"
-        rows.append([row["name"], f"{row['rate']:g}", *cells, needed])
-    header = ["vqa / caption F1 after samples", "rate", *(f"{at:,}" for at in r["samples"]),
-              "samples to 95%"]
-    return (f"{markdown_table(header, rows)}\n\nSeeds {', '.join(map(str, r['seeds']))}. Rate: "
-            "times the usual learning rates, the best of three on val for the middle length. The\n"
-            f"last column: until vqa reaches {r['goal']:.3f}, 95% of native MLP's after the "
-            "longest; interpolated between lengths.")
-
-
-def sweep_table(sweep):
-    """An ablate_*.json: for each point, its rows."""
-    rows = []
-    for point in sweep["points"]:
+    for i, point in enumerate(runs[0]["points"]):
         about = point["value"]
-        if "K" in point:
-            about += (f" ({point['K']} words, {point['params']:,} parameters, "
-                      f"{np.mean(point['own_weight']):.2f} on own words)")
-        if sweep["what"] in ("eye", "patches"):
-            about += "; probes {probe_color:.3f}, {probe_shape:.3f}".format(**point["vit"])
-        for name, scores in point["rows"].items():
-            rows.append([about, name.replace("_", " "), *map(spread, scores.values())])
+        if point.get("K"):
+            own = cell(look_up(runs, f"points.{i}.own_weight"))
+            about += f" ({point['K']} words, {point['params']:,} parameters; own weight {own})"
+        where = {name: f"points.{i}.rows.{name}" for name in point["rows"]}
+        for cells in score_rows(runs, where, SCORES):
+            rows.append([about, *cells])
             about = ""
-    scores = list(next(iter(sweep["points"][0]["rows"].values())))
-    return markdown_table([sweep["what"], "row", *scores], rows)
+    return markdown_table([runs[0]["what"], "row", *SCORES.values()], rows)
 
 
-def ablation_table(sweep):
-    """The sweep_table, and under it what is in it."""
-    seeds = ", ".join(map(str, sweep["seeds"]))
-    return (f"{sweep_table(sweep)}\n\nSeeds {seeds}. On own words: the share of weight that an "
-            "object's patches put on its own colour and shape, after stage 1.")
+def plot_sweep(path, runs):
+    points, what = runs[0]["points"], runs[0]["what"]
+    panels = {score: {row: [(i, *interval(look_up(runs, f"points.{i}.rows.{row}.{score}")))
+                            for i in range(len(points))] for row in points[0]["rows"]}
+              for score in ("vqa", "caption_f1")}
+    line_plot(path, f"Ablation of {what}", panels, what, seeds_line(runs),
+              names_of_x=[textwrap.fill(point["value"], 12) for point in points])
 
 
-def unseen_table(runs):
-    """Several unseen.json: who names what in seen and in unseen pairs."""
-    rows = []
-    for title in runs[0]:
-        cells = [spread([run[title][split][kind] for run in runs])
-                 for split in ("val", "comp") for kind in ("color", "shape")]
-        rows.append([title, *cells])
-    return markdown_table(["names an object's", "colour, seen pairs", "shape, seen pairs",
-                           "colour, unseen pairs", "shape, unseen pairs"], rows)
+def budget_curve(runs, row, score):
+    """[(samples of stage 2, mean score, half of its interval), ..]"""
+    return [(point["samples"], *interval(look_up(runs, f"rows.{row}.points.{i}.{score}")))
+            for i, point in enumerate(runs[0]["rows"][row]["points"])]
 
 
-def tries_table(r):
-    """tries.json: what was tried in stage 1."""
-    llms, scores = {"source": "native", "target": "zero-shot"}, ["vqa", "caption_f1", "pope_acc"]
-    rows = []
-    for tried in r["tries"]:
-        cells = [spread(tried[llm]["test"][score]) if llm in tried else ""
-                 for llm in llms for score in scores]
-        own = spread(tried["own_weight"]) if "own_weight" in tried else ""
-        rows.append([tried["what"], *cells, own])
-    names = [f"{name} {score}" for name in llms.values() for score in scores]
-    return markdown_table(["stage 1 with", *names, "weight on own words"], rows)
+def reaches(curve, goal):
+    """The x at which a curve [(x, y, half), ..] first reaches a goal, interpolated, as text.
+
+    >>> reaches([(0, 0.5, 0.0), (100, 0.75, 0.0), (200, 1.0, 0.0)], 0.875)
+    '150'
+    """
+    xs, ys, _ = zip(*curve)
+    best = np.maximum.accumulate(ys)  # so far
+    return f"{np.interp(goal, best, xs):,.0f}" if goal <= best[-1] else "never"
 
 
-def bench_table(r):
-    """bench.json: what takes how long, beside what it is compared with."""
-    def seconds(value):
-        return "never" if value is None else f"{value:.3g} s"
-
-    def megabytes(value):
-        return f"{value:.0f} MB"
-
-    step, generate, ask, skill, memory = (
-        r[name] for name in ("step", "generate", "ask", "skill", "memory"))
-    rows = [["a training step: nanoGPT's design / ours", seconds(step["gpt2"]),
-             seconds(step["ours"]), f"{1 / step['ratio']:.2f}"]]
-    ours = skill["designs"]["ours"]
-    for design, of in skill["designs"].items():
-        if design != "ours":
-            both = of["seconds_to_goal"], ours["seconds_to_goal"]
-            ratio = f"{both[0] / both[1]:.1f}" if None not in both else ""
-            _, rate, times = design.split("-")
-            rows.append([f"until {skill['goal']} on rasters: nanoGPT's design, {times} steps, "
-                         f"rate {rate} / ours",
-                         f"{seconds(both[0])} (of {of['seconds']:.0f}; at the end "
-                         f"{of['curve'][-1][1]:.3f})", seconds(both[1]), ratio])
-    rows.append(["generating 40 tokens: without the cache / with it", seconds(generate["uncached"]),
-                 seconds(generate["cached"]), f"{generate['ratio']:.1f}"])
-    rows.append(["a cold `--ask` / a cold `import torch`", seconds(ask["ask"]),
-                 seconds(ask["import_torch"]), f"{ask['ratio']:.2f}"])
-    rows.append([f"memory in the last tenth / the second tenth of {memory['steps']:,} steps",
-                 megabytes(memory["late"]), megabytes(memory["early"]), f"{memory['ratio']:.3f}"])
-    rows.append(["memory of `python train.py`, at most", megabytes(memory["peak"]), "", ""])
-    return markdown_table(["medians", "the first", "the second", "ratio"], rows)
+def budgets_table(runs):
+    """Several sweep_budgets.json: a row for each start, a column for each length of stage 2."""
+    longest, rows = budget_curve(runs, "native_mlp", "vqa"), []
+    goal, samples = 0.95 * longest[-1][1], [x for x, *_ in longest]
+    for name in runs[0]["rows"]:
+        vqa, f1 = (budget_curve(runs, name, score) for score in ("vqa", "caption_f1"))
+        cells = {a[0]: f"{mean_cell(a[1])} / {mean_cell(b[1])}" for a, b in zip(vqa, f1)}
+        rates = {f"{rate:g}" for rate in look_up(runs, f"rows.{name}.rate")}
+        rows.append([name, "; ".join(sorted(rates)), *(cells.get(x, "") for x in samples),
+                     reaches(vqa, goal)])
+    return f"{seeds_line(runs)}\n\n" + markdown_table(
+        ["vqa / caption F1", "rate", *(f"{x:,}" for x in samples), f"vqa {goal:.3f} at"], rows)
 
 
-def faults_table(r):
-    """faults.json: what came of damaged files."""
-    came = {"refused in one line": "refused in one line", "the same answer": "made no difference"}
-    rows = []
-    for damage in dict.fromkeys(damage for damage, _, _ in r["outcomes"]):
-        times = {what: n for kind, what, n in r["outcomes"] if kind == damage}
-        good = [times.get(what, 0) for what in came]
-        rows.append([damage, *map(str, good), str(sum(times.values()) - sum(good))])
-    title = (f"{r['kills']} kills in {r['runs']} runs: all weights are those of a run that was "
-             f"left alone. {r['files']} damaged files:\n\n")
-    return title + markdown_table(["damage", *came.values(), "a fault"], rows)
+def plot_budgets(path, runs):
+    panels = {score: {row: budget_curve(runs, row, score) for row in runs[0]["rows"]}
+              for score in ("vqa", "caption_f1")}
+    line_plot(path, "Stage 2 on the target, each point a run of its own", panels,
+              "samples of stage 2 (log)", seeds_line(runs), log=True)
 
 
-# ---- the tutorial's tables: means alone ----------------------------------------------------------
+# ---- time ----------------------------------------------------------------------------------------
 
-SHORT_SCORES = {
-    "vqa": "vqa", "caption_f1": "caption F1", "pope_acc": "yes/no", "comp_vqa": "unseen pairs"}
-
-
-def means(runs, path):
-    """The means of all scores that lie at a path, as .987"""
-    values = [across(runs, f"{path}/{score}") for score in SHORT_SCORES]
-    return [f"{np.mean(seeds):.3f}".removeprefix("0") for seeds in values]
+def bench_table(runs):
+    """A bench.json: what each part and each training took; who never reaches the goal has none."""
+    parts = runs[0] | runs[0]["skill"]["designs"]
+    return markdown_table(["bench", "medians, in seconds"], [
+        [part, ", ".join(f"{name.replace('_', ' ')} {value:.3g}" for name, value in found.items()
+                         if isinstance(value, float))] for part, found in parts.items()])
 
 
-def scores_of_seeds(r):
-    """The rows of a transfer.json as one {row: {score: value}} for each seed."""
-    seeds = []
-    for k in range(len(r["seeds"])):
-        seeds.append({row["name"]: {score: by_seed["values"][k]
-                                    for score, by_seed in row["scores"].items()}
-                      for row in r["rows"]})
-    return seeds
-
-
-def guesses(runs):
-    return [["each question's most frequent answer", *means(runs, "vlm/majority")],
-            ["chance", *means(runs, "vlm/chance")]]
-
-
-def claim_table(target, runs):
-    """What arrives at the target LLM with nothing trained there, and what to compare it with."""
-    ways = [
-        ("LangBridge, native: aligned there *", "stage1_native_langbridge"),
-        ("MLP, native *", "stage1_native_mlp"),
-        ("LangBridge, moved", "zero_shot_langbridge"),
-        ("the same, its words shuffled", "zero_shot_shuffled"),
-        ("the same, its words written out as text", "words_as_text_langbridge"),
-        ("MLP, through a linear map", "zero_shot_stitched_mlp"),
-        ("MLP, read as words", "zero_shot_mlp_as_words"),
-        ("the same, its words written out as text", "words_as_text_mlp"),
-        ("no adapter: a classifier with labels, written out", "probe_as_text"),
-        ("blind: tuned on conversations without pictures *", "blind")]
-    rows = [[title, *means(target, name)] for title, name in ways]
-    rows += guesses(runs)
-    return markdown_table(["on the target LLM", *SHORT_SCORES.values()], rows)
-
-
-def main_table(target, runs):
-    """Both adapters on the source LLM after each stage, and all ways to have one on the target."""
-    rows = []
-    for phase in ("align", "instruct"):
-        for name, kind in (("MLP", "mlp"), ("LangBridge", "langbridge")):
-            rows.append(["source", name, phase, *means(runs, f"vlm/{kind}/{phase}")])
-    rows.append(["source", "blind: no picture", "instruct", *means(runs, "vlm/blind")])
-    ways = [("native MLP", "native_mlp"), ("native LangBridge", "native_langbridge"),
-            ("transferred LangBridge", "transferred_langbridge"),
-            ("MLP, first read as words", "mlp_as_words"),
-            ("MLP, first through a linear map", "stitched_mlp"), ("fresh MLP", "fresh_mlp")]
-    rows += [["target", name, "instruct", *means(target, row)] for name, row in ways]
-    return markdown_table(["LLM", "adapter", "after", *SHORT_SCORES.values()], rows)
-
-
-def real_table(r):
-    """What a real LLM answers with nothing trained on it, from its transfer_<file>.json."""
-    ways = [("the true words", "reads_list"),
-            ("LangBridge's visual tokens", "zero_shot_langbridge"),
-            ("those of another picture", "zero_shot_wrong_picture"),
-            ("LangBridge's, words shuffled", "zero_shot_shuffled"),
-            ("an MLP's, through a linear map", "zero_shot_stitched_mlp"),
-            ("an MLP's, read as words", "zero_shot_mlp_as_words"),
-            ("nothing", "nothing")]
-    scores = ["color", "shape", "vqa"]
-    by_row = {row["name"]: row["scores"] for row in r["rows"]}
-    rows = []
-    for title, name in ways:
-        values = [by_row[name][score]["mean"] for score in scores]
-        rows.append([title, *(f"{value:.2f}".removeprefix("0") for value in values)])
-    guessed = r["chance"] | r["chance"]["vqa_by_type"]
-    rows.append(["chance", *(f"{guessed[score]:.2f}".removeprefix("0") for score in scores)])
-    return markdown_table([f"{r['target'].split('.')[0]} is shown", *scores], rows)
+def plot_bench(path, runs):
+    lines = {name: [(x, y, 0.0) for x, y in of["curve"]]
+             for name, of in runs[0]["skill"]["designs"].items()}
+    line_plot(path, "Learning to read a grid of words", {"exact match on unread rasters": lines},
+              "seconds of training (log)", "Two models at a time, a thread each.", log=True)
 
 
 # ---- into the READMEs ----------------------------------------------------------------------------
 
-def read_json(path):
-    return json.loads(path.read_text(encoding="utf-8"))
-
-
-SINGLE = {"tries.json": tries_table, "bench.json": bench_table, "budgets.json": budgets_table,
-          "tellings.json": tellings_table, "faults.json": faults_table}
-
-
-def table_names(folder):
-    """Every NAME that can be filled in from the files in this folder."""
-    names = ["claim", "main results", "seeds", "types", "bf16", "findings", "unseen", "real"]
-    names += ["exported"] if (folder / "exported.json").exists() else []
-    names += ["own"] if (folder / "own_results.json").exists() else []
-    names += ["vocabularies"] if (folder / "vocabularies.json").exists() else []
-    names += [name for name in SINGLE if (folder / name).exists()]
-    names += sorted(path.name for path in folder.glob("transfer*.json"))
-    sweeps = sorted(path.stem.removeprefix("ablate_") for path in folder.glob("ablate_*.json"))
-    return names + [f"ablate {what}" for what in sweeps]
-
-
-def table(name, folder):
-    """The table of this name, without its markers; raises ValueError if there is none."""
-    if name not in table_names(folder):
-        known = ", ".join(table_names(folder))
-        raise ValueError(f"there is no table {name!r}; expected one of: {known}")
-
-    def runs(pattern):
-        return [read_json(path) for path in sorted(folder.glob(pattern))]
-
-    if name in ("claim", "main results"):
-        make = claim_table if name == "claim" else main_table
-        whole = read_json(folder / "transfer_full-seeds.json")
-        return make(scores_of_seeds(whole), runs("seed*.json"))
-    if name == "seeds":
-        return results_table(runs("seed*.json"))
-    if name == "bf16":
-        return precision_table([read_json(folder / "fp32.json"), read_json(folder / "bf16.json")])
-    if name == "types":
-        return types_table(runs("seed*.json"))
-    if name == "findings":
-        return findings_table(runs("evaluate*.json"))
-    if name == "exported":
-        return exported_table(read_json(folder / "exported.json"), runs("seed*.json"))
-    if name == "own":
-        return own_table(*(read_json(folder / f"own_{what}.json")
-                           for what in ("results", "transfer", "evaluate")))
-    if name == "vocabularies":
-        return results_table(runs("vocabularies.json"))
-    if name == "unseen":
-        return unseen_table(runs("unseen*.json"))
-    if name == "real":
-        return real_table(runs("transfer_SmolLM2*.json")[0])
-    if name in SINGLE:
-        return SINGLE[name](read_json(folder / name))
-    if name.startswith("transfer"):
-        return transfer_table(read_json(folder / name))
-    what = name.removeprefix("ablate ")  # the report explains the columns once for all sweeps
-    return sweep_table(read_json(folder / f"ablate_{what}.json"))
-
-
+TABLES = {  # NAME: what makes it, from which files; NAME in FOLDER: the same of another folder
+    "claim": (claim_table, "transfer", "results"), "results": (models_table, "results"),
+    "main results": (main_table, "transfer", "results"), "types": (types_table, "results"),
+    "transfer": (transfer_table, "transfer"), "reverse": (transfer_table, "transfer_reverse"),
+    "real": (real_table, "real_SmolLM2*"), "real types": (real_types_table, "real_SmolLM2*"),
+    "findings": (findings_table, "evaluate"), "budgets": (budgets_table, "sweep_budgets"),
+    "bench": (bench_table, "bench")} | {
+    f"sweep {name}": (sweep_table, f"sweep_{name}") for name in
+    ("coefficients", "whitening", "sampling", "K", "hidden", "basis", "eye", "target", "mlp")}
+FIGURES = {"subspace": (plot_subspace, "evaluate"), "budgets": (plot_budgets, "sweep_budgets"),
+           "bench": (plot_bench, "bench"),
+           "ablate_coefficients": (plot_sweep, "sweep_coefficients")}
 MARKED = re.compile(r"<!-- (?!end -->)([^\n]+?) -->\n.*?<!-- end -->", flags=re.DOTALL)
 
 
-def fill(text, folder):
-    """The text with its tables, each between <!-- NAME --> and <!-- end -->, as the JSON files in
-    `folder` have them. Raises ValueError for a NAME that is not one of table_names(folder)."""
+def load(folders, file):
+    """The JSON files of this name; a list of rows becomes {row's name: row}."""
+    runs = [json.loads(path.read_text(encoding="utf-8"))
+            for folder in sorted(folders) for path in folder.glob(f"{file}.json")]
+    return [run | {"rows": {row["name"]: row for row in run["rows"]}} if "rows" in run else run
+            for run in runs]
+
+
+def fill(text):
+    """The text with every table between <!-- NAME --> and <!-- end --> made anew. Raises ValueError
+    for a NAME that is not in TABLES, or one without its JSON."""
     def filled(found):
-        return f"<!-- {found[1]} -->\n{table(found[1], folder)}\n<!-- end -->"
+        name, _, folder = found[1].partition(" in ")
+        make, *files = TABLES.get(name, [None])
+        runs = [load(JSON.glob(folder or "seed*"), file) for file in files]
+        if not files or not all(runs):
+            raise ValueError(f"no table {found[1]!r}, or no JSON; names: {', '.join(TABLES)}")
+        return f"<!-- {found[1]} -->\n{make(*runs)}\n<!-- end -->"
 
     return MARKED.sub(filled, text)
 
 
+def print_tables(folders):
+    """The tables of what all of these --out folders have."""
+    seeds = [run["seed"] for run in load(folders, "results")]
+    if len({*seeds}) < len(folders):
+        raise ValueError(f"expected a results.json of another seed in each folder, found {seeds}")
+    for name, (make, *files) in TABLES.items():
+        runs = [load(folders, file) for file in files]
+        if all(len(found) == len(folders) for found in runs):
+            try:
+                print(f"## {name}\n\n{make(*runs)}\n")
+            except KeyError:
+                continue  # a table of rows or scores that these runs do not have
+
+
 def main():
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.parse_args()
-    for path in READMES:
-        try:
-            text = fill(path.read_text(encoding="utf-8"), RESULTS)
-        except ValueError as error:
-            parser.error(f"{path.name}: {error}")
-        path.write_text(text, encoding="utf-8")
-        names = MARKED.findall(text)
-        print(f"{path.relative_to(RESULTS.parent)}: {len(names)} tables ({', '.join(names)})")
+    parser = ArgumentParser(description=__doc__, formatter_class=RawTextHelpFormatter)
+    parser.add_argument("folders", nargs="*", type=Path, help="--out folders of train.py")
+    folders = parser.parse_args().folders
+    try:
+        if folders:
+            return print_tables(folders)
+        for path in (RESULTS.parent / "README.md", RESULTS / "README.md"):
+            path.write_text(fill(path.read_text(encoding="utf-8")), encoding="utf-8")
+    except ValueError as error:
+        parser.exit(2, f"{error}\n")
+    for name, (plot, file) in FIGURES.items():
+        plot(RESULTS / "figures" / f"{name}.png", load(JSON.glob("seed*"), file))
 
 
 if __name__ == "__main__":

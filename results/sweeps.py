@@ -1,211 +1,180 @@
-"""What one thing changes about the move: a setting, an eye, a target, the length of stage 2.
+"""What one setting changes: each point of a sweep is a train.py and a transfer.py of its own.
 
-    python results/sweeps.py WHAT       after train.py
+    python results/sweeps.py NAME       after train.py and transfer.py
 
-    K             how many words
-    hidden        how wide W is
-    coefficients  how its outputs become weights, and whether words are drawn in stage 1
-    basis         words, or words minus their mean
-    patches       3 x 3 or 6 x 6 of them
-    mlp           an MLP with as many parameters as LangBridge
-    eye           a ViT that has never met a word
-    target        targets that were not made to match the source: foreign has another word for
-                  'nothing here', another grid and other sentences (data/corpus.py); for pieces, 24
-                  of the adapter's words are several tokens
-    budgets       stage 2 of several lengths
+    name           what varies
+    coefficients   how W's outputs become weights, and whether words are sampled in stage 1
+    whitening      whether W reads whitened features
+    sampling       the share of patches that pass one sampled word in stage 1
+    K, hidden      how many words, and how wide W is
+    basis          words, or words minus their mean
+    eye            a ViT pretrained with texts, or without a word
+    target         targets less like the source: foreign has another empty word, another grid and
+                   other sentences; in pieces many of the adapter's words are several tokens
+    mlp            an MLP as wide as the LLM, or with as many parameters as LangBridge
+    budgets        stage 2 of several lengths, each at the learning rates that are best on val
 
-Finished stages are reused. Writes ablate_<what>.json, .md and .png (budgets.json, ..) into --out.
+A point is a folder, OUT/sweeps/NAME/POINT. Finished stages of OUT that the point does not change
+are linked into it, the others are made there. Interrupted? Run the same command again. The scores
+go to OUT/sweep_NAME.json. For several seeds, make several OUT folders and loop over them.
 """
 import os
+import shutil
+import subprocess
 import sys
-from dataclasses import replace
+from dataclasses import asdict, replace
 from pathlib import Path
 
-import torch
+ROOT = Path(__file__).parent.parent
+sys.path.insert(0, str(ROOT))  # the project, one folder up
 
-sys.path.insert(0, str(Path(__file__).parent.parent))  # the project, one folder up
-
-import train
-from data.files import Refused, read_json, write_json, write_text
-from data.loop import size_of
-from data.run import Job, Parser, lanes, number, run_command, seed_list
-from data.scoring import SCORES
-from data.settings import load_settings
+from data.files import Refused, read_json, write_json
+from data.run import Parser, number, run_command
 from evaluate import held_out, load_vlm, own_weight
-from results.collect import collect_budgets
-from results.figures import plot_budgets, plot_sweep
-from results.report import ablation_table, budgets_table
-from train import check, open_stage
-from transfer import ROWS, Move, copy_stages, run_moves
+from train import STAGES, load_settings, size_of
+from transfer import all_rows
 
-
-# ---- one setting varies -------------------------------------------------------------------------
-
-SWEEPS = {  # what: {a point: the settings that it changes}
-    "K": {"16": dict(align_K=16), "32": dict(align_K=32), "used": {}, "all": dict(align_K=1000)},
-    "hidden": {"16": dict(align_hidden=16), "64": dict(align_hidden=64), "256": {}},
+SWEEPS = {  # name: {point: the flags of train.py that it changes}
     "coefficients": {
-        "softplus": {},
-        "softmax": dict(align_coefficients="softmax"),
-        "softplus, none drawn": dict(align_drawn=0.0),
-        "softmax, none drawn": dict(align_coefficients="softmax", align_drawn=0.0),
-        "relu, none drawn": dict(align_coefficients="relu", align_drawn=0.0),
-        "linear, none drawn": dict(align_coefficients="linear", align_drawn=0.0)},
-    "basis": {"words": {}, "centered": dict(align_basis="centered")},
-    "patches": {"3 x 3": dict(vit_patch=16), "6 x 6": {}},
-    "mlp": {"as wide as the LLM": {},
-            "as many parameters as LangBridge": dict(align_mlp_hidden=394)},
-    "eye": {"texts": {}, "drawings": dict(vit_pairs="drawings")},
-    "target": {"target": {}, "foreign": dict(llm_target_dialect="foreign"),
-               "pieces": dict(llm_target_V=360)},
-}
-MOVES = ["zero_shot_langbridge", "transferred_langbridge"]
-ALL_WAYS = ["stage1_native_langbridge", "stage1_native_mlp", "native_mlp", "zero_shot_langbridge",
-            "zero_shot_mlp_as_words", "words_as_text_langbridge", "words_as_text_mlp",
-            "probe_as_text", "transferred_langbridge"]
-SWEPT = {"mlp": ["stage1_native_mlp", "native_mlp"], "eye": ALL_WAYS, "target": ALL_WAYS}  # rows
+        "softplus": dict(align_coefficients="softplus", align_sampled=0.25),
+        "softmax": dict(align_coefficients="softmax", align_sampled=0.25),
+        "softplus, nothing sampled": dict(align_coefficients="softplus", align_sampled=0.0),
+        "softmax, nothing sampled": dict(align_coefficients="softmax", align_sampled=0.0),
+        "raw weights, nothing sampled": dict(align_coefficients="linear", align_sampled=0.0)},
+    "whitening": {"on": dict(align_whiten=True), "off": dict(align_whiten=False)},
+    "sampling": {share: dict(align_sampled=float(share)) for share in ("0", ".25", ".5")},
+    "K": {"16": dict(align_K=16), "32": dict(align_K=32), "used": dict(align_K=0),
+          "all": dict(align_K=1000)},
+    "hidden": {width: dict(align_hidden=int(width)) for width in ("16", "64", "256")},
+    "basis": {basis: dict(align_basis=basis) for basis in ("words", "centered")},
+    "eye": {pairs: dict(vit_pairs=pairs) for pairs in ("texts", "drawings")},
+    "target": {"target": dict(llm_target_dialect="target"),
+               "foreign": dict(llm_target_dialect="foreign"), "pieces": dict(llm_target_V=360)},
+    "mlp": {"usual": dict(align_mlp_hidden=0), "as large as W": dict(align_mlp_hidden=394)}}
+ALL_ROWS = all_rows("llm_source", "llm_target")  # of transfer.py
+HEADLINE = [row.name for row in ALL_ROWS if row.headline]
+ROWS = {"eye": HEADLINE, "target": HEADLINE,
+        "mlp": ["zero_shot_linear_map", "aligned_mlp", "native_mlp"]}  # other sweeps have two
+
+LENGTHS = [50, 100, 200, 400, 800]  # steps of stage 2
+RATES = [0.5, 1.0, 2.0]  # times its learning rates; each row has its best at the middle length
+BUDGETS = {  # row: the same before stage 2, or None where that is untrained
+    "native_langbridge": "aligned_langbridge", "transferred_langbridge": "zero_shot_langbridge",
+    "native_mlp": "aligned_mlp", "tuned_linear_map": "zero_shot_linear_map",
+    "tuned_nearest_words": "zero_shot_nearest_words", "fresh_langbridge": None, "fresh_mlp": None}
 
 
-def ablate(s, what, seeds, stage2):
-    """Vary one thing, and score some rows (SWEPT, else MOVES; those with a stage 2 only if
-    `stage2`) and the LangBridge on the source LLM after stage 1.
+# ---- a folder for each point --------------------------------------------------------------------
 
-    Writes ablate_<what>.json, .md and .png. train.py's own settings reuse transfer.py's stages.
-    """
-    names = SWEPT.get(what, MOVES)
-    rows = [row for row in ROWS if row.name in names and (stage2 or not row.stage2)]
-    moves, jobs = {}, []
-    for point, changes in SWEEPS[what].items():
-        moves[point], its_jobs = prepare_point(s, what, point, changes, seeds)
-        jobs += its_jobs
-    with lanes(s, max(1, len(jobs))) as run:
-        run(jobs)
-    run_moves(s, [move for of_point in moves.values() for move in of_point], rows)
-    sweep = {"what": what, "seeds": seeds, "points": []}
-    for point, of_point in moves.items():
-        sweep["points"].append({"value": point, **measure_point(of_point, rows)})
-    out, table = Path(s.out), ablation_table(sweep)
-    print(table)
-    write_json(out / f"ablate_{what}.json", sweep)
-    write_text(out / f"ablate_{what}.md", table)
-    plot_sweep(sweep, out / f"ablate_{what}.png")
+def flags(settings):
+    """{"align_K": 16, "align_whiten": False} -> ["--align_K=16", "--no-align_whiten"]"""
+    return [f"--{'' if value else 'no-'}{name}" if isinstance(value, bool) else f"--{name}={value}"
+            for name, value in settings.items() if value != ""]
 
 
-def prepare_point(s, what, point, changes, seeds):
-    """A point's moves, one per seed, and the jobs that train an LLM or a ViT for it alone."""
-    if not changes:  # train.py's own settings: transfer.py's stages will do
-        return [Move(replace(s, seed=seed), "llm_source", "llm_target", seed == s.seed)
-                for seed in seeds], []
-    s, root = replace(s, **changes), f"ablate/{what}/{point.replace(' ', '')}"
-    jobs, makers = [], {"vit": train.pretrain_vit, "llm_target": train.pretrain_llm}
-    own = [name for name in makers if any(changed.startswith(f"{name}_") for changed in changes)]
-    if own:
-        s = copy_stages(s, f"{s.out}/{root}", *{"vit", "llm_source", "llm_target"} - set(own))
-        root = "transfer"  # in that folder
-        jobs = [Job(makers[name], s, open_stage(s, name)) for name in own]
-    return [Move(replace(s, seed=seed), "llm_source", "llm_target", False, root=root)
-            for seed in seeds], jobs
+def run(script, *arguments):
+    """A command of the project, in a process of its own."""
+    if subprocess.run([sys.executable, str(ROOT / script), *arguments]).returncode:
+        raise Refused(f"{script} has failed, for the reason above")
 
 
-def measure_point(moves, rows):
-    """A point of a sweep: {"vit", "K", "params", "own_weight", "rows": {name: {score: [..]}}}; what
-    the ViT's probes score, and lists with a value for each seed"""
-    s = moves[0].s
-    eye = read_json(Path(s.out) / "vit" / "config.json")["scores"]
-    point = {"vit": {name: eye[name] for name in ("probe_color", "probe_shape")}}
-    stages = {row.name: [move.stage_of(row) for move in moves] for row in rows}
-    if any(row.kind == "langbridge" for row in rows):
-        aligned = [move.adapter("llm_source", "langbridge", "align") for move in moves]
-        features, weights = held_out(s.out, splits=["test"])["test"], []
-        for move, stage in zip(moves, aligned):
-            _, vlm = load_vlm(move.s.out, stage.name)
-            weights.append(own_weight(vlm, features, s.data))
-        point |= {"K": len(vlm.adapter.tokens), "params": size_of(vlm.adapter),
-                  "own_weight": weights}
-        stages = {"on_the_source_llm": aligned} | stages
-    scores = {name: [stage.config()["scores"] for stage in of_seeds]
-              for name, of_seeds in stages.items()}
-    point["rows"] = {name: {score: [values[score] for values in of_seeds] for score in SCORES}
-                     for name, of_seeds in scores.items()}
-    return point
+def link_stages(out, folder, changes):
+    """Hard-link the finished stages of --out that have none of these settings, or the same ones."""
+    for path in sorted(out.rglob("config.json")):
+        config = read_json(path)
+        copy = folder / config["stage"]
+        same = all(config["settings"].get(key, value) == value for key, value in changes.items())
+        if same and path.relative_to(out).parts[0] != "sweeps" and not copy.exists():
+            shutil.copytree(path.parent, copy, copy_function=os.link)
 
 
-# ---- the length of stage 2 varies ---------------------------------------------------------------
-
-BUDGETED = {  # a row, and the row that it starts as, if that one has scores
-    "native_mlp": "stage1_native_mlp", "native_langbridge": "stage1_native_langbridge",
-    "transferred_langbridge": "zero_shot_langbridge", "mlp_as_words": "zero_shot_mlp_as_words",
-    "stitched_mlp": "zero_shot_stitched_mlp", "fresh_mlp": None, "fresh_langbridge": None}
-RATES = [0.5, 1.0, 2.0]  # times the learning rates of stage 2
-
-
-def sweep_budgets(s, budgets, seeds):
-    """Stage 2 of several lengths, each with a schedule of its own, at the learning rate that is
-    best on val for the middle one. Writes budgets.json, .md and .png."""
-    by_name, found = {row.name: row for row in ROWS}, []
-
-    def moves(steps, rate):
-        return [Move(replace(s, seed=seed), "llm_source", "llm_target", seed == s.seed, steps, rate)
-                for seed in seeds]
-
-    def scores_of(name, steps, rate):
-        return [move.stage_of(by_name[name]).config()["scores"] for move in moves(steps, rate)]
-
-    def quality(name, rate):
-        vals = [scores["val"] for scores in scores_of(name, middle, rate)]
-        return sum(val["vqa"] + val["caption_f1"] for val in vals)
-
-    middle = budgets[len(budgets) // 2]
-    tried = [by_name[name] for name in BUDGETED]
-    starts = [by_name[name] for name in BUDGETED.values() if name]
-    run_moves(s, [move for rate in RATES for move in moves(middle, rate)], tried)
-    run_moves(s, moves(0, 1.0), starts)
-    best = {name: max(RATES, key=lambda rate: quality(name, rate)) for name in BUDGETED}
-    for rate in RATES:
-        rows = [by_name[name] for name in BUDGETED if best[name] == rate]
-        run_moves(s, [move for steps in budgets for move in moves(steps, rate)], rows)
-    for name, start in BUDGETED.items():
-        measured = {steps: scores_of(name, steps, best[name]) for steps in budgets}
-        if start:
-            measured = {0: scores_of(start, 0, 1.0)} | measured
-        points = [{"samples": steps * s.instruct_batch,
-                   **{score: [values[score] for values in of_seeds] for score in SCORES}}
-                  for steps, of_seeds in measured.items()]
-        found.append({"name": name, "rate": best[name], "points": points})
-    result = collect_budgets(found, seeds)
-    out, table = Path(s.out), budgets_table(result)
-    print(table)
-    write_json(out / "budgets.json", result)
-    write_text(out / "budgets.md", table)
-    plot_budgets(result, out / "budgets.png")
+def make_stages(s, folder, changes, rows, threads):
+    """Everything that these rows of transfer.py need from train.py."""
+    print(f"\n{folder}: {' '.join(flags(changes))}", flush=True)
+    link_stages(Path(s.out), folder, changes)
+    starts = {row.start for row in ALL_ROWS if row.name in rows}
+    stages = ["llm_source", "llm_target", "vit", *sorted(starts & {*STAGES})]
+    s = replace(s, out=str(folder), stages=",".join(stages), threads=threads, **changes)
+    run("train.py", *flags(asdict(s)))
 
 
-# ---- python results/sweeps.py ------------------------------------------------------------------
+def transfer(folder, rows, threads, **budget):
+    """The scores of some rows of transfer.py, {row: scores}; budget: steps and rate of stage 2,
+    if they are not the usual ones."""
+    run("transfer.py", *flags({"out": folder, "rows": ",".join(rows), "threads": threads} | budget))
+    name = "transfer_steps{steps}_rate{rate:g}.json" if budget else "transfer.json"
+    return {row["name"]: row["scores"] for row in read_json(folder / name.format(**budget))["rows"]}
+
+
+# ---- what is measured ---------------------------------------------------------------------------
+
+def sweep(s, name, threads):
+    """One setting varies: for each point its adapter, aligned on the source LLM, and its rows."""
+    rows, points = ROWS.get(name, ["zero_shot_langbridge", "transferred_langbridge"]), []
+    align = "mlp_align" if name == "mlp" else "langbridge_align"
+    for title, changes in SWEEPS[name].items():
+        folder = Path(s.out) / "sweeps" / name / title.replace(", ", "_").replace(" ", "_")
+        make_stages(s, folder, changes, rows, threads)
+        scores = {stage: read_json(folder / stage / "config.json")["scores"]
+                  for stage in ("vit", align)}
+        measured = {"on_the_source_llm": scores[align]} | transfer(folder, rows, threads)
+        (_, vlm), test = load_vlm(folder, align), held_out(folder, splits=["test"])["test"]
+        words = getattr(vlm.adapter, "tokens", None)  # an MLP has none
+        points.append({
+            "value": title, "K": words and len(words), "params": size_of(vlm.adapter),
+            "own_weight": words and round(own_weight(vlm, test, s.dataset), 4),
+            "vit": {probe: scores["vit"][probe] for probe in ("probe_color", "probe_shape")},
+            "rows": {row: of_tables(s, its) for row, its in measured.items()}})
+    for point in points:
+        print_rows("{value}: K {K}, {params} parameters, own weight {own_weight}".format(**point),
+                   point["rows"])
+    return {"what": name, "seed": s.seed, "points": points}
+
+
+def sweep_budgets(s, name, threads):
+    """Each length has a learning-rate schedule of its own: no run is the middle of a longer one."""
+    folder, starts = Path(s.out) / "sweeps" / name, [row for row in BUDGETS.values() if row]
+    make_stages(s, folder, {}, [*BUDGETS, *starts], threads)
+    middle = LENGTHS[len(LENGTHS) // 2]
+    tried = {rate: transfer(folder, BUDGETS, threads, steps=middle, rate=rate) for rate in RATES}
+    before, points, best = transfer(folder, starts, threads), {}, {}
+    for row, start in BUDGETS.items():
+        points[row] = {0: of_tables(s, before[start])} if start else {}
+        val = {rate: tried[rate][row]["val"] for rate in RATES}
+        best[row] = max(RATES, key=lambda rate: val[rate]["vqa"] + val[rate]["caption_f1"])
+    for steps in LENGTHS:
+        for rate in {*best.values()}:
+            rows = [row for row in BUDGETS if best[row] == rate]
+            for row, scores in transfer(folder, rows, threads, steps=steps, rate=rate).items():
+                points[row][steps * s.instruct_batch] = of_tables(s, scores)
+    for row in BUDGETS:
+        print_rows(f"{row}, at {best[row]:g} times the learning rates, after samples:", points[row])
+    return {"seed": s.seed, "rows": [{"name": row, "rate": best[row], "points": [
+        {"samples": samples} | scores for samples, scores in points[row].items()]}
+        for row in BUDGETS]}
+
+
+def of_tables(s, scores):
+    """Only the scores that tables show."""
+    return {score: scores[score] for score in s.dataset.SCORES}
+
+
+def print_rows(title, rows):
+    print(f"\n{title}")
+    for row, scores in rows.items():
+        print(f"    {row:<28}" + "".join(f"{score:>14} {x:.3f}" for score, x in scores.items()))
+
+
+# ---- python results/sweeps.py NAME --------------------------------------------------------------
 
 def main():
     parser = Parser(__doc__)
-    add = parser.add_argument
-    add("what", choices=[*SWEEPS, "budgets"], help="what varies")
-    add("--out", default="out", help="the folder that train.py wrote (default: out)")
-    add("--seeds", type=seed_list, default="0,1,2",
-        help="seeds of the adapters and of the order of data (default: 0,1,2)")
-    add("--no-stage2", action="store_true", help="only rows without a stage 2 (not for budgets)")
-    add("--steps", type=seed_list, default="50,100,200,400,800",
-        help="for budgets: the lengths of stage 2 (default: 50,100,200,400,800)")
-    add("--threads", type=number(0), default=0,
-        help="CPU threads in all; 0: as many as there are cores")
-    add("--device", help="cpu, cuda or mps (default: what train.py used)")
+    parser.add_argument("name", choices=[*SWEEPS, "budgets"], help="what varies")
+    parser.add_argument("--out", default="out", help="the folder of train.py (default: out)")
+    parser.add_argument("--threads", type=number(0), default=0, help="CPU threads; 0: one per core")
     args = parser.parse_args()
-    if 0 in args.steps:
-        raise Refused("--steps 0: expected lengths of stage 2, 1 or more, as in 50,100,200")
-    s = replace(load_settings(args.out), stages="all", threads=args.threads or os.cpu_count())
-    s.device = args.device or s.device
-    check(s)
-    torch.set_num_threads(s.threads)
-    if args.what == "budgets":
-        sweep_budgets(s, sorted(args.steps), args.seeds)
-    else:
-        ablate(s, args.what, args.seeds, not args.no_stage2)
+    make, s = sweep_budgets if args.name == "budgets" else sweep, load_settings(args.out)
+    write_json(Path(args.out) / f"sweep_{args.name}.json", make(s, args.name, args.threads))
 
 
 if __name__ == "__main__":

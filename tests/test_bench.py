@@ -1,79 +1,63 @@
 """results/bench.py: what it measures is what it says, and its rival is a fair one."""
-import subprocess
-import sys
+import math
+import shutil
+from dataclasses import replace
 
 import pytest
 import torch
-from conftest import assert_refused, make_llm, run_here
+import torch.nn.functional as F
+from conftest import make_llm, run_here
 
-from data.corpus import PREFIX, encode
 from data.files import read_json
-from data.loop import size_of
-from data.settings import load_settings
+from model import GPT, GPTConfig
 from results import bench
-from results.bench import GPT2, RATES, ClippedAdamW, exact_match, new_llm, raster_questions
-from train import Sample, parse_settings
+from train import load_settings, size_of
+
+
+def test_the_rival_is_a_language_model_as_large_as_ours():
+    torch.manual_seed(0)
+    rival, ids = bench.GPT2(GPTConfig(V=512)), torch.randint(512, (4, 50))
+    logits = rival.head(rival.hidden(rival.embed(ids)))  # (4, 50, 512)
+    loss = F.cross_entropy(logits[:, :-1].mT, ids[:, 1:]).item()
+    assert loss == pytest.approx(math.log(512), abs=0.1)
+    assert 0.85 < size_of(rival) / size_of(GPT(GPTConfig(V=512))) < 1  # head and embedding are one
+    sooner = rival.head(rival.hidden(rival.embed(ids[:, :20])))  # (4, 20, 512)
+    assert torch.allclose(logits[:, :20], sooner, atol=1e-5)  # no token sees a later one
 
 
 def test_exact_match_is_what_greedy_generation_gets_right():
-    s = parse_settings(["--preset", "smoke", "--device", "cpu"])
     llm, encoding = make_llm("source", 32)
-    torch.manual_seed(0)
     torch.nn.init.normal_(llm.head.weight)
-    rows, right, newline = [], 0, encoding.encode_single_token(b"\n")
-    for i, document in enumerate(raster_questions(20)):
-        asked, answer = encode(encoding, document[:-1])[0], encode(encoding, document[-1:])[0]
-        (said,) = llm.generate(llm.embed(torch.tensor([asked])), [newline], max_tokens=4)
-        if i % 2:  # let it be the truth
-            answer = said
-        right += said[:len(answer)] == answer
-        rows.append(Sample(asked + answer, [0.0] * len(asked) + [1.0] * len(answer)))
-    assert 10 <= right < 20
-    assert exact_match(s, llm, rows) == pytest.approx(right / 20)
+    samples = bench.raster_questions(encoding, 20)
+    for sample in samples[::2]:  # let the LLM be right about these
+        start = sample.weights.index(1.0)
+        prompt = llm.embed(torch.tensor([sample.ids[:start]]))  # (1, T, C)
+        (sample.ids[start:],) = llm.generate(prompt, [], len(sample.ids) - start)
+    assert bench.exact_match(llm, samples) == pytest.approx(0.5)
 
 
-def test_its_questions_are_about_rasters_of_unread_scenes():
-    for document in raster_questions(20):
-        body = document[0][0].removeprefix(PREFIX)
-        assert body.count("\n") == 6 and len(body.split()) == 36
-        assert [weight for _, weight in document] == [0.0, 0.0, 1.0]
+def test_ratios_are_of_seconds(out, tmp_path, monkeypatch):
+    asked = []
+    with monkeypatch.context() as patch:
+        patch.setattr(bench, "TIMES", 1)
+        patch.setattr(bench.subprocess, "run", lambda command, **_: asked.append(command))
+        assert [*bench.bench_generate(load_settings(out))] == ["uncached", "cached", "ratio"]
+        assert [*bench.bench_ask(load_settings(out))] == ["ask", "import_torch", "ratio"]
+    run_here("evaluate.py", *asked[0][2:]).check_returncode()
+    shutil.copy(out / "settings.json", tmp_path)
+    run_here("results/bench.py", "--out", tmp_path, "--only", "step").check_returncode()
+    step = read_json(tmp_path / "bench.json")["step"]
+    assert step["ratio"] == pytest.approx(step["ours"] / step["gpt2"])
 
 
-def test_the_rival_is_as_large_as_ours_and_clips_its_gradients(out):
-    s = load_settings(out)
-    ours, _, encoding = new_llm(s)
-    rival, (optimizer,), _ = new_llm(s, RATES[0])
-    assert isinstance(rival, GPT2) and isinstance(optimizer, ClippedAdamW)
-    assert 0.5 < size_of(rival) / size_of(ours) < 1  # one matrix less: its head is its embedding
-    rival.head.weight.grad = torch.full_like(rival.head.weight, 100.0)
-    optimizer.step()
-    assert rival.head.weight.grad.norm() == pytest.approx(1.0, rel=1e-3)
-
-
-def test_the_benchmark_writes_ratios_and_a_figure(out, monkeypatch):
-    really_run, ran = subprocess.run, {}
-
-    def run_once(arguments, **kwargs):  # a second time would show nothing new
-        if tuple(arguments) not in ran:
-            ran[tuple(arguments)] = really_run(arguments, **kwargs)
-        return ran[tuple(arguments)]
-
-    monkeypatch.setattr(subprocess, "run", run_once)
-    monkeypatch.setattr(bench, "RATES", RATES[:2])
-    monkeypatch.setattr(sys, "argv", ["bench.py", "--out", str(out)])
-    bench.main()
-    torch.set_num_threads(2)
-    r = read_json(out / "bench.json")
-    for name in ("step", "generate", "ask"):
-        assert r[name]["ratio"] > 0
-    designs = r["skill"]["designs"]
-    searched = ["ours", *(f"gpt2-{rate}-3x" for rate in RATES[:2])]
-    assert list(designs)[:len(searched)] == searched
-    assert [name.split("-")[2] for name in list(designs)[len(searched):]] == ["1x", "6x"]
-    for of in designs.values():
-        assert of["curve"][0][0] == 0 and all(0 <= right <= 1 for _, right in of["curve"])
-    assert (out / "bench.png").exists()
-
-
-def test_an_unknown_benchmark_names_the_known_ones(out):
-    assert_refused(run_here("results/bench.py", "--out", out, "--only", "speed"), "step, skill")
+def test_skill_resumes(out, tmp_path, monkeypatch, capsys):
+    s = replace(load_settings(out), out=tmp_path, threads=1, save_every=0, llm_source_steps=5)
+    monkeypatch.setattr(bench, "RATES", [0.001])
+    with monkeypatch.context() as patch, pytest.raises(StopIteration):
+        documents = iter([bench.documents_of(s, bench.new_llm(s)[2], i) for i in range(3)])
+        patch.setattr(bench, "documents_of", lambda *_: next(documents))
+        bench.bench_skill(s)
+    designs = bench.bench_skill(s)["designs"]
+    assert "bench/ours: resuming from step 3" in capsys.readouterr().out
+    assert [len(of["curve"]) for of in designs.values()] == [6, 16]
+    assert {*designs["ours"]} == {"params", "steps", "seconds", "seconds_to_goal", "curve"}

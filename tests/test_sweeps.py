@@ -1,81 +1,56 @@
-"""results/sweeps.py: one thing varies, and what has not changed is not made again."""
+"""results/sweeps.py: one thing varies, and what is the same is not made again."""
+import os
+import shutil
+from dataclasses import asdict, replace
+
 import pytest
-from conftest import assert_refused, run_here
+from conftest import run_here
 
 from data.files import read_json
-from data.settings import load_settings
-from results.sweeps import BUDGETED, RATES, SWEEPS, SWEPT, prepare_point
-from transfer import ROWS
-
-STAGE_OF = {"native_mlp": "native_mlp_instruct",
-            "native_langbridge": "native_langbridge_instruct"}  # others are named as their rows
+from results import sweeps
+from train import load_settings, parse_settings
 
 
-def test_budgets_have_a_run_for_each_length_and_a_rate_chosen_on_val(out):
-    done = run_here("results/sweeps.py", "budgets", "--out", out, "--steps", "2,4", "--seeds",
-                    "0", "--threads", "1")
-    assert done.returncode == 0, done.stderr
-    r = read_json(out / "budgets.json")
-    assert [row["name"] for row in r["rows"]] == list(BUDGETED)
-    assert r["samples"] == [0, 16, 32]
-    for row in r["rows"]:
-        started = BUDGETED[row["name"]] is not None
-        assert [point["samples"] for point in row["points"]] == [0, 16, 32][not started:]
-        folder = out / "transfer" / "llm_target" / "seed0"
-        middle = {rate: [read_json(path) for path in folder.glob(f"steps4/rate{rate:g}/**/"
-                         f"{STAGE_OF.get(row['name'], row['name'])}/config.json")]
-                  for rate in RATES}
-        quality = {rate: config["scores"]["val"]["vqa"] + config["scores"]["val"]["caption_f1"]
-                   for rate, (config,) in middle.items()}
-        assert quality[row["rate"]] == max(quality.values())
-        rates = [config["settings"]["instruct_lr"] for (config,) in middle.values()]
-        assert rates == pytest.approx([0.0005, 0.001, 0.002])
-    assert (out / "budgets.png").exists() and (out / "budgets.md").exists()
+@pytest.fixture
+def folder(out, tmp_path, monkeypatch):
+    """A finished smoke run for one test; commands run in this process."""
+    monkeypatch.setattr(sweeps, "run", lambda *command: run_here(*command).check_returncode())
+    return shutil.copytree(out, tmp_path / "out", copy_function=os.link)
 
 
-@pytest.mark.parametrize("what, stage2", [("basis", True), ("eye", False)])
-def test_an_ablation_has_a_point_for_each_value(out, what, stage2):
-    flags = [] if stage2 else ["--no-stage2"]
-    done = run_here("results/sweeps.py", what, "--out", out, "--seeds", "0", "--threads", "1",
-                    *flags)
-    assert done.returncode == 0, done.stderr
-    sweep = read_json(out / f"ablate_{what}.json")
-    assert [point["value"] for point in sweep["points"]] == list(SWEEPS[what])
-    for point in sweep["points"]:
-        assert {"on_the_source_llm", "zero_shot_langbridge"} <= set(point["rows"])
-        assert ("transferred_langbridge" in point["rows"]) == stage2
-    table = (out / f"ablate_{what}.md").read_text(encoding="utf-8")
-    assert all(f"| {value} (" in table for value in SWEEPS[what])
-    assert (out / f"ablate_{what}.png").exists()
+def test_each_point_is_a_command_line_of_train_and_its_rows_are_those_of_transfer():
+    s, rows = parse_settings(["--preset", "smoke"]), [*sweeps.BUDGETS, *sweeps.BUDGETS.values()]
+    for changes in [changes for points in sweeps.SWEEPS.values() for changes in points.values()]:
+        point = replace(s, **changes)
+        assert parse_settings(sweeps.flags(asdict(point))) == point
+    assert {*sum(sweeps.ROWS.values(), rows)} - {None} <= {row.name for row in sweeps.ALL_ROWS}
 
 
-def test_an_ablation_starts_from_what_train_has_made(out):
-    """The point with train.py's own value is no new training; another one has its own stages."""
-    s = load_settings(out)
-    moves, jobs = prepare_point(s, "basis", "words", {}, [0])
-    assert jobs == [] and moves[0].own and moves[0].root == "transfer"
-    changes = SWEEPS["coefficients"]["relu, none drawn"]
-    moves, jobs = prepare_point(s, "coefficients", "relu, none drawn", changes, [0])
-    assert jobs == [] and moves[0].s.align_drawn == 0.0 and not moves[0].own
-    assert moves[0].root == "ablate/coefficients/relu,nonedrawn"
-    moves, jobs = prepare_point(s, "target", "foreign", SWEEPS["target"]["foreign"], [0])
-    assert [job.stage.name for job in jobs] == ["llm_target"]
-    assert jobs[0].s.of_llm("llm_target")[0] == "foreign" and jobs[0].s.out == moves[0].s.out
-    assert moves[0].root == "transfer" and moves[0].s.out != s.out
+def test_a_sweep_makes_only_what_a_point_changes_and_resumes(folder, monkeypatch):
+    monkeypatch.setattr("sys.argv", f"sweeps.py whitening --out {folder} --threads 1".split())
+    made, found = [folder / "sweeps" / "whitening" / name for name in ("on", "off")], []
+    for _ in range(2):  # the second time everything is there
+        sweeps.main()
+        result = read_json(folder / "sweep_whitening.json")
+        found.append([result, *((point / "langbridge_align").stat().st_mtime for point in made)])
+    assert found[0] == found[1]
+    assert [point["value"] for point in result["points"]] == ["on", "off"]
+    for point, at in zip(result["points"], made):
+        assert {*point} == {"value", "K", "params", "own_weight", "vit", "rows"}
+        assert len(point["rows"]) == 3 and len(point["rows"]["on_the_source_llm"]) == 4
+        assert (at / "vit" / "features.pt").samefile(folder / "vit" / "features.pt")
+        adapter = "langbridge_align/adapter.pt"
+        assert (at / adapter).samefile(folder / adapter) == (at == made[0])
 
 
-def test_all_rows_of_sweeps_exist():
-    names = {row.name for row in ROWS}
-    for of_sweep in [*SWEPT.values(), BUDGETED, set(BUDGETED.values()) - {None}]:
-        assert set(of_sweep) <= names
-    assert set(SWEPT) <= set(SWEEPS)
-
-
-@pytest.mark.parametrize("args, says", [
-    (["width"], "coefficients"),
-    (["budgets", "--steps", "a"], "as in 0,1,2"),
-    (["budgets", "--steps", "0,50"], "1 or more"),
-    (["K", "--device", "cuda:77"], "--device cpu"),
-])
-def test_a_wrong_flag_is_answered_in_one_line(out, args, says):
-    assert_refused(run_here("results/sweeps.py", "--out", out, *args), says)
+def test_each_length_is_run_at_the_rate_that_is_best_on_val(folder, monkeypatch):
+    rows, rates = {"transferred_langbridge": "zero_shot_langbridge", "fresh_mlp": None}, [0.5, 2.0]
+    for name, value in (("BUDGETS", rows), ("LENGTHS", [2, 4]), ("RATES", rates)):
+        monkeypatch.setattr(sweeps, name, value)
+    for row in sweeps.sweep_budgets(load_settings(folder), "budgets", 1)["rows"]:
+        samples = [point["samples"] for point in row["points"]]
+        assert samples == ([0, 16, 32] if rows[row["name"]] else [16, 32])
+        paths = [f"transfer_steps4_rate{rate:g}/{row['name']}/config.json" for rate in rates]
+        vals = [read_json(folder / "sweeps/budgets" / path)["scores"]["val"] for path in paths]
+        quality = [val["vqa"] + val["caption_f1"] for val in vals]
+        assert row["rate"] == rates[quality.index(max(quality))]

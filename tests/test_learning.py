@@ -1,0 +1,152 @@
+"""The net: a tiny world in which everything really learns, and broken variants that must fail.
+
+A picture has 3 x 3 tiles; one of them holds a colour, or a white shape. Two tiny LLMs with
+different vocabularies learn to read grids of words, a ViT learns to see, and a LangBridge that was
+aligned on one LLM is used on the other.
+"""
+import random
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image, ImageDraw
+
+import train
+from adapter import LangBridge, load_adapter
+from data.bpe import BOS
+from data.corpus import EMPTY, in_scene, turn
+from data.files import Stage
+from evaluate import held_out
+from model import VLM, load_llm
+from train import Settings, pretrain_llm, pretrain_vit, train_vlm
+from transfer import shuffle_words, swap_embeddings
+
+COLORS = {"red": "#e02020", "green": "#20c040", "blue": "#3050ff", "yellow": "#f0e020"}
+SHAPES = {"bar": [1, 3, 5, 3], "box": [1, 1, 5, 5], "dot": [2, 2, 3, 3], "line": [3, 0, 3, 5]}
+WORDS = [*COLORS, *SHAPES]
+REQUESTS = {"source": "what is this?", "target": "name the thing."}
+
+
+class Tiny:
+    """The data of this world, as data/dataset.py describes them."""
+    SPLITS, EXAM, SCORES = ("train", "val", "test"), ("val", "test"), ("exact",)
+    kinds, sums, alt_V, sampled = {}, {}, 280, 50
+
+    def config(self):
+        return {"kind": "tiny"}
+
+    def count(self, split):
+        return 400 if split == "train" else 40
+
+    def scene(self, split, i):
+        """(a word, its tile)"""
+        rng = random.Random(f"{split}/{i}")
+        return rng.choice(WORDS), rng.randrange(9)
+
+    def pictures(self, split, indices):
+        return np.stack([self.draw(*self.scene(split, i)) for i in indices])
+
+    def draw(self, word, tile):
+        picture = Image.new("RGB", (18, 18), "black")
+        pen, x, y = ImageDraw.Draw(picture), tile % 3 * 6, tile // 3 * 6
+        box = SHAPES.get(word, [0, 0, 5, 5])
+        pen.rectangle([x + box[0], y + box[1], x + box[2], y + box[3]],
+                      fill=COLORS.get(word, "white"))
+        return np.asarray(picture)
+
+    def alt_texts(self, seed, n):
+        return [f" {word}" for word in WORDS]
+
+    def pairs(self, seed, step, n, of):
+        words = random.Random(step).sample(WORDS, n)
+        return (np.stack([self.draw(word, (step + k) % 9) for k, word in enumerate(words)]),
+                [f" {word}" for word in words])
+
+    def test_pairs(self, split, k, of):
+        return self.pairs(0, k, len(WORDS), of)
+
+    def document(self, dialect, seed, i, *_):
+        word, tile = self.scene(f"{dialect}/{seed}", i)
+        tiles = [EMPTY] * 9
+        tiles[tile] = f" {word}"
+        raster = "".join("".join(tiles[k:k + 3]) + "\n" for k in (0, 3, 6))
+        return in_scene(raster) + turn(REQUESTS[dialect], word)
+
+    def texts(self, dialect, seed):
+        return ["".join(text for text, _ in self.document(dialect, seed, i)).replace(BOS, "")
+                for i in range(200)]
+
+    def examine_reading(self, answer, dialect):
+        return {"val": {}}
+
+    def description(self, i, rng):
+        return turn(REQUESTS["source"], self.scene("train", i)[0])
+
+    def conversation(self, i, rng, turns, captions=0.3):
+        return self.description(i, rng)
+
+    def examine(self, answer, pictures):
+        return {}
+
+    def score(self, said):
+        return {"val": {}}
+
+
+@pytest.fixture(scope="module")
+def world(tmp_path_factory):
+    """Settings of a folder that holds two LLMs, a ViT, and a LangBridge aligned on the source."""
+    torch.set_num_threads(1)
+    s = Settings(
+        out=str(tmp_path_factory.mktemp("learning")), device="cpu", precision="fp32",
+        llm_source_V=340, llm_source_C=32, llm_source_layers=1, llm_source_steps=200,
+        llm_target_V=360, llm_target_C=32, llm_target_layers=2, llm_target_steps=250, llm_batch=16,
+        llm_H=2, vit_size=18, vit_patch=6, vit_D=32, vit_H=2, vit_layers=1, vit_steps=150,
+        vit_batch=8, align_hidden=64, align_sampled=0.5, align_steps=300, align_batch=16)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(Settings, "dataset", Tiny())
+        for name, make in (("llm_source", pretrain_llm), ("llm_target", pretrain_llm),
+                           ("vit", pretrain_vit)):
+            make(s, Stage(s.out, name, {}))
+        train_vlm(s, Stage(s.out, "langbridge_align", {}), "langbridge", "align")
+        yield s
+    torch.set_num_threads(2)
+
+
+def share_right(s, vlm, dialect):
+    """How many test pictures an LLM names, asked as its texts ask."""
+    features, n = held_out(s.out, data=Tiny())["test"], Tiny().count("test")
+    answers = vlm.eval().answer(features, [(i, REQUESTS[dialect]) for i in range(n)])
+    return np.mean([answers[i] == Tiny().scene("test", i)[0] for i in range(n)])
+
+
+def on_target(s, make):
+    return share_right(s, make(s, "langbridge_align", "llm_source", "llm_target"), "target")
+
+
+def test_an_adapter_learns_to_name_things_in_an_llms_words(world):
+    native = swap_embeddings(world, "langbridge_align", "llm_source", "llm_source")
+    assert share_right(world, native, "source") >= 0.9
+
+
+def test_swapped_embeddings_let_another_llm_name_them(world):
+    assert on_target(world, swap_embeddings) >= 0.85
+
+
+def test_with_its_words_shuffled_it_fails(world):
+    assert on_target(world, shuffle_words) <= 0.5
+
+
+def test_without_the_swap_it_fails(world):
+    llm, encoding = load_llm(train.Path(world.out) / "llm_target")
+    source = load_llm(train.Path(world.out) / "llm_source")
+    adapter = load_adapter(train.Path(world.out) / "langbridge_align").set_basis(*source)
+    assert share_right(world, VLM(adapter, llm, encoding), "target") <= 0.5
+
+
+def test_without_a_gradient_for_w_it_fails(world, monkeypatch):
+    weights = LangBridge.weights
+    monkeypatch.setattr(LangBridge, "weights",
+                        lambda self, x: weights(self, x).detach() + 0 * weights(self, x))
+    train_vlm(world, Stage(world.out, "broken/langbridge_align", {}), "langbridge", "align")
+    native = swap_embeddings(world, "broken/langbridge_align", "llm_source", "llm_source")
+    assert share_right(world, native, "source") <= 0.5
