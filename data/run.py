@@ -90,15 +90,13 @@ def run_command(main):
         name = signal.Signals(stopped.code - 128).name
         print(f"stopped by {name}; run the same command again to continue", file=sys.stderr)
         raise
-    except BrokenProcessPool:
-        sys.exit("a process was killed (out of memory?); run the same command again to continue")
     except (Refused, OSError, MemoryError, RuntimeError) as error:
-        no_memory = isinstance(error, MemoryError) or "memory" in str(error)  # as torch says it
-        if isinstance(error, RuntimeError) and not no_memory:
-            raise
         first, *_ = str(error).splitlines() or ["out of memory"]
-        print(f"error: {first}" + "; try a smaller batch or model (see --help)" * no_memory,
-              file=sys.stderr)
+        if isinstance(error, BrokenProcessPool):
+            first = "a process was killed (out of memory?); run the same command again to continue"
+        elif isinstance(error, RuntimeError) and "memory" not in first:  # as torch reports it
+            raise
+        print(f"error: {first}", file=sys.stderr)
         sys.exit(2)
 
 

