@@ -36,10 +36,6 @@ class MLPAdapter(nn.Module):
         self.config = {"kind": "mlp", "D": D, "C": C, "hidden": hidden}
         self.net = nn.Sequential(nn.Linear(D, hidden), nn.GELU(), nn.Linear(hidden, C))
 
-    def hidden_matrices(self):
-        """The matrices that Muon trains (train.py)."""
-        return [self.net[0].weight, self.net[2].weight]
-
     def set_basis(self, llm, encoding):
         """Only a check: an MLP is made for one LLM. Raises Refused if the widths differ."""
         C = self.config["C"]
@@ -84,7 +80,7 @@ class LangBridge(nn.Module):
         self.W = nn.Sequential(nn.Linear(D, hidden), nn.GELU(), nn.Linear(hidden, hidden),
                                nn.Linear(hidden, len(self.tokens)))
         self.register_buffer("mean", torch.zeros(D))  # from whiten
-        self.register_buffer("scale", torch.eye(D))  # (D, D), from whiten
+        self.register_buffer("scale", torch.zeros(D, D).fill_diagonal_(1))  # (D, D), from whiten
         self.register_buffer("E", None, persistent=False)  # (K, C), from set_basis
         self.register_buffer("present", None, persistent=False)  # (K,) bool, from set_basis
         self.init_weights()
@@ -123,10 +119,6 @@ class LangBridge(nn.Module):
         tokens = [t.decode("latin-1") for t in self.tokens]
         return {"kind": "langbridge", "D": self.D, "tokens": tokens, "hidden": self.hidden,
                 "coefficients": self.coefficients, "basis": self.basis, "sampled": self.sampled}
-
-    def hidden_matrices(self):
-        """The matrices that Muon trains (train.py)."""
-        return [self.W[0].weight, self.W[2].weight, self.W[3].weight]
 
     def set_basis(self, llm, encoding):
         """Use this LLM from now on: E becomes its embeddings of the words; W is untouched.

@@ -10,6 +10,7 @@
 
 The exam itself, its questions and what answers are worth, is in data/scoring.py.
 """
+import copy
 import inspect
 import re
 import sys
@@ -19,7 +20,6 @@ from pathlib import Path
 
 import numpy as np
 import torch
-import torch.nn as nn
 import torch.nn.functional as F
 
 from adapter import (EMPTY, LangBridge, MLPAdapter, fingerprint, load_adapter, readable, token)
@@ -35,6 +35,7 @@ from model import GPT, VLM, load_llm, same_length
 from vision import ViT, encode_pictures, load_vit
 
 MODELS = ("mlp_align", "langbridge_align", "mlp_instruct", "langbridge_instruct", "blind_instruct")
+OTHER = {"mlp": "langbridge", "langbridge": "mlp"}
 TEMPERATURES = [0.03, 0.06, 0.1, 0.2]  # of an MLP's nearest words; one is chosen on val,
 CHOSEN_ON = 150  # by so many pictures
 
@@ -164,7 +165,7 @@ def nearest_words(mlp, llm, encoding, tokens, temperature):
     """
     C = llm.config.C
     if mlp.config["hidden"] != C:
-        raise ValueError(f"only an MLP whose hidden width is {C}, its LLM's, has nearest words")
+        raise Refused(f"only an MLP whose hidden width is {C}, its LLM's, has nearest words")
     bridge = LangBridge(mlp.config["D"], tokens, hidden=C, coefficients="softmax")
     bridge.set_basis(llm, encoding).to(bridge.E.device)
     bridge.W[0].load_state_dict(mlp.net[0].state_dict())
@@ -276,26 +277,14 @@ def subspace(vlm, features, data, pictures=100):
             for name, x in measured.items()}
 
 
-class Swapped(nn.Module):
-    """A LangBridge with one word in place of another: {'red': 'blue'} moves the weight of red."""
-
-    def __init__(self, adapter, swaps):
-        super().__init__()
-        self.adapter, self.tokens, self.E = adapter, adapter.tokens, adapter.E
-        self.swaps = [(adapter.tokens.index(token(old)), adapter.tokens.index(token(new)))
-                      for old, new in swaps.items()]
-
-    def weights(self, x):
-        """x (B, N, D) -> (B, N, K)"""
-        before = self.adapter.weights(x)  # (B, N, K)
-        after = before.clone()
-        for old, new in self.swaps:
-            after[..., old] -= before[..., old]
-            after[..., new] += before[..., old]
-        return after
-
-    def forward(self, x):
-        return self.weights(x) @ self.E  # (B, N, C)
+def swap_words(adapter, swaps):
+    """A copy of a LangBridge with one word in place of another: {'red': 'blue'} gives the weight of
+    red to blue."""
+    other = copy.deepcopy(adapter)
+    for old, new in swaps.items():
+        k, j = (adapter.tokens.index(token(word)) for word in (old, new))
+        other.tokens[k], other.E[k] = adapter.tokens[j], adapter.E[j]
+    return other
 
 
 # ---- python evaluate.py -------------------------------------------------------------------------
@@ -366,8 +355,9 @@ def draw_word_map(out, name, vlm, features, pixels, path):
     if vlm.adapter is None:
         raise Refused("a blind model has no adapter: there is no map of its words")
     data, models = open_data(out), {name: vlm}
-    beside = name.replace("mlp", "@").replace("langbridge", "mlp").replace("@", "langbridge")
-    if name in MODELS and (out / beside / "config.json").exists():
+    kind, _, phase = name.partition("_")
+    beside = f"{OTHER.get(kind)}_{phase}"
+    if (out / beside / "config.json").exists():
         models[beside] = load_vlm(out, beside)[1]
     tokens = load_adapter(out / "langbridge_align").tokens
     panels, val = [], held_out(out, splits=["val"])["val"]
@@ -400,9 +390,8 @@ def show_step(title, tensor, function, code):
 def trace(path, vit, vlm, question, known):
     """Follow a picture to its answer, printing every step."""
     adapter, llm, encoding, side = vlm.adapter, vlm.llm, vlm.encoding, vit.config.grid
-    if not isinstance(adapter, (LangBridge, MLPAdapter)):
-        raise Refused("--trace needs an adapter as it was trained: not with --swap, and not a "
-                      "blind model, which sees no picture")
+    if adapter is None:
+        raise Refused("--trace needs an adapter; a blind model sees no picture")
     pixels = read_picture(path, vit.config.size)
     features = vit(pixels)  # (B, N, D)
     answer = ask(vlm, features, question, known)
@@ -492,7 +481,7 @@ def chat(vlm, features, data, known, draw_map):
                 print("nothing is swapped")
             elif line.startswith("/swap "):
                 swaps |= parse_swap(line.removeprefix("/swap "), bridge)
-                vlm.adapter = Swapped(bridge, swaps)
+                vlm.adapter = swap_words(bridge, swaps)
                 now = [f"{new} for {old}" for old, new in swaps.items()]
                 print(f"in every patch there is now {', '.join(now)}")
             elif line.startswith("/"):
@@ -512,7 +501,7 @@ def look_at(args):
     features = vit(pixels)
     question = " ".join((args.ask or data.request).lower().split())
     if args.swap:
-        vlm.adapter = Swapped(vlm.adapter, parse_swap(args.swap, vlm.adapter))
+        vlm.adapter = swap_words(vlm.adapter, parse_swap(args.swap, vlm.adapter))
     if args.map and args.map.suffix.lower() != ".png":
         raise Refused(f"--map {args.map}: expected a file name that ends in .png")
     if args.map:

@@ -18,6 +18,7 @@ a head.
 """
 import math
 from dataclasses import asdict, dataclass
+from pathlib import Path
 
 import torch
 import torch.nn as nn
@@ -189,14 +190,6 @@ class GPT(nn.Module):
             nn.init.zeros_(block.mlp.down.weight)
         nn.init.zeros_(self.head.weight)
 
-    def hidden_matrices(self):
-        """The matrices between embedding and head, which Muon trains (train.py)."""
-        matrices = []
-        for block in self.blocks:
-            matrices += [block.attention.qkv.weight, block.attention.out.weight]
-            matrices += [block.mlp.up.weight, block.mlp.down.weight]
-        return matrices
-
     def embed(self, ids):
         """Input embeddings of token ids, all of one size: (..., T) -> (..., T, C)"""
         return self.norm(self.embedding(ids))
@@ -271,6 +264,7 @@ def save_llm(llm, encoding, folder):
 
 def load_llm(folder):
     """What save_llm wrote: (GPT, tiktoken.Encoding)"""
+    folder = Path(folder)
     config = read_json(folder / "llm.json")
     encoding = load_encoding(folder / "tokenizer.json")
     return load_weights(lambda: GPT(GPTConfig(**config)), folder / "llm.pt"), encoding

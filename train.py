@@ -39,7 +39,7 @@ from adapter import BASES, COEFFICIENTS, EMPTY, LangBridge, MLPAdapter, load_ada
 from data.bpe import BOS, PATTERNS, PUBLIC, load_encoding, open_encoding, tokens_of, train_bpe
 from data.corpus import DIALECTS, encode, vocabulary
 from data.dataset import Shapes
-from data.files import (RANK, RANKS, Refused, Stage, locked, read_json, read_tensors, write_json,
+from data.files import (RANK, RANKS, Refused, Stage, lock, read_json, read_tensors, write_json,
                         write_tensors, write_text)
 from data.own import open_own
 from data.run import (Job, Parser, Signals, Stopped, average_over_ranks, lane, make_stages,
@@ -283,8 +283,10 @@ def orthogonal(x):
 
 
 def optimizers_of(matrix_lr, lr, *modules):
-    """Muon for the modules' hidden matrices, AdamW for embeddings, heads, biases and the rest."""
-    matrices = [p for module in modules for p in module.hidden_matrices()]
+    """Muon for the hidden matrices, AdamW for the rest: biases, and what comes first or last."""
+    outer = ("embed", "project", "head")
+    matrices = [part.weight for module in modules for name, part in module.named_modules()
+                if isinstance(part, nn.Linear) and not name.endswith(outer)]
     hidden = {id(p) for p in matrices}
     others = [p for module in modules for p in module.parameters() if id(p) not in hidden]
     adamw = torch.optim.AdamW(others, lr, betas=(0.9, 0.95), weight_decay=0.0)
@@ -309,13 +311,13 @@ class Run:
     """A stage's steps, from where its last checkpoint left off:
 
         run = Run(s, stage, [model], optimizers, steps)
-        for batch in run:      # a number that all of a step's data must depend on
+        for step in run:       # all of a step's data depend on this number alone
             ...                # forward and backward
-            run.record(loss)   # stops at what is no number
+            run.record(loss)   # averages over processes, and stops at a loss that is no number
             update(optimizers)
 
     A checkpoint holds all that a step depends on, so a killed stage resumes as if nothing had
-    happened. Under torchrun, batches are numbered so that each process has its own.
+    happened. Under torchrun, each process has numbers, and so data, of its own.
     """
     KEPT = ("step", "seconds", "smooth", "log", "measured")
 
@@ -356,8 +358,8 @@ class Run:
         write_text(self.stage.folder / "log.csv", "step,loss,smoothed,lr\n" + "".join(lines))
 
     def record(self, loss):
-        """Note the loss of a step. Raises Refused, before it reaches a weight, if the loss or a
-        gradient is no number."""
+        """Note the loss of a step; under torchrun, average it and the gradients over processes.
+        Raises Refused, before it reaches a weight, if the loss or a gradient is no number."""
         grads = [p.grad for module in self.modules for p in module.parameters()
                  if p.grad is not None]
         if RANKS > 1:
@@ -492,9 +494,9 @@ def pretrain_llm(s, stage):
           f"{marked(document(0))}", flush=True)
     optimizers = optimizers_of(s.llm_matrix_lr, s.llm_lr, llm)
     run = Run(s, stage, [llm], optimizers, steps)
-    for batch in run:
+    for step in run:
         samples = []
-        for i in range(batch * s.llm_batch, (batch + 1) * s.llm_batch):
+        for i in range(step * s.llm_batch, (step + 1) * s.llm_batch):
             ids, weights = encode(encoding, document(i), llm.config.context)
             samples.append(Sample(ids, [max(weight, s.llm_text_weight) for weight in weights]))
         weight, total = sum(sum(sample.weights[1:]) for sample in samples), 0.0
@@ -549,8 +551,8 @@ def pretrain_vit(s, stage):
           flush=True)
     optimizers = optimizers_of(s.vit_matrix_lr, s.vit_lr, model)
     run = Run(s, stage, [model], optimizers, s.vit_steps)
-    for batch in run:
-        pairs = pairs_of(s, encoding, *data.pairs(s.seed, batch, s.vit_batch, s.vit_pairs))
+    for step in run:
+        pairs = pairs_of(s, encoding, *data.pairs(s.seed, step, s.vit_batch, s.vit_pairs))
         with autocast(s):
             loss = model.loss(*pairs)
         loss.backward()
@@ -657,13 +659,15 @@ def train_vlm(s, stage, kind, phase, llm_name="llm_source", adapter=None, study=
           f"(adapter {size_of(adapter):,}, LLM {size_of(llm):,}), on {steps} x {size} of "
           f"{len(features)} pictures; the first sample ([answers] are learned):\n"
           f"[picture] {marked(text_about(0, random.Random(0)))}", flush=True)
-    study_at = {0, steps} | {int(steps ** (i / 8)) for i in range(8)} if study else ()
+    study_at = {0, steps} | {int(steps ** (i / 8)) for i in range(8)}
+    if not study or not data.kinds:  # what objects there are may not be known
+        study_at = ()
     optimizers = optimizers_of(*rates, *trained)
     run = Run(s, stage, trained, optimizers, steps)
-    for batch in run:
+    for step in run:
         if run.step in study_at:  # evenly on a logarithmic axis
             run.measured.append([run.step, subspace(vlm, exam["test"], data)])
-        rng = random.Random(f"{phase}/{s.seed}/{batch}")  # all adapters meet the same samples
+        rng = random.Random(f"{phase}/{s.seed}/{step}")  # all adapters meet the same samples
         pictures = [rng.randrange(len(features)) for _ in range(size)]
         samples = [Sample(*encode(encoding, text_about(i, rng), room), i) for i in pictures]
         weight, total = sum(sum(sample.weights) for sample in samples), 0.0
@@ -709,14 +713,10 @@ def say_scores(stage):
 
 
 def main():
-    s = parse_settings(sys.argv[1:])
-    with locked(s.out):
-        make_all(s)
-
-
-def make_all(s):
-    out, began = Path(s.out), time.perf_counter()
+    s, began = parse_settings(sys.argv[1:]), time.perf_counter()
     torch.set_num_threads(s.threads)
+    lock(s.out)
+    out = Path(s.out)
     stages = {name: open_stage(s, name) for name in STAGES}
     for stage in stages.values():
         stage.config()  # refuses other settings

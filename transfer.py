@@ -41,92 +41,78 @@ import torch.nn.functional as F
 
 from adapter import EMPTY, LangBridge, MLPAdapter, load_adapter, token
 from data.corpus import GRID
-from data.files import Refused, locked, read_json, write_json
+from data.files import lock, read_json, write_json
 from data.run import Job, Parser, make_stages, number, run_command
-from evaluate import CHOSEN_ON, TEMPERATURES, best_on_val, exam_facts, held_out, nearest_words
+from evaluate import TEMPERATURES, best_on_val, exam_facts, held_out, nearest_words
 from model import VLM, load_llm
 from train import (check, example_picture, load_settings, new_adapter, open_stage, say_scores,
                    train_vlm, training_features, words_of)
 
 RIDGES = [0.1, 0.3, 1.0, 3.0]  # of the linear map; one is chosen on val
 PROBED = 1500  # labelled pictures that the probe has seen
-RATIOS = [("zero_shot_langbridge", "aligned_langbridge"),  # of rows, to print
-          ("transferred_langbridge", "native_langbridge"), ("transferred_langbridge", "native_mlp")]
 PAPER = dict(align_coefficients="linear", align_whiten=False, align_sampled=0.0)
 
 
-# ---- the story: swap the embeddings -------------------------------------------------------------
+# ---- swap the embeddings, and controls ----------------------------------------------------------
 
-# Each function makes a row's VLM on the target LLM. `start` is the stage that holds its adapter.
+# Each function makes a row's adapter for the target LLM, from an adapter that was trained on the
+# source LLM (or, in native rows, on the target). source and target are (LLM, Encoding).
 
-def open_llm(s, name):
-    llm, encoding = load_llm(Path(s.out) / name)
-    return llm.to(s.device), encoding
-
-
-def swap_embeddings(s, start, source, target):
-    """A LangBridge with the target's embeddings of its words; W stays as it is. (A native adapter,
-    which started there, stays as it is altogether.)"""
-    llm, encoding = open_llm(s, target)
-    adapter = load_adapter(Path(s.out) / start).to(s.device)
-    return VLM(adapter.set_basis(llm, encoding), llm, encoding)
+def swap_embeddings(s, adapter, source, target):
+    """The target's embeddings of the same words; W stays as it is. A native adapter started there,
+    and stays as it is altogether."""
+    return adapter.set_basis(*target)
 
 
-def shuffle_words(s, start, source, target):
-    """Control: the same weights, each for another word. The empty word keeps its place, so it is
-    still seen where something is."""
-    llm, encoding = open_llm(s, target)
-    adapter = load_adapter(Path(s.out) / start).to(s.device)
+def shuffle_words(s, adapter, source, target):
+    """Control: the same weights, each for another word."""
     adapter.tokens = shuffled(adapter.tokens, s.seed)
-    return VLM(adapter.set_basis(llm, encoding), llm, encoding)
+    return adapter.set_basis(*target)
 
 
 def shuffled(tokens, seed):
+    """The words in another order. The empty word keeps its place, so it is still seen where
+    something is."""
     words = [t for t in tokens if t != EMPTY]
     order = torch.randperm(len(words), generator=torch.Generator().manual_seed(seed)).tolist()
     others = iter([words[i] for i in order])
     return [t if t == EMPTY else next(others) for t in tokens]
 
 
-def fresh(s, start, source, target, kind):
-    """An untrained adapter."""
-    llm, encoding = open_llm(s, target)
-    return VLM(new_adapter(s, kind, llm, encoding), llm, encoding)
+def fresh(s, adapter, source, target, kind):
+    """An untrained adapter, whatever there was."""
+    return new_adapter(s, kind, *target)
 
 
-def blind(s, start, source, target):
+def blind(s, adapter, source, target):
     """No adapter, and no picture."""
-    return VLM(None, *open_llm(s, target))
+    return None
 
 
 # ---- baselines: an MLP on another LLM -----------------------------------------------------------
 
-def mix_nearest_words(s, start, source, target):
+def mix_nearest_words(s, mlp, source, target):
     """Each token of an MLP becomes a mixture of its nearest words, in the target's embeddings."""
-    mlp, its_llm = load_adapter(Path(s.out) / start).to(s.device), open_llm(s, source)
-    llm, encoding = open_llm(s, target)
-    tokens, vlms = words_of(s, its_llm[1]), {}
-    for temperature in TEMPERATURES:
-        bridge = nearest_words(mlp, *its_llm, tokens, temperature).set_basis(llm, encoding)
-        vlms[temperature] = VLM(bridge, llm, encoding)
-    return vlms[best_on_val(vlms, validation_features(s), s.dataset)]
+    tokens = words_of(s, source[1])
+    return best_of(s, target, [nearest_words(mlp, *source, tokens, temperature).set_basis(*target)
+                               for temperature in TEMPERATURES])
 
 
-def map_linearly(s, start, source, target):
+def map_linearly(s, mlp, source, target):
     """An MLP, then the linear map that best takes the source's embeddings of words to the
     target's."""
-    mlp, its_llm = load_adapter(Path(s.out) / start).to(s.device), open_llm(s, source)
-    llm, encoding = open_llm(s, target)
-    known = [t for t in words_of(s, its_llm[1]) if t in encoding.token_byte_values()]
+    known = [t for t in words_of(s, source[1]) if t in target[1].token_byte_values()]
     with torch.no_grad():
         v = mlp(training_features(s)[:500].float().to(s.device)).flatten(0, 1)  # (n, C)
-        e, e_target = embed(*its_llm, known), embed(llm, encoding, known)  # (K, C), (K, C')
-    vlms = {ridge: VLM(linear_map(mlp, v, e, e_target, ridge), llm, encoding) for ridge in RIDGES}
-    return vlms[best_on_val(vlms, validation_features(s), s.dataset)]
+        e, e_target = embed(*source, known), embed(*target, known)  # (K, C), (K, C')
+    return best_of(s, target, [linear_map(mlp, v, e, e_target, ridge) for ridge in RIDGES])
 
 
-def validation_features(s):
-    return held_out(s.out, s.device, ["val"], s.dataset)["val"][:CHOSEN_ON]
+def best_of(s, target, adapters):
+    """The adapter that does best on val."""
+    vlms = {i: VLM(adapter, *target) for i, adapter in enumerate(adapters)}
+    val = held_out(s.out, s.device, ["val"], s.dataset)["val"]
+    return adapters[best_on_val(vlms, val, s.dataset)]
 
 
 def embed(llm, encoding, tokens):
@@ -200,10 +186,9 @@ def from_tiles(x):
     return x.flatten(1, 4)
 
 
-def write_text_of(s, start, source, target, make):
+def write_text(s, adapter, source, target, make):
     """The adapter of another row, as text."""
-    vlm = make(s, start, source, target)
-    return VLM(TopWords(vlm.adapter), vlm.llm, vlm.encoding)
+    return TopWords(make(s, adapter, source, target))
 
 
 class Probe(LangBridge):
@@ -229,9 +214,8 @@ class Probe(LangBridge):
         return from_tiles(scores[:, :, None].expand(-1, -1, 4, -1))  # (B, N, K)
 
 
-def probe(s, start, source, target):
+def probe(s, adapter, source, target):
     """A Probe that has seen labelled training pictures."""
-    llm, encoding = open_llm(s, target)
     tokens = [EMPTY, *(token(word) for words in s.dataset.kinds.values() for word in words)]
     x = training_features(s)[:PROBED].float().to(s.device)  # (n, N, D)
     patches = in_tiles(torch.arange(x.size(1))[None])[0].tolist()  # of each tile
@@ -241,16 +225,15 @@ def probe(s, start, source, target):
         tile = words[seen.picture, patches.index(seen.patches)]
         tile.zero_()
         tile[[tokens.index(token(word)) for word in seen.words.values()]] = 1.0
-    adapter = Probe(x.size(2), tokens).to(s.device).fit(x, words)
-    return VLM(adapter.set_basis(llm, encoding), llm, encoding)
+    return Probe(x.size(2), tokens).to(s.device).fit(x, words).set_basis(*target)
 
 
 # ---- rows ---------------------------------------------------------------------------------------
 
 class Row(NamedTuple):
     name: str
-    make: Callable  # (s, start, source, target) -> VLM
-    start: str = ""  # the stage that holds its adapter
+    make: Callable  # (s, adapter, source, target) -> adapter
+    start: str = ""  # the stage that holds the adapter
     stage1: bool = False  # on the target
     stage2: bool = False
     headline: bool = True
@@ -263,34 +246,34 @@ def trained_on(llm, kind, phase="align"):
 
 def all_rows(source, target):
     bridge, mlp = trained_on(source, "langbridge"), trained_on(source, "mlp")
-    tuned = trained_on(source, "langbridge", "instruct")
+    tuned, paper = trained_on(source, "langbridge", "instruct"), f"paper_{source}/langbridge_align"
     own_bridge, own_mlp = trained_on(target, "langbridge"), trained_on(target, "mlp")
-    paper = f"paper/{source}/langbridge_align"
-    mixed, text = mix_nearest_words, partial(write_text_of, make=swap_embeddings)
+    swap, mix = swap_embeddings, mix_nearest_words
+    fresh_bridge, fresh_mlp = (partial(fresh, kind=kind) for kind in ("langbridge", "mlp"))
     return [  # the most telling first
-        Row("zero_shot_langbridge", swap_embeddings, bridge),
+        Row("zero_shot_langbridge", swap, bridge),
         Row("zero_shot_shuffled", shuffle_words, bridge),
-        Row("transferred_langbridge", swap_embeddings, bridge, stage2=True),
-        Row("aligned_langbridge", swap_embeddings, own_bridge, stage1=True),
-        Row("native_langbridge", swap_embeddings, own_bridge, stage1=True, stage2=True),
-        Row("aligned_mlp", swap_embeddings, own_mlp, stage1=True),
-        Row("native_mlp", swap_embeddings, own_mlp, stage1=True, stage2=True),
+        Row("transferred_langbridge", swap, bridge, stage2=True),
+        Row("aligned_langbridge", swap, own_bridge, stage1=True),
+        Row("native_langbridge", swap, own_bridge, stage1=True, stage2=True),
+        Row("aligned_mlp", swap, own_mlp, stage1=True),
+        Row("native_mlp", swap, own_mlp, stage1=True, stage2=True),
         Row("zero_shot_linear_map", map_linearly, mlp),
-        Row("zero_shot_nearest_words", mixed, mlp),
-        Row("text_langbridge", text, bridge),
-        Row("text_mlp", partial(write_text_of, make=mixed), mlp),
-        Row("text_probe", partial(write_text_of, make=probe)),
+        Row("zero_shot_nearest_words", mix, mlp),
+        Row("text_langbridge", partial(write_text, make=swap), bridge),
+        Row("text_mlp", partial(write_text, make=mix), mlp),
+        Row("text_probe", partial(write_text, make=probe)),
         Row("blind", blind, stage2=True),
-        Row("paper_zero_shot", swap_embeddings, paper, headline=False),
-        Row("paper_transferred", swap_embeddings, paper, stage2=True, headline=False),
+        Row("paper_zero_shot", swap, paper, headline=False),
+        Row("paper_transferred", swap, paper, stage2=True, headline=False),
         Row("tuned_linear_map", map_linearly, mlp, stage2=True, headline=False),
-        Row("tuned_nearest_words", mixed, mlp, stage2=True, headline=False),
+        Row("tuned_nearest_words", mix, mlp, stage2=True, headline=False),
         Row("tuned_shuffled", shuffle_words, bridge, stage2=True, headline=False),
-        Row("fresh_langbridge", partial(fresh, kind="langbridge"), stage2=True, headline=False),
-        Row("fresh_mlp", partial(fresh, kind="mlp"), stage2=True, headline=False),
+        Row("fresh_langbridge", fresh_bridge, stage2=True, headline=False),
+        Row("fresh_mlp", fresh_mlp, stage2=True, headline=False),
         Row("zero_shot_blind", blind, headline=False),
-        Row("zero_shot_after_instruct", swap_embeddings, tuned, headline=False),
-        Row("transferred_after_instruct", swap_embeddings, tuned, stage2=True, headline=False)]
+        Row("zero_shot_after_instruct", swap, tuned, headline=False),
+        Row("transferred_after_instruct", swap, tuned, stage2=True, headline=False)]
 
 
 def can_be_made(row, s):
@@ -304,15 +287,18 @@ def can_be_made(row, s):
 
 def make_row(s, stage, row, source, target, tuned):
     """A row's VLM and its scores; rows with stage 2 are trained with the settings `tuned`."""
-    vlm = row.make(s, row.start, source, target)
-    if row.stage2:
-        return train_vlm(tuned, stage, row.name, "instruct", target, vlm.adapter)
+    its_llm, llm = (load_llm(Path(s.out) / name) for name in (source, target))
+    its_llm[0].to(s.device), llm[0].to(s.device)
+    adapter = load_adapter(Path(s.out) / row.start).to(s.device) if row.start else None
+    adapter = row.make(s, adapter, its_llm, llm)
+    if row.stage2:  # "blind": no adapter is looked for, where none is given
+        return train_vlm(tuned, stage, "blind", "instruct", target, adapter)
     if row.name == "zero_shot_langbridge":
-        lost = [t.decode("utf-8", "replace").strip() for t in vlm.adapter.missing]
-        print(f"{stage.name}: of the adapter's {len(vlm.adapter.tokens)} words {target} lacks "
+        lost = [t.decode("utf-8", "replace").strip() for t in adapter.missing]
+        print(f"{stage.name}: of the adapter's {len(adapter.tokens)} words {target} lacks "
               f"{len(lost)} ({', '.join(lost[:10]) or 'none'})", flush=True)
     exam = held_out(s.out, s.device, data=s.dataset)
-    stage.finish(base=target, seconds=0.0, **exam_facts(vlm, exam, s.dataset))
+    stage.finish(base=target, seconds=0.0, **exam_facts(VLM(adapter, *llm), exam, s.dataset))
 
 
 def align_as_in_paper(s, stage, llm_name):
@@ -321,7 +307,7 @@ def align_as_in_paper(s, stage, llm_name):
 
 def adapter_jobs(s, source, target):
     """The adapters that train.py has not made: {stage's name: Job}"""
-    jobs = {}
+    paper, jobs = f"paper_{source}/langbridge_align", {}
     for llm in {source, target} - {"llm_source"}:
         for kind in ("langbridge", "mlp"):
             align, instruct = (trained_on(llm, kind, phase) for phase in ("align", "instruct"))
@@ -329,9 +315,16 @@ def adapter_jobs(s, source, target):
             jobs[align] = Job(train_vlm, open_stage(s, align), about | {"phase": "align"})
             jobs[instruct] = Job(train_vlm, open_stage(s, instruct),
                                  about | {"phase": "instruct"}, [align])
-    paper = f"paper/{source}/langbridge_align"
     stage = open_stage(replace(s, **PAPER), paper)
     return jobs | {paper: Job(align_as_in_paper, stage, {"llm_name": source})}
+
+
+def stage_of(s, tuned, row, folder):
+    """The stage that holds a row's scores; of a native adapter after stage 1, its own."""
+    if row.stage1 and not row.stage2:
+        return open_stage(s, row.start)
+    changes = PAPER if row.start.startswith("paper_") else {}
+    return open_stage(replace(tuned if row.stage2 else s, **changes), f"{folder}/{row.name}")
 
 
 def jobs_for(s, rows, stages, tuned, source, target):
@@ -376,29 +369,24 @@ def main():
     args = parse()
     s = load_settings(args.out)
     s.threads, s.device = args.threads or os.cpu_count(), args.device or s.device
-    check(s)
+    tuned = replace(s, instruct_steps=args.steps or s.instruct_steps * 2 // 5,
+                    instruct_lr=args.rate * s.instruct_lr,
+                    instruct_matrix_lr=args.rate * s.instruct_matrix_lr)
+    check(tuned)
     torch.set_num_threads(s.threads)
-    with locked(args.out):
-        transfer(s, args)
-
-
-def transfer(s, args):
+    lock(s.out)
     source, target, name = "llm_source", "llm_target", "transfer"
     if args.reverse:
         source, target, name = target, source, "transfer_reverse"
     if args.steps or args.rate != 1:  # another budget than the usual one
         name += f"_steps{args.steps or 0}_rate{args.rate:g}"
-    tuned = replace(s, instruct_steps=args.steps or s.instruct_steps * 2 // 5,
-                    instruct_lr=args.rate * s.instruct_lr,
-                    instruct_matrix_lr=args.rate * s.instruct_matrix_lr)
     for llm in (source, target):
         read_json(Path(s.out) / llm / "config.json")  # refused now, not after training
     rows = [row for row in all_rows(source, target) if can_be_made(row, s) and (
         args.rows == "all" or row.name in args.rows.split(",") or
         args.rows == "headline" and row.headline)]
-    stages = {row.name: open_stage(s, row.start) if row.stage1 and not row.stage2 else
-              open_stage(tuned if row.stage2 else s, f"{name}/{row.name}") for row in rows}
-    by_stage = {stages[row.name].name: row for row in rows}
+    stages = {row.name: stage_of(s, tuned, row, name) for row in rows}
+    by_stage, began = {stages[row.name].name: row for row in rows}, time.perf_counter()
     print(f"{name}: {source} to {target}, {len(rows)} rows, stage 2 of {tuned.instruct_steps} x "
           f"{s.instruct_batch} pictures, device {s.device}, {s.threads} threads", flush=True)
 
@@ -408,16 +396,9 @@ def transfer(s, args):
         else:  # an adapter that a row needs
             say_scores(stage)
 
-    began = time.perf_counter()
     make_stages(s, jobs_for(s, rows, stages, tuned, source, target), say)
     configs = {row.name: stages[row.name].config() for row in rows}
-    out, pictures = Path(s.out), {split: s.dataset.count(split) for split in s.dataset.EXAM}
-    guesses = s.dataset.guesses(pictures)
-    print(f"\n{'':28}stage 1  stage 2" + "".join(f"{score:>14}" for score in s.dataset.SCORES))
-    for row in rows:
-        print(row_line(row, configs[row.name]["scores"], s.dataset))
-    for guess, scores in guesses.items():
-        print(row_line(Row(guess, None), scores, s.dataset))
+    guesses = s.dataset.guesses({split: s.dataset.count(split) for split in s.dataset.EXAM})
     result = {
         "seed": s.seed, "source": source, "target": target,
         "commit": ", ".join(sorted({config["commit"] for config in configs.values()})),
@@ -425,22 +406,22 @@ def transfer(s, args):
         "rows": [{"name": row.name, "stage1": row.stage1, "stage2": row.stage2,
                   "seconds": configs[row.name]["seconds"], "scores": configs[row.name]["scores"]}
                  for row in rows], **guesses}
+    print(f"\n{'':28}stage 1  stage 2" + "".join(f"{score:>14}" for score in s.dataset.SCORES))
+    for row in rows:
+        print(row_line(row, configs[row.name]["scores"], s.dataset))
+    for guess, scores in guesses.items():
+        print(row_line(Row(guess, None), scores, s.dataset))
     if "zero_shot_langbridge" in configs:
-        start = read_json(out / trained_on(source, "langbridge") / "config.json")
-        result["adapter_hash"] = {"before": start["hash"],
-                                  "after": configs["zero_shot_langbridge"]["hash"]}
+        start = read_json(Path(s.out) / trained_on(source, "langbridge") / "config.json")
+        hashes = result["adapter_hash"] = {"before": start["hash"],
+                                           "after": configs["zero_shot_langbridge"]["hash"]}
         print("hash of the adapter's trained parameters, before and after the swap: "
-              f"{' and '.join(result['adapter_hash'].values())}")
-    for above, below in RATIOS:
-        if above in configs and below in configs:
-            a, b = (configs[row]["scores"] for row in (above, below))
-            ratios = [f"{score} {a[score] / max(b[score], 1e-9):.3f}" for score in s.dataset.SCORES]
-            print(f"{above} / {below}: {', '.join(ratios)}")
-    write_json(out / f"{name}.json", result)
+              f"{' and '.join(hashes.values())}")
+    write_json(Path(s.out) / f"{name}.json", result)
     model = f" --model {name}/transferred_langbridge" if "transferred_langbridge" in configs else ""
-    print(f"\n{(time.perf_counter() - began) / 60:.1f} minutes. Scores: {out}/{name}.json. Try "
-          f"next:\n  python evaluate.py --out {out}{model} --image {example_picture(s)}\n"
-          f"  python transfer.py --out {out} {'--rows all' if args.reverse else '--reverse'}")
+    print(f"\n{(time.perf_counter() - began) / 60:.1f} minutes. Scores: {s.out}/{name}.json. Try "
+          f"next:\n  python evaluate.py --out {s.out}{model} --image {example_picture(s)}\n"
+          f"  python transfer.py --out {s.out} {'--rows all' if args.reverse else '--reverse'}")
 
 
 def row_line(row, scores, data):

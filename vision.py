@@ -48,9 +48,6 @@ class EncoderBlock(nn.Module):
         x = x + self.out(y.transpose(1, 2).reshape(B, N, D))
         return x + self.down(F.gelu(self.up(self.norm2(x))))
 
-    def hidden_matrices(self):
-        return [self.qkv.weight, self.out.weight, self.up.weight, self.down.weight]
-
 
 class ViT(nn.Module):
     """Pictures to patch features (Dosovitskiy et al. 2021, arXiv 2010.11929).
@@ -62,7 +59,7 @@ class ViT(nn.Module):
         super().__init__()
         self.config = config
         self.embed = nn.Linear(4 * config.patch ** 2, config.D)
-        self.position = nn.Parameter(0.02 * torch.randn(config.grid ** 2, config.D))
+        self.position = nn.Parameter(torch.empty(config.grid ** 2, config.D).normal_(std=0.02))
         self.blocks = nn.ModuleList(EncoderBlock(config.D, config.H) for _ in range(config.layers))
         self.norm = nn.LayerNorm(config.D)
 
@@ -95,7 +92,7 @@ class TextTower(nn.Module):
     def __init__(self, V, D, H, layers=1, context=128):
         super().__init__()
         self.embed = nn.Embedding(V, D)
-        self.position = nn.Parameter(0.02 * torch.randn(context, D))
+        self.position = nn.Parameter(torch.empty(context, D).normal_(std=0.02))
         self.blocks = nn.ModuleList(EncoderBlock(D, H) for _ in range(layers))
         self.norm = nn.LayerNorm(D)
         self.project = nn.Linear(D, D, bias=False)
@@ -137,11 +134,6 @@ class CLIP(nn.Module):
         self.project = nn.Linear(config.D, config.D, bias=False)
         self.log_scale = nn.Parameter(torch.tensor(40.0).log())
 
-    def hidden_matrices(self):
-        """The matrices of the blocks, that Muon trains (train.py)."""
-        blocks = [*self.vit.blocks, *self.text.blocks]
-        return [matrix for block in blocks for matrix in block.hidden_matrices()]
-
     def forward(self, pictures, ids, mask):
         """The score of each picture with each text.
 
@@ -173,10 +165,6 @@ class Wordless(nn.Module):
         self.vit = ViT(config)
         self.project = nn.Linear(config.D, config.D, bias=False)
         self.log_scale = nn.Parameter(torch.tensor(40.0).log())
-
-    def hidden_matrices(self):
-        """The matrices of the blocks, that Muon trains (train.py)."""
-        return [matrix for block in self.vit.blocks for matrix in block.hidden_matrices()]
 
     def forward(self, pictures, others):
         """The score of each picture with each of the others: 2 x (B, size, size, 3) -> (B, B)"""

@@ -16,8 +16,8 @@ import os
 import pickle
 import shutil
 import subprocess
-from contextlib import contextmanager
 from pathlib import Path
+from unittest import mock
 
 import torch
 
@@ -130,8 +130,11 @@ def read_tensors(path, mmap=False):
 def load_weights(make, path):
     """make(), a module, with the weights of a file. It is made as shapes alone, so a lying
     configuration allocates nothing. Raises Refused if they do not fit."""
+    def no_values(x, *args, **kwargs):  # random values of shapes would cost a second of imports
+        return x
+
     try:
-        with torch.device("meta"):
+        with torch.device("meta"), mock.patch.object(torch.Tensor, "normal_", no_values):
             module = make()
         module.load_state_dict(read_tensors(path), assign=True)
     except (TypeError, ValueError, KeyError, AttributeError, RuntimeError) as error:
@@ -142,21 +145,23 @@ def load_weights(make, path):
 
 # ---- folders ------------------------------------------------------------------------------------
 
-@contextmanager
-def locked(out):
-    """One command at a time writes into a folder. The lock ends with the process, however that
+LOCK = []  # the file that this command has locked, open as long as it runs
+
+
+def lock(out):
+    """One command at a time writes into a folder; the lock ends with the process, however that
     ends. (Windows has no such locks, nor have some network file systems.)"""
+    LOCK.clear()
     Path(out).mkdir(parents=True, exist_ok=True)
-    with open(Path(out) / "lock", "w", encoding="utf-8") as file:
-        try:
-            if fcntl and RANK == 0:
-                fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            raise Refused(f"{str(out)!r} is in use by another command; wait until it has ended, or "
-                          "use another --out")
-        except OSError:
-            pass
-        yield
+    LOCK.append(open(Path(out) / "lock", "w", encoding="utf-8"))
+    try:
+        if fcntl and RANK == 0:
+            fcntl.flock(LOCK[0], fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        raise Refused(f"{str(out)!r} is in use by another command; wait until it has ended, or "
+                      "use another --out")
+    except OSError:
+        pass
 
 
 def find_commit():

@@ -46,17 +46,17 @@ PATTERNS = {  # how a text is cut into chunks, by the name of the pre-tokeniser
 
 # ---- how weights are stored ---------------------------------------------------------------------
 
-def f32(raw):
-    return raw.view("<f4").astype(np.float32)
+def f32(blocks):
+    return blocks.view("<f4").astype(np.float32)
 
 
-def f16(raw):
-    return raw.view("<f2").astype(np.float32)
+def f16(blocks):
+    return blocks.view("<f2").astype(np.float32)
 
 
-def bf16(raw):
+def bf16(blocks):
     """The upper half of a float32."""
-    return (raw.view("<u2").astype(np.uint32) << 16).view(np.float32)
+    return (blocks.view("<u2").astype(np.uint32) << 16).view(np.float32)
 
 
 def q8_0(blocks):
@@ -125,8 +125,10 @@ class GGUF:
         if version not in (2, 3):
             raise self.refusal(f"its version is {version}; 2 and 3 are known")
         tensors, entries = self.count(24), self.count(13)
-        self.metadata = self.distinct("key", (self.entry() for _ in range(entries)))
+        self.metadata = dict(self.entry() for _ in range(entries))
         self.tensors = self.read_table(tensors)
+        if len(self.metadata) < entries or len(self.tensors) < tensors:
+            raise self.refusal("it is damaged: a key or a tensor is there twice")
 
     def refusal(self, why):
         return Refused(f"cannot read {str(self.path)!r}: {why}")
@@ -169,14 +171,6 @@ class GGUF:
             return key, np.frombuffer(self.take(self.count(size) * size), form).tolist()
         return key, self.number(form)
 
-    def distinct(self, what, pairs):
-        found = {}
-        for name, value in pairs:
-            if name in found:
-                raise self.refusal(f"it is damaged: the {what} {name!r} is there twice")
-            found[name] = value
-        return found
-
     def read_table(self, tensors):
         """The table of tensors; they must fill the rest of the file."""
         table = []
@@ -190,7 +184,7 @@ class GGUF:
         if alignment < 8 or alignment & (alignment - 1):
             raise self.refusal(f"it is damaged: an alignment of {alignment} bytes")
         start = end = padded(self.at, alignment)
-        entries, known = [], ", ".join(storage.name for storage in STORED.values())
+        entries, known = {}, ", ".join(storage.name for storage in STORED.values())
         for name, shape, type, offset in table:
             if type not in STORED:
                 raise self.refusal(f"{name!r} is stored as {OTHERS.get(type, type)}; known are "
@@ -201,12 +195,12 @@ class GGUF:
                 raise self.refusal(f"it is damaged: the size or the place of {name!r} is wrong")
             if start + offset + size > len(self.memory):
                 raise self.refusal(f"it is damaged or cut: {name!r} goes beyond its end")
-            entries.append((name, Entry(shape, storage, start + offset, size)))
+            entries[name] = Entry(shape, storage, start + offset, size)
             end = padded(start + offset + size, alignment)
         if len(self.memory) > end:
             raise self.refusal(f"it is damaged: {len(self.memory) - end} bytes follow the last "
                                "tensor")
-        return self.distinct("tensor", entries)
+        return entries
 
     def get(self, key, type, default=None):
         """A value of the metadata that must have a type; without a default, it must be there."""
@@ -222,11 +216,9 @@ class GGUF:
     def read(self, name):
         """A tensor as float32."""
         shape, storage, start, size = self.tensors[name]
-        raw = self.bytes[start:start + size]
-        if storage.weights > 1:
-            raw = raw.reshape(-1, storage.bytes)
+        blocks = self.bytes[start:start + size].reshape(-1, storage.bytes)
         with np.errstate(all="ignore"):  # damaged weights are reported below
-            values = np.asarray(storage.decode(raw), dtype=np.float32).reshape(shape)
+            values = np.asarray(storage.decode(blocks), dtype=np.float32).reshape(shape)
         if not np.isfinite(values).all():
             raise self.refusal(f"it is damaged: {name!r} holds values that are not finite")
         return values

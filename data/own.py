@@ -78,8 +78,10 @@ def read_conversations(path, longest):
             lines = [line for line in text.split("\n") if line.strip()]
             text = "[" + ",\n".join(lines) + "]"
         items = json.loads(text)
-    except (OSError, ValueError, RecursionError) as error:
-        raise Refused(f"cannot read {str(path)!r} as JSON, in UTF-8 ({error}): is it whole?")
+    except OSError as error:
+        raise Refused(f"cannot read {str(path)!r}: {error.strerror}")
+    except (ValueError, RecursionError) as error:
+        raise Refused(f"cannot read {str(path)!r} as JSON in UTF-8 ({error}); is it whole?")
     entries, bad = [], defaultdict(list)
     for k, item in enumerate(items, 1):
         try:
@@ -88,7 +90,7 @@ def read_conversations(path, longest):
             name = item.get("id") if isinstance(item, dict) else None
             bad[str(why)].append(f"entry {k}" if name is None else f"{name!a:.40}")
     if not entries:
-        raise Refused(f"{str(path)!r}: no entry can be used ({listed(bad)}); see data/README.md")
+        raise Refused(f"{path}: no usable entry ({listed(bad) or 'empty'}); see data/README.md")
     return entries, bad
 
 
@@ -126,7 +128,7 @@ def judge(path, entries, bad, allow_bad):
     left_out = sum(map(len, bad.values()))
     total = left_out + len(entries)
     about = f"{path}: {left_out} of {total} entries cannot be used: {listed(bad)}"
-    if left_out > BAD_SHARE * total and not allow_bad:
+    if not entries or left_out > BAD_SHARE * total and not allow_bad:
         raise Refused(f"{about}; mend them, or use the rest with --allow_bad")
     if left_out and multiprocessing.parent_process() is None:  # lanes do not repeat it
         print(about, flush=True)
@@ -162,10 +164,11 @@ def redrawn(picture, text, rng):
     names no place, of another size and proportion, too, and turned a little; and, if it names no
     colour, in a quarter of cases without them. A ViT that sees the same few pictures again and
     again would learn them by heart, and not what they show."""
-    words, (y, x) = set(text.split()), (len(picture) * rng.uniform(-1, 1) / 24 for _ in range(2))
-    other = warped(picture, y, x) if words & PLACES else warped(
-        picture, y, x, zoom=rng.uniform(0.7, 1.4), stretch=rng.uniform(0.85, 1.18),
-        angle=rng.uniform(-0.25, 0.25))
+    words = set(text.split())
+    y, x = (len(picture) * rng.uniform(-1, 1) / 24 for _ in range(2))
+    more = {} if words & PLACES else dict(
+        zoom=rng.uniform(0.7, 1.4), stretch=rng.uniform(0.85, 1.18), angle=rng.uniform(-0.25, 0.25))
+    other = warped(picture, y, x, **more)
     if not words & COLORS and rng.random() < 0.25:
         other = other.convert("L").convert("RGB")
     return np.asarray(other)
@@ -289,7 +292,7 @@ class OwnData:
     # ---- for the ViT ----
 
     def alt_text(self, entry):
-        """' red fox': the words of a first answer, as many as fit into the text tower"""
+        """' red fox': the words of a first answer, cut to fit into the text tower (128 tokens)"""
         words = words_of(entry.turns[0][1], STOP_WORDS)[:20]
         return "".join(f" {word}" for word in words).encode()[:120].decode(errors="ignore")
 
@@ -349,8 +352,9 @@ class OwnData:
             rng = random.Random(f"reading/{split}")
             return answer([(self.raster(self.of[split][i], rng), qa.question) for i, qa in items])
 
-        return self.score(self.examine(read, {split: min(300, self.count(split))
-                                              for split in self.EXAM}))
+        said = self.examine(read, {split: min(300, self.count(split)) for split in self.EXAM})
+        return join_splits({split: {"raster_qa": float(np.mean([a.right for a in its.questions]))}
+                            for split, its in said.items()})
 
     # ---- for the adapters ----
 

@@ -30,20 +30,19 @@ sys.path.insert(0, str(Path(__file__).parent.parent))  # the project, one folder
 import torch
 import torch.nn.functional as F
 
-from adapter import EMPTY, load_adapter
+from adapter import EMPTY
 from data import world
 from data.corpus import GRID, raster, turn
-from data.files import Refused, Stage, hash_of, locked, read_json, write_json
+from data.files import Refused, Stage, hash_of, lock, read_json, write_json
 from data.gguf import GGUF, read_encoding, read_weights, sizes_of
 from data.pictures import read_picture
 from data.run import Job, Parser, make_stages, number, run_command
-from data.scoring import caption_of
-from evaluate import (TEMPERATURES, ask, chat, draw_word_map, exam_facts, held_out, nearest_words,
-                      score_vlm)
+from data.scoring import benchmark, caption_of
+from evaluate import (TEMPERATURES, ask, chat, draw_word_map, exam_facts, held_out, load_vlm,
+                      nearest_words)
 from model import GPT, VLM, Cache, rotate
 from train import check, load_settings, open_stage, training_features, words_of
-from transfer import RIDGES, TopWords, embed, in_tiles, linear_map, open_llm, shuffled
-from vision import load_vit
+from transfer import RIDGES, TopWords, embed, in_tiles, linear_map, shuffled
 
 SCENE, HEAD = "scene:\n", "place | object\n"  # how a scene begins, as for our LLMs, and a table
 SETS, FEW = 6, 50  # sets of examples that are tried, on so many scenes of val
@@ -74,13 +73,14 @@ class Llama:
     Unlike our GPT, it has norms with a gain, rotary positions only, a gate in its MLP (SwiGLU,
     arXiv 2002.05202) and no convolutions; embeddings, queries and keys are not normalised.
     """
-    forward, generate = GPT.forward, GPT.generate
+    forward, generate, new_cache = GPT.forward, GPT.generate, GPT.new_cache
 
     def __init__(self, file, device="cpu"):
         self.config = sizes_of(file)
         weights = read_weights(file, self.config)
         self.weights = {name: torch.from_numpy(w).to(device) for name, w in weights.items()}
         self.embedding = torch.nn.Embedding.from_pretrained(self.weights["token_embd.weight"])
+        self.blocks = [f"blk.{i}." for i in range(self.config.layers)]  # how their names begin
         self.begun, self.before = [], {}  # the ids that every text begins with; their keys, values
 
     def begin(self, ids):
@@ -88,12 +88,9 @@ class Llama:
         if ids != self.begun:
             self.begun, self.before, cache = [], {}, self.new_cache()
             self.hidden(self.embed(torch.tensor([ids], device=self.embedding.weight.device)), cache)
-            for i, block in enumerate(cache.blocks):
-                self.before[i] = block["keys"][0], block["values"][0]  # (G, P, c) each
+            for name, read in zip(self.blocks, cache.blocks):
+                self.before[name] = read["keys"][0], read["values"][0]  # (G, P, c) each
             self.begun = ids
-
-    def new_cache(self):
-        return Cache([{} for _ in range(self.config.layers)])
 
     def embed(self, ids):
         """Raises Refused for a byte that is no token of this LLM (data/gguf.py)."""
@@ -115,11 +112,11 @@ class Llama:
         frequencies = frequencies / self.weights.get("rope_freqs.weight", 1.0)
         angles = torch.arange(start, end, device=x.device)[:, None] * frequencies  # (T, c/2)
         turns = torch.polar(torch.ones_like(angles), angles)  # (T, c/2), complex
-        for i in range(s.layers):
-            x = self.block(x, f"blk.{i}.", turns, cache.blocks[i], self.before.get(i))  # (B, T, C)
+        for name, its_cache in zip(self.blocks, cache.blocks):
+            x = self.block(x, name, turns, its_cache)  # (B, T, C)
         return self.norm(x, "output_norm")  # (B, T, C)
 
-    def block(self, x, name, turns, cache, before):
+    def block(self, x, name, turns, cache):
         """x + attention(norm(x)), then + mlp(norm(x)): x (B, T, C) -> (B, T, C)"""
         h = self.norm(x, f"{name}attn_norm")
         q, k, v = (self.linear(h, f"{name}attn_{part}").unflatten(2, (-1, self.config.c))
@@ -127,12 +124,12 @@ class Llama:
         if self.config.apart:  # bring the two channels of each rotary pair together
             q, k = (heads.unflatten(-1, (2, -1)).mT.flatten(-2) for heads in (q, k))
         q, k = rotate(q, turns), rotate(k, turns)
-        keys, values = before or (k[0, :, :0], v[0, :, :0])  # (G, P, c); P may be 0
+        before = self.before.get(name, (k[0, :, :0], v[0, :, :0]))  # 2 x (G, P, c); P may be 0
         if "keys" in cache:
             k = torch.cat([cache["keys"], k], dim=2)  # (B, G, S, c)
             v = torch.cat([cache["values"], v], dim=2)  # (B, G, S, c)
         cache["keys"], cache["values"] = k, v
-        y = attention(q, k, v, keys, values)  # (B, H, T, c)
+        y = attention(q, k, v, *before)  # (B, H, T, c)
         x = x + self.linear(y.transpose(1, 2).flatten(2), f"{name}attn_output")  # (B, T, C)
         h = self.norm(x, f"{name}ffn_norm")
         gate, up = F.silu(self.linear(h, f"{name}ffn_gate")), self.linear(h, f"{name}ffn_up")
@@ -241,21 +238,17 @@ MLPS = ["zero_shot_nearest_words", "zero_shot_linear_map", "text_mlp"]
 
 def adapters_for(s, name, llm, encoding):
     """A row's adapter on this LLM, as {constant: adapter}: several, where one is chosen on val."""
-    kind = "mlp" if name in MLPS else "langbridge"
-    adapter = load_adapter(Path(s.out) / f"{kind}_align").to(s.device)
-    if kind == "langbridge":
-        if name == "zero_shot_shuffled":
-            adapter.tokens = shuffled(adapter.tokens, s.seed)
-        adapter.set_basis(llm, encoding)
-        return {None: TopWords(adapter) if name == "text_langbridge" else adapter}
-    source = open_llm(s, "llm_source")
-    tokens = words_of(s, source[1])
+    _, ours = load_vlm(s.out, "mlp_align" if name in MLPS else "langbridge_align")
+    adapter, source = ours.to(s.device).adapter, (ours.llm, ours.encoding)
+    if name == "zero_shot_shuffled":
+        adapter.tokens = shuffled(adapter.tokens, s.seed)
+    if name in BRIDGES:
+        return {None: adapter.set_basis(llm, encoding)}
+    tokens = words_of(s, ours.encoding)
     mixed = {constant: nearest_words(adapter, *source, tokens, constant).set_basis(llm, encoding)
              for constant in TEMPERATURES}
-    if name == "zero_shot_nearest_words":
+    if name != "zero_shot_linear_map":
         return mixed
-    if name == "text_mlp":
-        return {constant: TopWords(each) for constant, each in mixed.items()}
     known = [t for t in tokens if t in encoding.token_byte_values()]
     v = adapter(training_features(s)[:500].float().to(s.device)).flatten(0, 1)  # (n, C)
     e, e_target = embed(*source, known), embed(llm, encoding, known)  # (K, C), (K, C')
@@ -269,22 +262,25 @@ def adapters_for(s, name, llm, encoding):
 def make_row(s, stage, path):
     """A row's scores. What is open, the examples in reads_list and an MLP's constant elsewhere, is
     chosen by the answers about val."""
-    name, file, settings, vlms = stage.folder.name, GGUF(path), stage.settings, {}
-    llm, encoding = Llama(file, s.device), read_encoding(file)
-    exam, write = held_out(s.out, s.device), as_raster if name == "reads_rasters" else as_table
+    name, file, settings = stage.folder.name, GGUF(path), stage.settings
+    llm, encoding, exam = Llama(file, s.device), read_encoding(file), held_out(s.out, s.device)
     if name in TEXTS:
         exam = {split: [TEXTS[name](world.make_scene(split, 0, i)) for i in range(len(pictures))]
                 for split, pictures in exam.items()}
-    for seed in range(SETS) if name == "reads_list" else [chosen_examples(stage.folder.parent)]:
-        examples = solved_examples(settings["shots"], seed, write)
-        adapters = {seed: None} if name in TEXTS else adapters_for(s, name, llm, encoding)
-        for key, adapter in adapters.items():
-            vlms[key] = Prompted(adapter, llm, encoding, examples)
     val, test = exam["val"][:FEW], exam["test"][:settings["pictures"]]
     if name == "zero_shot_other_picture":
         test = test.roll(len(test) // 2, 0)
-    tried = {key: score_vlm(vlm, {"val": val}, s.dataset)["val"]["vqa"]
-             for key, vlm in vlms.items()}
+    _, questions, _ = benchmark("val", len(val))
+    asked, vlms, tried = [(i, qa.question) for i, qa in questions], {}, {}
+    for seed in range(SETS) if name == "reads_list" else [chosen_examples(stage.folder.parent)]:
+        write = as_raster if name == "reads_rasters" else as_table
+        examples = solved_examples(settings["shots"], seed, write)
+        adapters = {seed: None} if name in TEXTS else adapters_for(s, name, llm, encoding)
+        for key, adapter in adapters.items():
+            adapter = TopWords(adapter) if name.startswith("text_") else adapter
+            vlms[key] = Prompted(adapter, llm, encoding, examples).eval()
+            answers = zip(vlms[key].answer(val, asked), questions)
+            tried[key] = sum(answer == qa.answer for answer, (_, qa) in answers) / len(questions)
     best = max(tried, key=tried.get)
     stage.finish(chosen=best, tried=tried, **exam_facts(vlms[best], {"test": test}, s.dataset))
 
@@ -297,32 +293,30 @@ def chosen_examples(folder):
 
 def compare(s, args, file):
     """Make all rows, print them, and write real_FILE.json."""
-    out, name, pictures = Path(s.out), args.file.stem, min(args.pictures, s.test_pictures)
-    about = {"file": hash_of(args.file, args.file.stat().st_mtime_ns), "shots": args.shots,
-             "pictures": pictures}  # the file's content: two of one name are two LLMs
+    out, name, pictures = args.out, args.file.stem, min(args.pictures, s.test_pictures)
+    about = {"file": hash_of(args.file), "shots": args.shots, "pictures": pictures}
     stages = {row: Stage(s.out, f"real/{name}/{row}", open_stage(s, row).settings | about)
-              for row in [*TEXTS, *BRIDGES, *MLPS]}
-    first = stages["reads_list"]  # it chooses the examples
-    make_stages(s, [Job(make_row, stage, {"path": args.file}, {first.name} - {stage.name})
-                    for stage in stages.values()],
-                lambda stage: print(f"{stage.name}: done", flush=True))
+              for row in [*TEXTS, *BRIDGES, *MLPS]}  # two files of one name are two LLMs
+    first = {stages["reads_list"].name}  # it chooses the examples
+    jobs = [Job(make_row, stage, {"path": args.file}, first - {stage.name})
+            for stage in stages.values()]
+    make_stages(s, jobs, lambda stage: print(f"{stage.name}: done", flush=True))
     configs = {row: stage.config() for row, stage in stages.items()}
     rows = {row: config["scores"] for row, config in configs.items()}
-    guesses = s.dataset.guesses({"test": pictures})
+    guesses, first = s.dataset.guesses({"test": pictures}), configs["reads_list"]
     columns = ["vqa", *world.QUESTION_TYPES, "caption_f1", "pope_acc"]
     print(f"\n{pictures:>15} pictures " + "".join(f"{column:>11}" for column in columns))
     for row, scores in (rows | guesses).items():
         values = [(scores | scores["vqa_by_type"]).get(column, math.nan) for column in columns]
         print(f"{row:25}" + "".join(f"{value:11.3f}" for value in values))
-    words = load_adapter(out / "langbridge_align").tokens
+    words = load_vlm(out, "langbridge_align")[1].adapter.tokens
     present = {*words} & {*read_encoding(file).token_byte_values()}
     write_json(out / f"real_{name}.json", {
         "target": name, "seed": s.seed,
         "commit": ", ".join(sorted({config["commit"] for config in configs.values()})),
         "llm": {"params": sum(math.prod(entry.shape) for entry in file.tensors.values()),
                 "vocab": sizes_of(file).V, "words": [len(present), len(words)]},
-        "examples": {"shots": args.shots, "chosen": configs["reads_list"]["chosen"],
-                     "vqa_on_val": configs["reads_list"]["tried"]},
+        "examples": {"shots": args.shots, "chosen": first["chosen"], "vqa_on_val": first["tried"]},
         "rows": [{"name": row, "scores": scores} for row, scores in rows.items()], **guesses,
         "adapter_hash": {"before": read_json(out / "langbridge_align" / "config.json")["hash"],
                          "after": configs["zero_shot_langbridge"]["hash"]}})
@@ -332,26 +326,26 @@ def compare(s, args, file):
 @torch.no_grad()
 def look_at(s, args, file):
     """Answer about one picture, after the examples that were chosen, if they were."""
-    out, name, llm, encoding = Path(s.out), "langbridge_align", Llama(file), read_encoding(file)
-    seed = chosen_examples(out / "real" / args.file.stem)
-    vlm = Prompted(load_adapter(out / name).set_basis(llm, encoding), llm, encoding,
-                   solved_examples(args.shots, seed, as_table))
-    vit = load_vit(out / "vit").eval()
+    name, llm, encoding = "langbridge_align", Llama(file), read_encoding(file)
+    seed = chosen_examples(args.out / "real" / args.file.stem)
+    vit, ours = load_vlm(args.out, name)
+    vlm = Prompted(ours.adapter.set_basis(llm, encoding), llm, encoding,
+                   solved_examples(args.shots, seed, as_table)).eval()
     pixels = read_picture(args.image, vit.config.size)
     features = vit(pixels)  # (B, N, D)
-    if args.ask is not None or not sys.stdin.isatty():
-        question = " ".join((args.ask or "").lower().split()) or s.dataset.request
-        return print(ask(vlm, features, question, ()))  # (): who knows which words it has read?
-    path = args.image.with_name(f"{args.image.stem}_words.png")
-    chat(vlm, features, s.dataset, (),
-         lambda vlm: draw_word_map(out, name, vlm, features, pixels, path))
+    if args.ask is None and sys.stdin.isatty():
+        path = args.image.with_name(f"{args.image.stem}_words.png")
+        return chat(vlm, features, s.dataset, (),
+                    lambda vlm: draw_word_map(args.out, name, vlm, features, pixels, path))
+    question = " ".join((args.ask or "").lower().split()) or s.dataset.request
+    print(ask(vlm, features, question, ()))  # (): who knows which words it has read?
 
 
 def main():
     parser = Parser(__doc__)
     add = parser.add_argument
     add("file", type=Path, metavar="FILE.gguf", help="an LLM of the LLaMA or Qwen2 family")
-    add("--out", default="out", help="the folder that train.py wrote (default: out)")
+    add("--out", type=Path, default="out", help="the folder that train.py wrote (default: out)")
     add("--pictures", type=number(4), default=200, help="test pictures (default: 200)")
     add("--shots", type=number(1, 100), default=16, help="solved examples (default: 16)")
     add("--threads", type=number(1), help="CPU threads in all (default: what train.py used)")
@@ -364,13 +358,13 @@ def main():
     check(s)
     torch.set_num_threads(s.threads)
     if s.data or s.vit_size != GRID * s.vit_patch or s.align_mlp_hidden:
-        raise Refused("this needs a run on our world, with 6 x 6 patches, without --align_mlp_hidden")
+        raise Refused("this needs a run on our world of 6 x 6 patches, without --align_mlp_hidden")
     if args.image:
         return look_at(s, args, file)
     if args.ask:
         raise Refused("which picture? --ask needs --image picture.png")
-    with locked(s.out):
-        compare(s, args, file)
+    lock(s.out)
+    compare(s, args, file)
 
 
 if __name__ == "__main__":

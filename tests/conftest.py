@@ -16,6 +16,7 @@ ROOT = Path(__file__).parent.parent
 sys.path.insert(0, str(ROOT))
 
 from data.corpus import texts_of, train_tokenizer
+from data.files import LOCK
 from model import GPT, GPTConfig
 
 WORDS = [b" .", b" red", b" blue", b" circle", b" square", b" top"]
@@ -51,6 +52,7 @@ def run_here(script, *args):
         except SystemExit as end:
             code = end.code or 0
         finally:
+            LOCK.clear()  # as if the process had ended
             torch.set_num_threads(2)
     return subprocess.CompletedProcess(args, code, out.getvalue(), err.getvalue())
 

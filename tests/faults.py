@@ -23,7 +23,7 @@ from pathlib import Path
 from conftest import command, run_here
 
 TRAIN = ("train.py", "--preset", "smoke", "--save_every", 0)
-TRANSFER = ("transfer.py",)
+TRANSFER = ("transfer.py", "--rows", "zero_shot_langbridge,transferred_langbridge,native_mlp")
 QUESTION = "what color is the circle?"
 UNFINISHED = "blind_instruct"  # by the time that files are damaged
 
@@ -147,6 +147,7 @@ def use(path, out, picture):
 
 def check_files(out, picture, files, rng):
     """Damage so many files, one at a time. Returns {(kind of damage, what came of it): times}."""
+    run_here(*TRANSFER, "--out", out, "--threads", "1")
     break_off(out, UNFINISHED)
     paths = [path for path in sorted(out.rglob("*"))
              if path.is_file() and path.name != "lock" and path.suffix != ".new"]

@@ -65,7 +65,7 @@ def test_whitened_features_differ_as_much_in_every_direction():
     adapter = bridge().whiten(x, floor=1e-4)
     white = (x - adapter.mean) @ adapter.scale
     assert torch.allclose(white.T.cov(), torch.eye(16), atol=0.02)
-    assert torch.allclose(white.mean(0), torch.zeros(16), atol=1e-3)
+    assert white.mean(0).abs().max() < 1e-3 and torch.allclose(adapter.scale, adapter.scale.T)
 
 
 # ---- sampled words -------------------------------------------------------------------------------
@@ -179,6 +179,6 @@ def test_a_fingerprint_sees_all_that_is_saved():
     adapter = bridge()
     saved, seen = [*adapter.parameters(), adapter.mean, adapter.scale], {fingerprint(adapter)}
     for tensor in saved:
-        nn.init.normal_(tensor.view(-1)[:1])
+        nn.init.normal_(tensor.view(-1)[-1:])
         seen.add(fingerprint(adapter))
     assert len(seen) == 1 + len(saved)

@@ -62,10 +62,8 @@ def some_file(path, family="llama", lacks="^output.w|rope|bias", seed=0, **chang
                 **{f"tokenizer.ggml.{k}": v for k, v in vocabulary.items()},
                 **{k.replace("__", "."): v for k, v in changes.items()}}
     shapes = shapes_of(SimpleNamespace(V=len(tokens), C=C, H=H, G=G, c=c, F=WIDE, layers=LAYERS))
-    w = {name: np.float32(rng.standard_normal(shape) / shape[-1] ** 0.5
-                          + ("norm" in name) + 3 * ("rope" in name))
+    w = {name: np.float32(rng.standard_normal(shape) / shape[-1] ** 0.5 + 3 * ("rope" in name))
          for name, shape in shapes.items() if not re.search(lacks, name)}
-    w["token_embd.weight"][:, 0] = 1 + 3 * (np.array(tokens) == "Ċ")  # answers end soon
     write(path, metadata, {name: (x.shape, 0, x.tobytes()) for name, x in w.items()})
     return w, tokens
 
