@@ -181,14 +181,15 @@ def types_table(runs):
 
 # ---- the rows of transfer.py ---------------------------------------------------------------------
 
-RATIOS = [("zero_shot_langbridge", "aligned_langbridge"),  # both after align
-          ("transferred_langbridge", "native_langbridge"), ("transferred_langbridge", "native_mlp"),
-          ("transferred_langbridge", "tuned_linear_map")]
+TUNED_BRIDGE = "transferred_langbridge"
+RATIOS = [("zero_shot_langbridge", "aligned_langbridge")] + [  # both after align
+    (TUNED_BRIDGE, other) for other in ("native_langbridge", "native_mlp", "tuned_linear_map")]
 MOVED = {
     "zero-shot LangBridge": "zero_shot_langbridge", "control: shuffled words": "zero_shot_shuffled",
     "linear map, MLP": "zero_shot_linear_map", "nearest words, MLP": "zero_shot_nearest_words",
     "text baseline, LangBridge": "text_langbridge", "text baseline, MLP": "text_mlp"}
-CLAIM = {"native MLP, after align *": "aligned_mlp", "nearest words, MLP": "zero_shot_nearest_words",
+CLAIM = {"native MLP, after align *": "aligned_mlp",
+         "nearest words, MLP": "zero_shot_nearest_words",
          "text baseline, LangBridge": "text_langbridge", "text baseline, MLP": "text_mlp",
          "text baseline, a probe with labels": "text_probe"}
 HEADLINE = {"LangBridge, zero-shot: swap E, train nothing": "zero_shot_langbridge",
@@ -199,7 +200,7 @@ HEADLINE = {"LangBridge, zero-shot: swap E, train nothing": "zero_shot_langbridg
 REAL = {"true words": "reads_list"} | MOVED | {
     "control: another picture": "zero_shot_other_picture", "nothing": "nothing"}
 TUNED = {"native MLP": "native_mlp", "native LangBridge": "native_langbridge",
-         "transferred LangBridge": "transferred_langbridge", "fresh MLP": "fresh_mlp",
+         "transferred LangBridge": TUNED_BRIDGE, "fresh MLP": "fresh_mlp",
          "MLP, linear map": "tuned_linear_map", "MLP, nearest words": "tuned_nearest_words"}
 
 
@@ -224,17 +225,11 @@ def transfer_table(runs):
         markdown_table(["ratio", *scores.values()], paired)])
 
 
-def headline_table(moved):
-    """The five rows that say it."""
-    return markdown_table(["on an LLM that the adapter has never seen", *SCORES.values()],
-                          score_rows(moved, paths(HEADLINE), SCORES, mean_cell))
-
-
-def claim_table(moved, trained):
-    """What arrives at the target LLM with nothing trained there, and what to compare it with."""
-    return markdown_table(["on the target LLM", *SCORES.values()],
-                          score_rows(moved, paths(CLAIM), SCORES, mean_cell)
-                          + score_rows(trained, GUESSES, SCORES, mean_cell))
+def rows_table(rows, moved, trained=()):
+    """Some rows on the target LLM; with results.json, what to compare them with."""
+    guessed = score_rows(trained, GUESSES, SCORES, mean_cell) if trained else []
+    return markdown_table(["on an LLM the adapter never saw", *SCORES.values()],
+                          score_rows(moved, paths(rows), SCORES, mean_cell) + guessed)
 
 
 def main_table(moved, trained):
@@ -351,14 +346,6 @@ def plot_budgets(path, runs):
 
 # ---- time ----------------------------------------------------------------------------------------
 
-def bench_table(runs):
-    """A bench.json: what each part and each training took; who never reaches the goal has none."""
-    parts = runs[0] | runs[0]["skill"]["designs"]
-    return markdown_table(["bench", "medians, in seconds"], [
-        [part, ", ".join(f"{name.replace('_', ' ')} {value:.3g}" for name, value in found.items()
-                         if isinstance(value, float))] for part, found in parts.items()])
-
-
 def plot_bench(path, runs):
     lines = {name: [(x, y, 0.0) for x, y in of["curve"]]
              for name, of in runs[0]["skill"]["designs"].items()}
@@ -369,13 +356,12 @@ def plot_bench(path, runs):
 # ---- into the READMEs ----------------------------------------------------------------------------
 
 TABLES = {  # NAME: what makes it, from which files; NAME in FOLDER: the same of another folder
-    "headline": (headline_table, "transfer"),
-    "claim": (claim_table, "transfer", "results"), "results": (models_table, "results"),
+    "headline": (partial(rows_table, HEADLINE), "transfer"),
+    "claim": (partial(rows_table, CLAIM), "transfer", "results"), "results": (models_table, "results"),
     "main results": (main_table, "transfer", "results"), "types": (types_table, "results"),
     "transfer": (transfer_table, "transfer"), "reverse": (transfer_table, "transfer_reverse"),
     "real": (real_table, "real_SmolLM2*"), "real types": (real_types_table, "real_SmolLM2*"),
-    "findings": (findings_table, "evaluate"), "budgets": (budgets_table, "sweep_budgets"),
-    "bench": (bench_table, "bench")} | {
+    "findings": (findings_table, "evaluate"), "budgets": (budgets_table, "sweep_budgets")} | {
     f"sweep {name}": (sweep_table, f"sweep_{name}") for name in
     ("coefficients", "whitening", "sampling", "K", "hidden", "basis", "eye", "target", "mlp")}
 FIGURES = {"subspace": (plot_subspace, "evaluate"), "budgets": (plot_budgets, "sweep_budgets"),
