@@ -47,6 +47,7 @@ from evaluate import TEMPERATURES, best_on_val, exam_facts, held_out, nearest_wo
 from model import VLM, load_llm
 from train import (check, example_picture, load_settings, new_adapter, open_stage, say_scores,
                    train_vlm, training_features, words_of)
+from vision import ridge
 
 RIDGES = [0.1, 0.3, 1.0, 3.0]  # of the linear map; one is chosen on val
 PROBED = 1500  # labelled pictures that the probe has seen
@@ -105,7 +106,7 @@ def map_linearly(s, mlp, source, target):
     with torch.no_grad():
         v = mlp(training_features(s)[:500].float().to(s.device)).flatten(0, 1)  # (n, C)
         e, e_target = embed(*source, known), embed(*target, known)  # (K, C), (K, C')
-    return best_of(s, target, [linear_map(mlp, v, e, e_target, ridge) for ridge in RIDGES])
+    return best_of(s, target, [linear_map(mlp, v, e, e_target, strength) for strength in RIDGES])
 
 
 def best_of(s, target, adapters):
@@ -121,19 +122,16 @@ def embed(llm, encoding, tokens):
     return llm.embed(torch.tensor(ids, device=llm.embedding.weight.device))
 
 
-def linear_map(mlp, v, e, e_target, ridge):
+def linear_map(mlp, v, e, e_target, strength):
     """An MLP followed by a linear map between two tables of embeddings; again an MLP.
 
-        v' = mean of e' + scale (v - mean of e) M
-        M = argmin |d M - d'|^2 + ridge tr(d^T d) / C |M|^2,  d = e - mean of e, d' likewise
+        v' = mean of e' + scale (v - mean of e) M;  M: ridge regression from e - mean to e' - mean
 
     e (K, C) and e' = e_target (K, C') are the embeddings of K words; `scale` gives some of the
     MLP's visual tokens, v (n, C), the size of words.
     """
     d, d_target = e - e.mean(0), e_target - e_target.mean(0)
-    gram = d.T @ d  # (C, C)
-    gram.diagonal().add_(ridge * gram.diagonal().mean())
-    M = torch.linalg.solve(gram, d.T @ d_target)  # (C, C')
+    M = ridge(d, d_target, strength)  # (C, C')
     M *= d_target.norm(dim=1).mean() / ((v - e.mean(0)) @ M).norm(dim=1).mean()
     first, _, last = mlp.net
     mapped = MLPAdapter(first.in_features, M.size(1), first.out_features).to(v.device)
@@ -195,12 +193,10 @@ class Probe(LangBridge):
     """A classifier that needs labels: ridge regression from a tile's 2 x 2 patches to the words for
     what it shows."""
 
-    def fit(self, x, words, ridge=1e-3):
+    def fit(self, x, words):
         """x (n, N, D); words: the words of each tile (n, tiles, K), 1 for those that it shows"""
         x, y = self.tiles(x).flatten(0, 1).cpu().double(), words.flatten(0, 1).cpu().double()
-        gram = x.T @ x  # (4 D + 1, 4 D + 1)
-        gram.diagonal().add_(ridge * gram.diagonal().mean())
-        self.solution = torch.linalg.solve(gram, x.T @ y).float().to(words.device)  # (4 D + 1, K)
+        self.solution = ridge(x, y).float().to(words.device)  # (4 D + 1, K)
         return self
 
     def tiles(self, x):

@@ -201,6 +201,13 @@ def encode_pictures(vit, data, split):
 
 # ---- probing features ---------------------------------------------------------------------------
 
+def ridge(x, y, strength=1e-3):
+    """The w with the least |x w - y|^2 + strength tr(x^T x) / width |w|^2, for x (n, width)."""
+    gram = x.T @ x  # (width, width)
+    gram.diagonal().add_(strength * gram.diagonal().mean())
+    return torch.linalg.solve(gram, x.T @ y)
+
+
 def linear_probe(x, y, x_test, y_test, classes):
     """Accuracy of a linear classifier: what can be read off features directly.
 
@@ -211,11 +218,8 @@ def linear_probe(x, y, x_test, y_test, classes):
     def centred(z):
         return torch.cat([z - mean, z.new_ones(len(z), 1)], dim=1).double()  # (n, width + 1)
 
-    x, x_test = centred(x), centred(x_test)
-    gram = x.T @ x  # (width + 1, width + 1)
-    gram.diagonal().add_(1e-3 * gram.diagonal().mean())
-    weights = torch.linalg.solve(gram, x.T @ F.one_hot(y, classes).double())
-    return ((x_test @ weights).argmax(1) == y_test).double().mean().item()
+    weights = ridge(centred(x), F.one_hot(y, classes).double())  # (width + 1, classes)
+    return ((centred(x_test) @ weights).argmax(1) == y_test).double().mean().item()
 
 
 def probe(features, data, train_pictures=3000):

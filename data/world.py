@@ -21,6 +21,7 @@ import math
 import random
 import re
 from collections import Counter
+from functools import partial
 from typing import NamedTuple
 
 import numpy as np
@@ -288,20 +289,13 @@ def unique(scene, attribute):
     return [o for o in scene if values.count(getattr(o, attribute)) == 1]
 
 
-def find_color(scene, rng, pairs):
-    candidates = [o for o in unique(scene, "shape") if o.pair in pairs]
+def find_attribute(scene, rng, pairs, asked, named):
+    """What is asked of an object, 'color' or 'shape', that is named by the other one."""
+    candidates = [o for o in unique(scene, named) if o.pair in pairs]
     if not candidates:
         return None
     o = rng.choice(candidates)
-    return About("color", shape=o.shape), o.color
-
-
-def find_shape(scene, rng, pairs):
-    candidates = [o for o in unique(scene, "color") if o.pair in pairs]
-    if not candidates:
-        return None
-    o = rng.choice(candidates)
-    return About("shape", color=o.color), o.shape
+    return About(asked, **{named: getattr(o, named)}), getattr(o, asked)
 
 
 def find_where(scene, rng, pairs):
@@ -328,5 +322,6 @@ def find_exists(scene, rng, pairs):
     return About("exists", *rng.choice(hard or absent)), "no"
 
 
-FIND = {"color": find_color, "shape": find_shape, "where": find_where, "count": find_count,
-        "exists": find_exists}
+FIND = {"color": partial(find_attribute, asked="color", named="shape"),
+        "shape": partial(find_attribute, asked="shape", named="color"),
+        "where": find_where, "count": find_count, "exists": find_exists}

@@ -163,19 +163,19 @@ def test_the_trace_names_lines_that_are_there_and_ends_with_the_answer(out, pict
 
 
 def test_a_conversation_answers_draws_swaps_and_ends_only_when_told_to(part, picture, monkeypatch):
-    examples, asked, drawn = DATA.example_questions(), [], []
-    lines = iter([*examples, "Is there a RED circle?", "", "/map", "/swap red=blue", "/map", "/swap",
+    examples, asked, maps = DATA.example_questions(), [], []
+    lines = iter([*examples, "A  RED circle?", "", "/map", "/swap red=blue", "/map", "/swap",
                   "/map", "/swap red", "/dance", "<|bos|>", "a sun?", "/quit", "/map"])
     monkeypatch.setattr("builtins.input", lambda _: next(lines))
     monkeypatch.setattr("sys.stdin", SimpleNamespace(isatty=lambda: True))
-    monkeypatch.setattr(VLM, "answer", lambda vlm, x, questions: asked.append(questions[0][1]) or [""])
-    monkeypatch.setattr("data.pictures.word_map", lambda *args: drawn.append((args[0].name, args[2])))
+    monkeypatch.setattr(VLM, "answer", lambda _, features, about: asked.append(about[0][1]) or [""])
+    monkeypatch.setattr("data.pictures.word_map", lambda *args: maps.append((args[0], args[2])))
     done = evaluate_out(part, "--image", picture, "--model", "langbridge_align")
-    assert asked == [*examples, "is there a red circle?", DATA.request, "a sun?"]
-    for said in (*examples, "blue for red", "WORD=WORD", "unknown: /dance", "'<|bos|>'", "(no answer)"):
+    assert asked == [*examples, "a red circle?", DATA.request, "a sun?"]
+    for said in (*examples, "(no answer)", "blue for red", "WORD=WORD", "unknown: /d", "'<|bos|>'"):
         assert said in done.stdout
     assert done.stderr.count("never read") == 1 and "'sun'" in done.stderr
-    assert drawn[0] == drawn[2] != drawn[1] and drawn[0][0] == "picture_words.png"
+    assert maps[0] == maps[2] != maps[1] and maps[0][0] == picture.with_name("picture_words.png")
 
 
 def test_the_readme_s_python_runs_and_its_trace_is_of_this_code(out, tmp_path, monkeypatch, capsys):

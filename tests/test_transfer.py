@@ -29,7 +29,7 @@ ROWS = all_rows(*LLMS)
 def test_a_linear_map_is_exact_where_the_target_is_a_linear_map_of_the_source():
     mlp, x, M = MLPAdapter(16, 32), torch.randn(1, 36, 16), torch.randn(32, 48)
     v, e = mlp(x).detach(), torch.randn(100, 32) + 1
-    mapped = linear_map(mlp, v[0], e, e @ M + 2, ridge=1e-6)(x) - (e @ M + 2).mean(0)
+    mapped = linear_map(mlp, v[0], e, e @ M + 2, strength=1e-6)(x) - (e @ M + 2).mean(0)
     expected = (v - e.mean(0)) @ M
     assert torch.allclose(mapped, (mapped / expected).median() * expected, atol=1e-2)
     size_of_words = ((e - e.mean(0)) @ M).norm(dim=1).mean().item()
@@ -189,9 +189,10 @@ def test_again_redoes_nothing_and_another_direction_or_budget_has_files_of_its_o
     done = run_here("transfer.py", "--out", moved, "--threads", 1, "--rows", *args)
     assert done.returncode == 0, done.stderr
     assert all(path.stat().st_mtime_ns == when for path, when in before.items())
-    new = {*moved.rglob("config.json")} - {*before}
+    r, new = read_json(moved / f"{name}.json"), {*moved.rglob("config.json")} - {*before}
     assert len(new) == made and all(path.parts[-3] == name for path in new)
-    r = read_json(moved / f"{name}.json")
+    for path in new:
+        assert read_json(path)["settings"]["instruct_lr"] == 0.001 * (2 if "--rate" in args else 1)
     assert (r["source"], r["target"]) == (LLMS[::-1] if "--reverse" in args else LLMS)
     assert r["stage2_samples"] == (3 * 8 if "--steps" in args else 8 * 8)
 

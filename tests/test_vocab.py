@@ -74,15 +74,15 @@ def test_any_text_survives_encoding_also_by_a_saved_vocabulary(tmp_path):
 def test_what_is_kept_of_a_vocabulary_encodes_the_texts_as_the_whole_does():
     for seed in range(20):
         texts = random_texts(seed)
-        whole = train_bpe(texts, 400, r" ?\S+|\s", seed)
+        whole = train_bpe(texts, 340, r" ?\S+|\s", seed)
         part = keep_used(whole, texts[:2], 0, "part")
         assert all(cut(part, text) == cut(whole, text) for text in texts[:2])
         assert all(part.decode(part.encode(text)) == text for text in ODD)
         kept = set(tokens_of(part))
         assert set(BYTES) <= kept and [t for t in tokens_of(whole) if t in kept] == tokens_of(part)
         others = [t for t in tokens_of(whole) if t not in kept]  # the most frequent first
-        more = tokens_of(keep_used(whole, texts[:2], part.n_vocab + 5, "more"))
-        assert len(others) > 5 and {*more} - kept == {*others[:5]}
+        more = tokens_of(keep_used(whole, texts[:2], part.n_vocab + 3, "more"))
+        assert len(others) > 3 and {*more} - kept == {*others[:3]}
 
 
 def test_a_token_that_merging_does_not_reach_is_kept_as_a_chunk():
