@@ -193,7 +193,9 @@ def readable(tokens):
 
 
 def fingerprint(adapter):
-    """A hash of all that is saved with an adapter: swapping the basis must not change it."""
+    """A hash of an adapter's trained parameters, "" for None: swapping E must not change it."""
+    if adapter is None:
+        return ""
     digest = hashlib.sha256()
     for name, tensor in sorted(adapter.state_dict().items()):
         digest.update(name.encode() + tensor.cpu().numpy().tobytes())

@@ -22,7 +22,7 @@ import numpy as np
 import torch
 import torch.nn.functional as F
 
-from adapter import (EMPTY, LangBridge, MLPAdapter, fingerprint, load_adapter, readable, token)
+from adapter import (EMPTY, LangBridge, MLPAdapter, load_adapter, readable, token)
 from data.bpe import line_ends
 from data.corpus import encode, in_scene, prompt
 from data.dataset import load_data
@@ -120,12 +120,6 @@ def score_vlm(vlm, features, data):
     return data.score(examine_vlm(vlm, features, data))
 
 
-def exam_facts(vlm, features, data):
-    """What a stage keeps of an exam: the scores, and the hash of the adapter that sat it."""
-    return {"scores": score_vlm(vlm, features, data),
-            "hash": vlm.adapter and fingerprint(vlm.adapter)}
-
-
 def best_on_val(vlms, val, data):
     """Of {constant: VLM}, the constant of the one that answers best on val (pictures, N, D)."""
     def quality(constant):
@@ -178,9 +172,11 @@ def nearest_words(mlp, llm, encoding, tokens, temperature):
 
 def as_words(vlm, tokens, val, data):
     """A VLM whose adapter has word weights: itself, or its MLP's nearest words among the tokens, at
-    the temperature that is best on val (pictures, N, D)."""
+    the temperature that is best on val (pictures, N, D); None for an MLP that has none."""
     if not isinstance(vlm.adapter, MLPAdapter):
         return vlm
+    if vlm.adapter.config["hidden"] != vlm.llm.config.C:
+        return None
     llm, encoding = vlm.llm, vlm.encoding
     vlms = {temperature: VLM(nearest_words(vlm.adapter, llm, encoding, tokens, temperature), llm,
                              encoding) for temperature in TEMPERATURES}
@@ -317,7 +313,10 @@ def study_words(out, vlms, features, data):
     grounded, study = {}, {}
     print("\nof an object's patches, the two top words hold")
     for name in ("langbridge_align", "mlp_align", "langbridge_instruct"):
-        own, chance, best = grounding(as_words(vlms[name], tokens, val, data), features, data)
+        words = as_words(vlms[name], tokens, val, data)
+        if words is None:
+            continue
+        own, chance, best = grounding(words, features, data)
         grounded[name] = {"own": own, "chance": chance, "best_of_kind": best}
         said = [f"its {kind} in {own[kind]:.3f} (another picture's {chance[kind]:.3f})"
                 for kind in own]
@@ -344,7 +343,7 @@ def other_exam(out, file, images, allow_bad):
 def models_in(out):
     """The finished models in a folder: train.py's, then those that transfer.py has tuned."""
     tuned = [path.parent.relative_to(out).as_posix()
-             for path in sorted(out.glob("transfer/*/llm.pt"))]
+             for path in sorted(out.glob("transfer*/*/llm.pt"))]
     return [name for name in [*MODELS, *tuned] if (out / name / "config.json").exists()]
 
 
@@ -362,7 +361,10 @@ def draw_word_map(out, name, vlm, features, pixels, path):
     tokens = load_adapter(out / "langbridge_align").tokens
     panels, val = [], held_out(out, splits=["val"])["val"]
     for title, each in sorted(models.items()):  # LangBridge first
-        words = as_words(each, tokens, val, data).adapter
+        vlm = as_words(each, tokens, val, data)
+        if vlm is None:
+            continue
+        words = vlm.adapter
         names = [t.decode("utf-8", "replace").strip() for t in words.tokens]
         names[words.tokens.index(EMPTY)] = "."
         how = "its weights" if each.adapter is words else "its nearest words"
@@ -440,7 +442,7 @@ def ask(vlm, features, question, known):
             raise Refused(f"{special!r} is a special token, not text: leave it out")
     (answer,) = vlm.answer(features, [(0, question)])
     unread = sorted({*re.findall(r"\w+", question)} - {*known})
-    if unread:
+    if known and unread:  # of a real LLM, they are not known
         print(f"(this LLM has never read {', '.join(map(repr, unread))}: do not trust the answer)",
               file=sys.stderr, flush=True)
     return answer or "(no answer)"

@@ -35,7 +35,8 @@ import torch.nn as nn
 import torch.nn.functional as F
 from tqdm import tqdm
 
-from adapter import BASES, COEFFICIENTS, EMPTY, LangBridge, MLPAdapter, load_adapter, save_adapter
+from adapter import (BASES, COEFFICIENTS, EMPTY, LangBridge, MLPAdapter, fingerprint, load_adapter,
+                     save_adapter)
 from data.bpe import BOS, PATTERNS, PUBLIC, load_encoding, open_encoding, tokens_of, train_bpe
 from data.corpus import DIALECTS, encode, vocabulary
 from data.dataset import Shapes
@@ -45,7 +46,7 @@ from data.own import open_own
 from data.run import (Job, Parser, Signals, Stopped, average_over_ranks, lane, make_stages,
                       run_command)
 from data.scoring import join_splits
-from evaluate import exam_facts, held_out, load_vlm, score_llm, show_mistakes, subspace
+from evaluate import held_out, load_vlm, score_llm, score_vlm, show_mistakes, subspace
 from model import GPT, VLM, GPTConfig, load_llm, save_llm
 from vision import CLIP, ViTConfig, Wordless, encode_pictures, probe, save_vit
 
@@ -684,7 +685,7 @@ def train_vlm(s, stage, kind, phase, llm_name="llm_source", adapter=None, study=
     if adapter is not None:
         save_adapter(adapter, stage.folder)
     stage.finish(base=llm_name, seconds=run.seconds, measured=run.measured, params=size_of(vlm),
-                 **exam_facts(vlm, exam, data))
+                 hash=fingerprint(adapter), scores=score_vlm(vlm, exam, data))
 
 
 # ---- python train.py ----------------------------------------------------------------------------

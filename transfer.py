@@ -39,11 +39,11 @@ import torch
 import torch.nn as nn
 import torch.nn.functional as F
 
-from adapter import EMPTY, LangBridge, MLPAdapter, load_adapter, token
+from adapter import EMPTY, LangBridge, MLPAdapter, fingerprint, load_adapter, token
 from data.corpus import GRID
 from data.files import lock, read_json, write_json
 from data.run import Job, Parser, make_stages, number, run_command
-from evaluate import TEMPERATURES, best_on_val, exam_facts, held_out, nearest_words
+from evaluate import TEMPERATURES, best_on_val, held_out, nearest_words, score_vlm
 from model import VLM, load_llm
 from train import (check, example_picture, load_settings, new_adapter, open_stage, say_scores,
                    train_vlm, training_features, words_of)
@@ -294,7 +294,8 @@ def make_row(s, stage, row, source, target, tuned):
         print(f"{stage.name}: of the adapter's {len(adapter.tokens)} words {target} lacks "
               f"{len(lost)} ({', '.join(lost[:10]) or 'none'})", flush=True)
     exam = held_out(s.out, s.device, data=s.dataset)
-    stage.finish(base=target, seconds=0.0, **exam_facts(VLM(adapter, *llm), exam, s.dataset))
+    stage.finish(base=target, seconds=0.0, hash=fingerprint(adapter),
+                 scores=score_vlm(VLM(adapter, *llm), exam, s.dataset))
 
 
 def align_as_in_paper(s, stage, llm_name):
@@ -375,7 +376,7 @@ def main():
     if args.reverse:
         source, target, name = target, source, "transfer_reverse"
     if args.steps or args.rate != 1:  # another budget than the usual one
-        name += f"_steps{args.steps or 0}_rate{args.rate:g}"
+        name += f"_steps{tuned.instruct_steps}_rate{args.rate:g}"
     for llm in (source, target):
         read_json(Path(s.out) / llm / "config.json")  # refused now, not after training
     rows = [row for row in all_rows(source, target) if can_be_made(row, s) and (

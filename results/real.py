@@ -30,7 +30,7 @@ sys.path.insert(0, str(Path(__file__).parent.parent))  # the project, one folder
 import torch
 import torch.nn.functional as F
 
-from adapter import EMPTY
+from adapter import EMPTY, fingerprint
 from data import world
 from data.corpus import GRID, raster, turn
 from data.files import Refused, Stage, hash_of, lock, read_json, write_json
@@ -38,8 +38,8 @@ from data.gguf import GGUF, read_encoding, read_weights, sizes_of
 from data.pictures import read_picture
 from data.run import Job, Parser, make_stages, number, run_command
 from data.scoring import benchmark, caption_of
-from evaluate import (TEMPERATURES, ask, chat, draw_word_map, exam_facts, held_out, load_vlm,
-                      nearest_words)
+from evaluate import (TEMPERATURES, ask, chat, draw_word_map, held_out, load_vlm, nearest_words,
+                      score_vlm)
 from model import GPT, VLM, Cache, rotate
 from train import check, load_settings, open_stage, training_features, words_of
 from transfer import RIDGES, TopWords, embed, in_tiles, linear_map, shuffled
@@ -282,7 +282,8 @@ def make_row(s, stage, path):
             answers = zip(vlms[key].answer(val, asked), questions)
             tried[key] = sum(answer == qa.answer for answer, (_, qa) in answers) / len(questions)
     best = max(tried, key=tried.get)
-    stage.finish(chosen=best, tried=tried, **exam_facts(vlms[best], {"test": test}, s.dataset))
+    stage.finish(chosen=best, tried=tried, hash=fingerprint(vlms[best].adapter),
+                 scores=score_vlm(vlms[best], {"test": test}, s.dataset))
 
 
 def chosen_examples(folder):

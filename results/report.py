@@ -357,8 +357,9 @@ def plot_bench(path, runs):
 
 TABLES = {  # NAME: what makes it, from which files; NAME in FOLDER: the same of another folder
     "headline": (partial(rows_table, HEADLINE), "transfer"),
-    "claim": (partial(rows_table, CLAIM), "transfer", "results"), "results": (models_table, "results"),
-    "main results": (main_table, "transfer", "results"), "types": (types_table, "results"),
+    "claim": (partial(rows_table, CLAIM), "transfer", "results"),
+    "main results": (main_table, "transfer", "results"),
+    "results": (models_table, "results"), "types": (types_table, "results"),
     "transfer": (transfer_table, "transfer"), "reverse": (transfer_table, "transfer_reverse"),
     "real": (real_table, "real_SmolLM2*"), "real types": (real_types_table, "real_SmolLM2*"),
     "findings": (findings_table, "evaluate"), "budgets": (budgets_table, "sweep_budgets")} | {

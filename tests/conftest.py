@@ -23,7 +23,7 @@ WORDS = [b" .", b" red", b" blue", b" circle", b" square", b" top"]
 
 
 def pytest_configure():
-    torch.set_num_threads(2)
+    torch.set_num_threads(1)
 
 
 # ---- commands ------------------------------------------------------------------------------------
@@ -53,7 +53,7 @@ def run_here(script, *args):
             code = end.code or 0
         finally:
             LOCK.clear()  # as if the process had ended
-            torch.set_num_threads(2)
+            torch.set_num_threads(1)
     return subprocess.CompletedProcess(args, code, out.getvalue(), err.getvalue())
 
 

@@ -217,7 +217,6 @@ def test_a_signal_in_each_stage_saves_its_step_and_the_run_goes_on(out, tmp_path
         (state,) = folder.rglob("state.pt")
     assert sent == {*STAGES}
     assert here(*args) is None
-    torch.set_num_threads(2)
     weights = faults.weights_of(folder)
     assert weights.items() <= faults.weights_of(out).items() and len(weights) > 10
 

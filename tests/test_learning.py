@@ -109,7 +109,6 @@ def world(tmp_path_factory):
             make(s, Stage(s.out, name, {}))
         train_vlm(s, Stage(s.out, "langbridge_align", {}), "langbridge", "align")
         yield s
-    torch.set_num_threads(2)
 
 
 def share_right(s, vlm, dialect):

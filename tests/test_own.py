@@ -17,6 +17,7 @@ from data.pictures import word_map
 from data.world import draw, keywords, make_scene
 from train import parse_settings
 
+
 def entry(name, *texts, **more):
     messages = [{"from": ("human", "gpt")[k % 2], "value": text} for k, text in enumerate(texts)]
     return {"id": name, "conversations": messages} | more
@@ -39,7 +40,7 @@ def own(tmp_path):
         for i in numbers:
             scene = make_scene("train", 5, i)
             Image.fromarray(draw(scene, i, 24)).save(tmp_path / f"pictures/{i}.png")
-            caption = f"A{keywords(scene[:1])}.{(' Zq' * 400 + 'xj' * 99) * (i == 7)}"  # one is long
+            caption = f"A{keywords(scene[:1])}.{(' ' + 'Xj' * 99 + ' zq' * 400) * (i == 7)}"
             texts = ["<image>\nWhat is this?", caption, f"how many? {i % 3}", str(len(scene))]
             entries.append(entry(str(i), *texts[:2 + i % 2 * 2], image=f"{i}.png"))
         write(tmp_path / f"{name}.json", entries)
@@ -56,9 +57,8 @@ GOOD = entry("x", "What is this?\n<image>", "A  Red\u2028Fox.", "<image>", "Red"
 TURNS = [("what is this?", "a red fox."), ("describe the picture.", "red")]
 
 
-@pytest.mark.parametrize("text", [
-    "\ufeff" + json.dumps([GOOD, GOOD], indent=2),
-    "\n".join([json.dumps(GOOD, ensure_ascii=False)] * 2) + "\n\n"])
+@pytest.mark.parametrize("text", ["\ufeff" + json.dumps([GOOD, GOOD], indent=2),
+                                  2 * (json.dumps(GOOD, ensure_ascii=False) + "\n") + "\n"])
 def test_lists_and_json_lines_become_turns_in_lower_case(text, tmp_path):
     (tmp_path / "a").write_text(text, encoding="utf-8")
     assert read_conversations(tmp_path / "a", 400) == ([("a.png", TURNS)] * 2, {})
@@ -107,8 +107,7 @@ def test_odd_pictures_are_read_and_broken_ones_left_out_up_to_5_percent(own, cap
     entries += [entry(name, "what?", "odd", image=name) for name in names]
     write(own / "train.json", entries)
     data, printed = make_data(own), capsys.readouterr().out
-    assert "3 of 86 entries cannot be used" in printed and "missing picture: 1 ('none" in printed
-    assert "a picture that cannot be read: 2 ('huge.png', 'half.png')" in printed
+    assert re.search("3 of 86 .* read: 2 .'huge.png', 'half.png'.; a missing .*: 1 .'none", printed)
     red, white, half = (data.array[data.row[name]] for name in names[:3])
     assert red[12, 12, 0] > 180 > 80 > red[12, 12, 1] and white.min() == 255
     assert half[:6].min() > 200 and half[18:].max() < 50
@@ -119,16 +118,15 @@ def test_odd_pictures_are_read_and_broken_ones_left_out_up_to_5_percent(own, cap
 
 
 def test_pictures_are_decoded_once_and_again_when_one_changes(own):
-    data, (made,) = make_data(own), (own / "cache").iterdir()
-    before, date = np.array(data.array), (made / "pixels").stat().st_mtime_ns
-    assert isinstance(data.array, np.memmap) and (make_data(own).array == before).all()
-    assert (made / "pixels").stat().st_mtime_ns == date
-    for name in ("pixels", "config.json"):
-        whole = (made / name).read_bytes()
-        (made / name).write_bytes(whole[:-1] + b"?")
+    data, (made,) = make_data(own), (own / "cache").glob("*/pixels")
+    before, at = np.array(data.array), made.stat().st_mtime_ns
+    assert isinstance(make_data(own).array, np.memmap) and made.stat().st_mtime_ns == at
+    for path in (made, made.with_name("config.json")):
+        whole = path.read_bytes()
+        path.write_bytes(whole[:-1] + b"?")
         with pytest.raises(Refused, match="delete the folder"):
             make_data(own)
-        (made / name).write_bytes(whole)
+        path.write_bytes(whole)
     Image.new("RGB", (50, 50), "blue").save(own / "pictures/0.png")
     assert (make_data(own).array != before).any((1, 2, 3)).sum() == 1
 
@@ -182,6 +180,8 @@ def test_scores_are_exact_and_the_nearest_picture_finds_a_copy(own):
     exam.reference = make_data(own)  # it has trained on most of them
     majority, chance, nearest = (its["names_right"] for its in exam.guesses({"test": 80}).values())
     assert 0 < majority < 0.25 > chance and nearest > 0.75 and len(test.guesses({"test": 2})) == 2
+    exam.reference.known = exam.known[:1]  # guesses know nothing else
+    assert exam.guesses({"test": 1})["majority"]["exact_match"] == 1
 
 
 # ---- the commands --------------------------------------------------------------------------------

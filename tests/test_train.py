@@ -164,7 +164,7 @@ def test_all_adapters_meet_the_same_samples_in_the_same_order(out, tmp_path, mon
         return answer_loss(s, vlm, part, features)
 
     monkeypatch.setattr(train, "answer_loss", note)
-    monkeypatch.setattr(train, "exam_facts", lambda vlm, features, data: {})
+    monkeypatch.setattr(train, "score_vlm", lambda vlm, features, data: {})
     s = replace(load_settings(out), align_steps=3, instruct_steps=3)
     for phase, kinds in (("align", ["mlp", "langbridge"]),
                          ("instruct", ["mlp", "langbridge", "blind"])):

@@ -182,7 +182,7 @@ def test_a_tuned_row_is_loaded_as_it_was_trained_and_answers(moved, picture):
 
 @pytest.mark.parametrize("args, name, made", [
     (["all"], "transfer", 0), (["blind", "--steps", 3], "transfer_steps3_rate1", 1),
-    (["transferred_langbridge", "--reverse", "--rate", 2], "transfer_reverse_steps0_rate2", 1)])
+    (["transferred_langbridge", "--reverse", "--rate", 2], "transfer_reverse_steps8_rate2", 1)])
 def test_again_redoes_nothing_and_another_direction_or_budget_has_files_of_its_own(
         moved, args, name, made):
     before = {path: path.stat().st_mtime_ns for path in moved.rglob("config.json")}
