@@ -742,7 +742,8 @@ def main():
     write_json(out / "results.json", result)
     print_scores(result["vlm"], s.dataset.SCORES)
     _, vlm = load_vlm(out, "langbridge_instruct")
-    show_mistakes(out / "samples.png", vlm, held_out(out, splits=["test"]), s.dataset, count=6)
+    show_mistakes(out / "samples.png", vlm, held_out(out, splits=["test"], data=s.dataset),
+                  s.dataset, count=6)
     print(f"\n{result['seconds']['total'] / 60:.1f} minutes. Scores: {out}/results.json. Try "
           f"next:\n{query}\n  python transfer.py --out {out}")
 

@@ -41,7 +41,7 @@ import torch.nn.functional as F
 
 from adapter import EMPTY, LangBridge, MLPAdapter, fingerprint, load_adapter, token
 from data.corpus import GRID
-from data.files import lock, read_json, write_json
+from data.files import Refused, lock, read_json, write_json
 from data.run import Job, Parser, make_stages, number, run_command
 from evaluate import TEMPERATURES, best_on_val, held_out, nearest_words, score_vlm
 from model import VLM, load_llm
@@ -377,8 +377,10 @@ def main():
         source, target, name = target, source, "transfer_reverse"
     if args.steps or args.rate != 1:  # another budget than the usual one
         name += f"_steps{tuned.instruct_steps}_rate{args.rate:g}"
-    for llm in (source, target):
-        read_json(Path(s.out) / llm / "config.json")  # refused now, not after training
+    for stage in (open_stage(s, made) for made in ("vit", source, target)):
+        if stage.config() is None:  # refused now, not after training; so are other settings
+            raise Refused(f"there is no {str(stage.folder)!r}; run 'python train.py --out {s.out}' "
+                          "first")
     rows = [row for row in all_rows(source, target) if can_be_made(row, s) and (
         args.rows == "all" or row.name in args.rows.split(",") or
         args.rows == "headline" and row.headline)]

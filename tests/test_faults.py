@@ -116,7 +116,7 @@ def test_a_configuration_that_lies_about_sizes_is_refused_before_they_are_alloca
 
 
 def test_damaged_files_are_refused_or_make_no_difference(out, tmp_path, picture):
-    """A dozen; python tests/faults.py --files 1000 is for the night."""
+    """A dozen; python tests/faults.py --files 100 has more."""
     copy = tmp_path / "out"
     shutil.copytree(out, copy)
     outcomes = faults.check_files(copy, picture, 12, random.Random(1))
@@ -187,11 +187,11 @@ def test_a_damaged_checkpoint_starts_its_stage_again_and_says_so(tmp_path, capsy
 # ---- kills and signals ---------------------------------------------------------------------------
 
 def test_a_run_that_is_killed_ends_bit_for_bit_like_one_that_was_not(out, tmp_path):
-    """Three kills; python tests/faults.py --kills 200 is for the night."""
+    """Two kills; python tests/faults.py --kills 20 has more."""
     expected = {name: digest for name, digest in faults.weights_of(out).items()
                 if "transfer" not in name}
-    runs, kills = faults.check_kills(tmp_path, [faults.TRAIN], expected, 3, random.Random(0))
-    assert runs >= 1 and kills == 3
+    runs, kills = faults.check_kills(tmp_path, [faults.TRAIN], expected, 2, random.Random(0))
+    assert runs >= 1 and kills == 2
 
 
 def test_a_signal_in_each_stage_saves_its_step_and_the_run_goes_on(out, tmp_path, monkeypatch):

@@ -32,7 +32,8 @@ def test_a_sweep_makes_only_what_a_point_changes_and_can_be_run_again(folder, mo
     for value, point in zip(["on", "off"], read_json(folder / "sweep_whitening.json")["points"]):
         assert {*point} == {"value", "K", "params", "own_weight", "vit", "rows"}
         assert len(point["rows"]) == 3 and len(point["rows"]["on_the_source_llm"]) == 4
-        for file, same in {"vit/vit.pt": True, "langbridge_align/adapter.pt": value == "on"}.items():
+        for file, same in {"vit/vit.pt": True,
+                           "langbridge_align/adapter.pt": value == "on"}.items():
             assert (folder / "sweeps/whitening" / value / file).samefile(folder / file) == same
 
 
