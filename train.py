@@ -218,17 +218,14 @@ def open_stage(s, name):
     """A stage's folder and the settings that decide its result: its own, and those of the stages
     that it builds on."""
     last = name.split("/")[-1]
-    of_llms = tuple(f.name for f in fields(s) if f.name.startswith("llm_")
-                    and not f.name.startswith(("llm_source", "llm_target")))
-    prefixes = ("llm_", "vit_", "align_", "instruct_")  # how their names begin
-    if last in ("llm_source", "llm_target"):
-        prefixes = (last, *of_llms)
-    elif last == "vit":
-        prefixes = ("vit_",)
-    elif last.endswith("_align"):
-        prefixes = prefixes[:3]
-    prefixes += ("seed", "precision", "pictures", "test_pictures")
-    settings = {k: v for k, v in asdict(s).items() if k.startswith(prefixes)}
+    other = {"llm_source": "llm_target", "llm_target": "llm_source"}.get(last, "none")
+    builds_on = ["llm_", "vit_", "align_"] if last.endswith("_align") else [
+        "llm_", "vit_", "align_", "instruct_"]
+    if last in ("llm_source", "llm_target", "vit"):
+        builds_on = [last.split("_")[0]]
+    prefixes = (*builds_on, "seed", "precision", "pictures", "test_pictures")
+    settings = {k: v for k, v in asdict(s).items()
+                if k.startswith(prefixes) and not k.startswith(other)}
     return Stage(s.out, name, settings | s.dataset.sums)
 
 
