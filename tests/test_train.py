@@ -339,6 +339,7 @@ def test_the_smallest_run_works_in_the_bfloat16_of_a_gpu_and_tells_the_first_mod
     (["--vit_size", "50"], "6 x 6"),
     (["--vit_size", "306", "--vit_patch", "6"], "3, 6, .. or 15 patches"),
     (["--data", "x.json"], "--data FILE and --images DIR go together"),
+    (["--val", "x.json"], "--data FILE and --images DIR go together"),
 ])
 def test_a_wrong_setting_is_answered_in_one_line(tmp_path, args, says):
     assert_refused(run_here("train.py", "--out", tmp_path / "new", *args), says)
