@@ -59,7 +59,8 @@ def is_ours(module):
 
 READING_PATH = {"model.py", "vision.py", "adapter.py", "train.py", "transfer.py", "evaluate.py",
                 "data/world.py", "data/corpus.py", "data/bpe.py", "data/scoring.py"}
-LINES = 4400  # of code outside the tests: a promise to the reader
+LINES = 4200  # of code outside the tests: a promise to the reader,
+ON_PATH = 2350  # and on the reading path
 DENSITY = 38  # lines with comments or docstrings for 100 lines of code on the reading path
 
 
@@ -83,6 +84,7 @@ def test_the_house_is_as_small_as_promised_and_the_book_is_well_commented():
     assert sum(count(path)[0] for path in CODE) <= LINES
     book = [count(ROOT / name) for name in READING_PATH]
     code, comments = map(sum, zip(*book))
+    assert code <= ON_PATH
     assert 100 * comments >= DENSITY * code
 
 
