@@ -128,9 +128,11 @@ class MLP(nn.Module):
         self.up = nn.Linear(config.C, 4 * config.C, bias=False)
         self.down = nn.Linear(4 * config.C, config.C, bias=False)
 
-    def forward(self, x, cache):
+    def forward(self, x, cache, last=None):
         x = self.conv(x, cache, "before the MLP")
-        return self.down(F.relu(self.up(x)).square())  # (B, T, C)
+        if last:
+            x = x[:, -last:]  # (B, last, C)
+        return self.down(F.relu(self.up(x)).square())  # (B, T or last, C)
 
 
 class Block(nn.Module):
@@ -141,9 +143,11 @@ class Block(nn.Module):
         self.norm = Norm()
         self.attention, self.mlp = Attention(config), MLP(config)
 
-    def forward(self, x, turns, cache=None):
+    def forward(self, x, turns, cache=None, last=None):
+        """x (B, T, C) -> (B, T, C), or of the `last` positions only (B, last, C)"""
         x = x + self.attention(self.norm(x), turns, cache)
-        return x + self.mlp(self.norm(x), cache)  # (B, T, C)
+        y = self.mlp(self.norm(x), cache, last)
+        return x[:, -y.size(1):] + y
 
 
 class Cache:
@@ -198,9 +202,12 @@ class GPT(nn.Module):
         """x (B, T, C) -> logits (B, T, V)"""
         return self.head(self.hidden(x, cache))  # (B, T, V)
 
-    def hidden(self, x, cache=None):
-        """What the head reads: x (B, T, C) -> (B, T, C). With a cache, x continues the cached text,
-        and the cache grows. Raises Refused if the context is too short."""
+    def hidden(self, x, cache=None, last=None):
+        """What the head reads: x (B, T, C) -> (B, T, C), or of the `last` positions (B, last, C).
+
+        With a cache, x continues the cached text, and the cache grows. `last` spares the last MLP
+        a picture's tokens, whose logits nobody needs. Raises Refused if the context is too short.
+        """
         start = cache.length if cache else 0
         end = start + x.size(1)
         if end > self.config.context:
@@ -209,8 +216,9 @@ class GPT(nn.Module):
         x = x + self.position[start:end]
         angles = torch.arange(start, end, device=x.device)[:, None] * self.frequencies  # (T, c/2)
         turns = torch.polar(torch.ones_like(angles), angles)  # (T, c/2), complex
-        for i, block in enumerate(self.blocks):
-            x = block(x, turns, cache.blocks[i] if cache else None)
+        for i, block in enumerate(self.blocks, start=1):
+            kept = cache.blocks[i - 1] if cache else None
+            x = block(x, turns, kept, last if i == len(self.blocks) else None)
         return self.norm(x)  # (B, T, C)
 
     def new_cache(self):
@@ -322,7 +330,7 @@ class VLM(nn.Module):
         """
         picture = self.picture(features)  # (B, prefix + N + rows, C)
         x = torch.cat([picture, self.llm.embed(ids)], dim=1)[:, :-1]  # (B, prefix + .. + T - 1, C)
-        return self.llm.hidden(x)[:, -ids.size(1):]  # (B, T, C)
+        return self.llm.hidden(x, last=ids.size(1))  # (B, T, C)
 
     def read(self, features):
         """The LLM reads pictures, a batch at a time: yields (their indices, the cache)."""
