@@ -219,7 +219,7 @@ class GPT(nn.Module):
         for i, block in enumerate(self.blocks, start=1):
             kept = cache.blocks[i - 1] if cache else None
             x = block(x, turns, kept, last if i == len(self.blocks) else None)
-        return self.norm(x)  # (B, T, C)
+        return self.norm(x)  # (B, T, C), (B, last, C) if that is given
 
     def new_cache(self):
         """A cache in which nothing has been read."""
