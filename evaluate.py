@@ -170,7 +170,7 @@ def nearest_words(mlp, llm, encoding, tokens, temperature):
     return bridge
 
 
-def as_words(vlm, tokens, val, data):
+def with_word_weights(vlm, tokens, val, data):
     """A VLM whose adapter has word weights: itself, or its MLP's nearest words among the tokens, at
     the temperature that is best on val (pictures, N, D); None for an MLP that has none."""
     if not isinstance(vlm.adapter, MLPAdapter):
@@ -313,7 +313,7 @@ def study_words(out, vlms, features, data):
     grounded, study = {}, {}
     print("\nof an object's patches, the two top words hold")
     for name in ("langbridge_align", "mlp_align", "langbridge_instruct"):
-        words = as_words(vlms[name], tokens, val, data)
+        words = with_word_weights(vlms[name], tokens, val, data)
         if words is None:
             continue
         own, chance, best = grounding(words, features, data)
@@ -362,10 +362,10 @@ def draw_word_map(out, name, vlm, features, pixels, path):
     tokens = load_adapter(out / "langbridge_align").tokens
     panels, val = [], held_out(out, splits=["val"])["val"]
     for title, each in sorted(models.items()):  # LangBridge first
-        vlm = as_words(each, tokens, val, data)
-        if vlm is None:
+        read = with_word_weights(each, tokens, val, data)
+        if read is None:
             continue
-        words = vlm.adapter
+        words = read.adapter
         names = [t.decode("utf-8", "replace").strip() for t in words.tokens]
         names[words.tokens.index(EMPTY)] = "."
         how = "its weights" if each.adapter is words else "its nearest words"

@@ -40,7 +40,7 @@ from data.run import Job, Parser, make_stages, number, run_command
 from data.scoring import benchmark, caption_of
 from evaluate import (TEMPERATURES, ask, chat, draw_word_map, held_out, load_vlm, nearest_words,
                       score_vlm)
-from model import GPT, VLM, Cache, rotate
+from model import GPT, VLM, rotate
 from train import check, load_settings, open_stage, training_features, words_of
 from transfer import RIDGES, TopWords, embed, in_tiles, linear_map, shuffled
 
