@@ -11,26 +11,26 @@ W reads whitened features and starts at the empty word, and in stage 1 some patc
 import copy
 import hashlib
 import math
+from pathlib import Path
 
 import torch
 import torch.nn as nn
 import torch.nn.functional as F
 
 from data import corpus
-from data.files import Refused, load_weights, read_json, write_json, write_tensors
+from data.files import Refused, load_module, save_module
 
 EMPTY = corpus.EMPTY.encode()  # the empty word, ' .': an empty tile of the grids that LLMs read
 COEFFICIENTS = ("softplus", "softmax", "linear")
-BASES = ("words", "centered")
 
 
 class MLPAdapter(nn.Module):
     """LLaVA's projector: Linear, GELU, Linear (Liu et al. 2024, arXiv 2310.03744, section 3.3).
 
-    x (B, N, D) -> v (B, N, C);  hidden: the width between the two Linears, 0 for C
+    x (B, N, D) -> v (B, N, C)
     """
 
-    def __init__(self, D, C, hidden=0):
+    def __init__(self, D, C, hidden=None):
         super().__init__()
         hidden = hidden or C
         self.config = {"kind": "mlp", "D": D, "C": C, "hidden": hidden}
@@ -51,8 +51,7 @@ class MLPAdapter(nn.Module):
 class LangBridge(nn.Module):
     """Each patch as a mixture of words: v = W(x) @ E.
 
-    x (B, N, D) -> v (B, N, C);  W: Linear(D, hidden), GELU, Linear(hidden, hidden),
-    Linear(hidden, K); two Linears in a row, as in the paper
+    x (B, N, D) -> v (B, N, C);  W: Linear(D, hidden), GELU, Linear(hidden, K)
 
     tokens        the K words as byte strings: the adapter knows words, not ids, and looks up
                   their ids in the tokenizer at hand
@@ -60,27 +59,18 @@ class LangBridge(nn.Module):
                       softplus  ln(1 + e^l) / their sum
                       softmax   e^l / their sum
                       linear    l: raw weights, as in the paper's code
-    basis         'words', or 'centered': the words minus their mean
     sampled       in training, this share of the patches passes one word, sampled with its weight
                   as probability, instead of a mixture. Needs weights that sum to 1
     """
 
-    def __init__(self, D, tokens, hidden=256, coefficients="softplus", basis="words", sampled=0.0):
+    def __init__(self, D, tokens, hidden=256, coefficients="softplus", sampled=0.0):
         super().__init__()
-        if coefficients not in COEFFICIENTS or basis not in BASES:
-            raise ValueError(f"expected one of {COEFFICIENTS}, not {coefficients!r}, and one of "
-                             f"{BASES}, not {basis!r}")
-        if sampled and coefficients == "linear":
-            raise ValueError("words can be sampled only by weights that sum to 1 (softplus, "
-                             "softmax), not by raw ones: sampled must be 0")
-        self.D, self.hidden = D, hidden
-        self.coefficients, self.basis, self.sampled = coefficients, basis, sampled
+        self.D, self.hidden, self.coefficients, self.sampled = D, hidden, coefficients, sampled
         self.tokens = list(tokens)
         self.missing = []  # the words that the LLM lacks
-        self.W = nn.Sequential(nn.Linear(D, hidden), nn.GELU(), nn.Linear(hidden, hidden),
-                               nn.Linear(hidden, len(self.tokens)))
+        self.W = nn.Sequential(nn.Linear(D, hidden), nn.GELU(), nn.Linear(hidden, len(tokens)))
         self.register_buffer("mean", torch.zeros(D))  # from whiten
-        self.register_buffer("scale", torch.zeros(D, D).fill_diagonal_(1))  # (D, D), from whiten
+        self.register_buffer("scale", torch.eye(D))  # (D, D), from whiten
         self.register_buffer("E", None, persistent=False)  # (K, C), from set_basis
         self.register_buffer("present", None, persistent=False)  # (K,) bool, from set_basis
         self.init_weights()
@@ -118,7 +108,7 @@ class LangBridge(nn.Module):
         """What save_adapter stores and load_adapter rebuilds from."""
         tokens = [t.decode("latin-1") for t in self.tokens]
         return {"kind": "langbridge", "D": self.D, "tokens": tokens, "hidden": self.hidden,
-                "coefficients": self.coefficients, "basis": self.basis, "sampled": self.sampled}
+                "coefficients": self.coefficients, "sampled": self.sampled}
 
     def set_basis(self, llm, encoding):
         """Use this LLM from now on: E becomes its embeddings of the words; W is untouched.
@@ -138,8 +128,6 @@ class LangBridge(nn.Module):
         ids = [encoding.encode_single_token(t) if t in vocabulary else 0 for t in self.tokens]
         E = llm.embed(torch.tensor(ids, device=device)).detach().clone()  # (K, C)
         self.present = torch.tensor(present, device=device)  # (K,)
-        if self.basis == "centered":
-            E -= E[self.present].mean(0)
         self.E = E * self.present[:, None]  # (K, C)
         return self
 
@@ -183,6 +171,11 @@ def token(word):
     return f" {word}".encode()
 
 
+def written(token):
+    """A token as people write it: b' red' -> 'red'"""
+    return token.decode("utf-8", "replace").strip()
+
+
 def readable(tokens):
     """The tokens that are a word of three letters or more: no bytes, punctuation, word endings.
 
@@ -193,25 +186,23 @@ def readable(tokens):
 
 
 def fingerprint(adapter):
-    """A hash of an adapter's trained parameters, "" for None: swapping E must not change it."""
-    if adapter is None:
-        return ""
-    digest = hashlib.sha256()
-    for name, tensor in sorted(adapter.state_dict().items()):
-        digest.update(name.encode() + tensor.cpu().numpy().tobytes())
-    return digest.hexdigest()[:16]
+    """A hash of an adapter's trained parameters: swapping E must not change it."""
+    state = {} if adapter is None else adapter.state_dict()
+    raw = b"".join(tensor.cpu().numpy().tobytes() for tensor in state.values())
+    return hashlib.sha256(raw).hexdigest()[:16]
 
 
 def save_adapter(adapter, folder):
     """Write adapter.pt (the trained weights) and adapter.json (its config, words included)."""
-    write_tensors(folder / "adapter.pt", adapter.state_dict())
-    write_json(folder / "adapter.json", adapter.config)
+    save_module(adapter, adapter.config, folder / "adapter")
 
 
 def load_adapter(folder):
     """The adapter that save_adapter wrote; a LangBridge must then be given a basis by set_basis."""
-    config = read_json(folder / "adapter.json")
-    if "tokens" in config:
-        config["tokens"] = [t.encode("latin-1") for t in config["tokens"]]
-    kinds, kind = {"mlp": MLPAdapter, "langbridge": LangBridge}, config.pop("kind")
-    return load_weights(lambda: kinds[kind](**config), folder / "adapter.pt")
+    def make(config):
+        kind = {"mlp": MLPAdapter, "langbridge": LangBridge}[config.pop("kind")]
+        if "tokens" in config:
+            config["tokens"] = [t.encode("latin-1") for t in config["tokens"]]
+        return kind(**config)
+
+    return load_module(make, Path(folder) / "adapter")

@@ -2,8 +2,9 @@
 
     python evaluate.py                                    every score, into evaluate.json
     python evaluate.py --data test.json --images DIR      the same about other pictures
-    python evaluate.py --image picture.png                a conversation, or a caption
+    python evaluate.py --image picture.png                a conversation
     python evaluate.py --image picture.png --ask "what color is the circle?"
+    python evaluate.py --image picture.png < questions.txt            an answer for each line
     python evaluate.py --image picture.png --trace        from the file to the answer, step by step
     python evaluate.py --image picture.png --map words.png            the top words of each patch
     python evaluate.py --image picture.png --swap red=blue --ask ..   what if they were others?
@@ -15,6 +16,7 @@ import inspect
 import re
 import sys
 from collections import defaultdict
+from contextlib import suppress
 from itertools import groupby
 from pathlib import Path
 
@@ -22,7 +24,10 @@ import numpy as np
 import torch
 import torch.nn.functional as F
 
-from adapter import (EMPTY, LangBridge, MLPAdapter, load_adapter, readable, token)
+with suppress(ImportError):
+    import readline  # noqa: F401  arrow keys in a conversation, where Python has it
+
+from adapter import EMPTY, LangBridge, MLPAdapter, load_adapter, readable, token, written
 from data.bpe import line_ends
 from data.corpus import encode, in_scene, prompt
 from data.dataset import load_data
@@ -35,7 +40,6 @@ from model import GPT, VLM, load_llm, same_length
 from vision import ViT, encode_pictures, load_vit
 
 MODELS = ("mlp_align", "langbridge_align", "mlp_instruct", "langbridge_instruct", "blind_instruct")
-OTHER = {"mlp": "langbridge", "langbridge": "mlp"}
 TEMPERATURES = [0.03, 0.06, 0.1, 0.2]  # of an MLP's nearest words; one is chosen on val,
 CHOSEN_ON = 150  # by so many pictures
 
@@ -56,31 +60,21 @@ def held_out(out, device="cpu", splits=None, data=None):
             for split in splits or data.EXAM}
 
 
-def base_of(out, name):
-    """The folder of the LLM that a stage started from."""
-    config = read_json(Path(out) / name / "config.json")
-    if "base" not in config:
-        raise Refused(f"{name!r} is no model that sees pictures; try {', '.join(MODELS)}")
-    return Path(out) / config["base"]
-
-
 def load_vlm(out, name):
     """(ViT, VLM) of a stage in an --out folder, as in load_vlm("out", "langbridge_instruct").
 
-    The basis of its adapter comes from the LLM as it was before stage 2 tuned it.
+    The basis of its adapter comes from its base, the LLM as it was before stage 2 tuned it.
     """
-    out, folder = Path(out), Path(out) / name
-    vit, base = load_vit(out / "vit").eval(), base_of(out, name)
-    made = read_json(folder / "config.json")["files"]
-    if not {"llm.pt", "adapter.pt"} & {*made}:
-        raise Refused(f"{str(folder)!r} holds scores, but neither an adapter nor an LLM")
-    llm, encoding = load_llm(base)
-    adapter = None
-    if "adapter.pt" in made:
+    folder, adapter = Path(out) / name, None
+    config = read_json(folder / "config.json")
+    if "base" not in config or not {"llm.pt", "adapter.pt"} & {*config["files"]}:
+        raise Refused(f"{str(folder)!r} holds no VLM; try {', '.join(MODELS)}")
+    llm, encoding = load_llm(Path(out) / config["base"])
+    if "adapter.pt" in config["files"]:
         adapter = load_adapter(folder).set_basis(llm, encoding)
-    if "llm.pt" in made:
+    if "llm.pt" in config["files"]:  # stage 1 leaves the LLM as it was, and saves none
         llm, encoding = load_llm(folder)
-    return vit, VLM(adapter, llm, encoding).eval()
+    return load_vit(Path(out) / "vit").eval(), VLM(adapter, llm, encoding).eval()
 
 
 # ---- scores -------------------------------------------------------------------------------------
@@ -88,18 +82,16 @@ def load_vlm(out, name):
 def score_llm(llm, encoding, data, dialect):
     """Reading comprehension: data.examine_reading with an LLM's greedy answers."""
     device, stops = llm.embedding.weight.device, line_ends(encoding)
-    llm.eval()
 
     def answer(asked):
-        prompts = {}
+        prompts, answers = {}, {}
         for i, (body, question) in enumerate(asked):
             ids, _ = encode(encoding, [*in_scene(body), (prompt(question), 0.0)])
             prompts[i] = ids[1 - llm.config.context:]  # a long text loses its beginning
-        answers = [""] * len(asked)
         for indices, ids in same_length(prompts):
-            for i, tokens in zip(indices, llm.generate(llm.embed(ids.to(device)), stops)):
-                answers[i] = encoding.decode(tokens).strip()
-        return answers
+            texts = map(encoding.decode, llm.generate(llm.embed(ids.to(device)), stops))
+            answers.update(zip(indices, texts))
+        return [answers[i].strip() for i in prompts]
 
     return data.examine_reading(answer, dialect)
 
@@ -107,7 +99,7 @@ def score_llm(llm, encoding, data, dialect):
 def examine_vlm(vlm, features, data):
     """What a VLM answers in the exam; all answers are generated, none is picked from a list.
     features: {split: (pictures, N, D)}"""
-    vlm.eval()
+    vlm.eval()  # a LangBridge in training would sample words
 
     def answer(split, items):
         return vlm.answer(features[split], [(i, qa.question) for i, qa in items])
@@ -120,28 +112,37 @@ def score_vlm(vlm, features, data):
     return data.score(examine_vlm(vlm, features, data))
 
 
-def best_on_val(vlms, val, data):
-    """Of {constant: VLM}, the constant of the one that answers best on val (pictures, N, D)."""
-    def quality(constant):
-        scores = score_vlm(vlms[constant], {"val": val[:CHOSEN_ON]}, data)["val"]
-        return sum(scores[name] for name in data.SCORES[:2])
+def guesses(data):
+    """The scores of models that do not look: {how: scores}"""
+    return data.guesses({split: data.count(split) for split in data.EXAM})
 
-    return max(vlms, key=quality)
+
+def score_line(title, scores, data):
+    """A line of a table, with the scores that tables show."""
+    return f"{title:30}" + "".join(f"{scores[name]:14.3f}" for name in data.SCORES)
+
+
+def best_adapter(adapters, llm, encoding, out, data):
+    """The one of these adapters with which the LLM answers best about pictures of val: test is for
+    reports, so nothing is chosen by it."""
+    val = held_out(out, llm.embedding.weight.device, ["val"], data)["val"][:CHOSEN_ON]
+
+    def quality(adapter):
+        scores = score_vlm(VLM(adapter, llm, encoding), {"val": val}, data)["val"]
+        return sum(scores[name] for name in data.SCORES[:2])  # for shapes, vqa and caption F1
+
+    return max(adapters, key=quality)
 
 
 def show_mistakes(path, vlm, features, data, count):
     """A model's answers about test pictures, wrong ones first: a PNG and a list."""
-    said = examine_vlm(vlm, {"test": features["test"]}, data)["test"].questions
-    answered = sorted(said, key=lambda a: a.right)
-    wrong = sum(not a.right for a in answered)
-    print(f"\n{count} answers about test pictures, wrong ones first ({wrong} of {len(answered)} "
-          f"are wrong), in {path}:")
-    rows = []
-    for a in answered[:count]:
+    said, rows = examine_vlm(vlm, {"test": features["test"]}, data)["test"].questions, []
+    print(f"\n{count} of {len(said)} answers about test pictures, wrong ones first, in {path}:")
+    for a in sorted(said, key=lambda a: a.right)[:count]:
         picture = data.pictures("test", [a.picture])[0]
         rows.append((picture, a.qa.question, a.answer, a.qa.answer, a.right))
-        verdict = "right" if a.right else "WRONG"
-        print(f"  {verdict}  {a.qa.question}  {a.answer}  (truth: {a.qa.answer})")
+        print(f"  {'right' if a.right else 'WRONG'}  {a.qa.question}  {a.answer}  "
+              f"(truth: {a.qa.answer})")
     contact_sheet(path, rows)
 
 
@@ -152,78 +153,53 @@ def nearest_words(mlp, llm, encoding, tokens, temperature):
 
         beta = softmax_k(v . e_k / (C temperature)),  v = mlp(x)
 
-    That is linear in v, so it is one more layer of W: the MLP's own two, then a third that holds
-    the embeddings of the words. From then on its basis can be swapped, and it can be trained.
-    (Embeddings have |e|^2 = C, so v . e / C is a cosine times the length of v in words.) The LLM is
-    the one that the MLP was trained with.
+    That is linear in v, so the MLP's last layer takes it in, and becomes the last layer of W. From
+    then on its basis can be swapped, and it can be trained. (Embeddings have |e|^2 = C, so
+    v . e / C is a cosine times the length of v in words.) The LLM is the one that the MLP was
+    trained with.
     """
-    C = llm.config.C
-    if mlp.config["hidden"] != C:
-        raise Refused(f"only an MLP whose hidden width is {C}, its LLM's, has nearest words")
-    bridge = LangBridge(mlp.config["D"], tokens, hidden=C, coefficients="softmax")
+    first, _, last = mlp.net
+    bridge = LangBridge(first.in_features, tokens, first.out_features, "softmax")
     bridge.set_basis(llm, encoding).to(bridge.E.device)
-    bridge.W[0].load_state_dict(mlp.net[0].state_dict())
-    bridge.W[2].load_state_dict(mlp.net[2].state_dict())
+    bridge.W[0].load_state_dict(first.state_dict())
     with torch.no_grad():
-        bridge.W[3].weight.copy_(bridge.E / (C * temperature))
-        bridge.W[3].bias.zero_()
+        nearness = bridge.E / (llm.config.C * temperature)  # (K, C)
+        bridge.W[2].weight.copy_(nearness @ last.weight)
+        bridge.W[2].bias.copy_(nearness @ last.bias)
     return bridge
 
 
-def with_word_weights(vlm, tokens, val, data):
-    """A VLM whose adapter has word weights: itself, or its MLP's nearest words among the tokens, at
-    the temperature that is best on val (pictures, N, D); None for an MLP that has none."""
+def with_words(vlm, out):
+    """A VLM's adapter, if it weighs words; an MLP's nearest words, at the temperature that is best
+    on val: so both kinds can be read in the same words."""
     if not isinstance(vlm.adapter, MLPAdapter):
-        return vlm
-    if vlm.adapter.config["hidden"] != vlm.llm.config.C:
-        return None
-    llm, encoding = vlm.llm, vlm.encoding
-    vlms = {temperature: VLM(nearest_words(vlm.adapter, llm, encoding, tokens, temperature), llm,
-                             encoding) for temperature in TEMPERATURES}
-    return vlms[best_on_val(vlms, val, data)]
+        return vlm.adapter
+    source, tokens = (vlm.llm, vlm.encoding), load_adapter(out / "langbridge_align").tokens
+    mixed = [nearest_words(vlm.adapter, *source, tokens, constant) for constant in TEMPERATURES]
+    return best_adapter(mixed, *source, out, open_data(out))
 
 
 @torch.no_grad()
-def grounding(vlm, features, data, top=2, split="test"):
-    """Are an object's words among the `top` of its patches, taken together? And of each kind, is
-    the heaviest word the right one? The words are the whole vocabulary of the adapter.
+def grounding(adapter, features, data):
+    """What do the patches of an object say, taken together? Three answers, each {kind: share}.
 
-    Returns three {kind: share}: the first answer, the same for another picture's object, the second
-    answer.
+        own            a word of the object is among the two heaviest of the whole vocabulary
+        chance         the same word is among the two heaviest of another picture's object
+        best_of_kind   of all words of its kind, the right one is the heaviest
     """
-    tokens, found, best = vlm.adapter.tokens, [], defaultdict(list)
-    for seen, beta in data.seen(split, vlm.adapter.weights(features)):
-        weights = dict(zip(tokens, beta.sum(0).tolist()))
-        found.append((seen.words, sorted(weights, key=weights.get)[-top:]))
+    found = [(seen.words, dict(zip(adapter.tokens, beta.sum(0).tolist())))
+             for seen, beta in data.seen("test", adapter.weights(features))]
+    half = len(found) // 2  # so far away in the list is another picture
+    hits = {name: defaultdict(list) for name in ("own", "chance", "best_of_kind")}
+    for (words, weights), (_, others) in zip(found, found[half:] + found[:half]):
         for kind, names in data.kinds.items():
-            heaviest = max(names, key=lambda name: weights.get(token(name), 0.0))
-            best[kind].append(heaviest == seen.words[kind])
-    half = len(found) // 2
-    others = [top_words for _, top_words in found[half:] + found[:half]]  # each of another picture
-    own = {kind: float(np.mean([token(words[kind]) in top_words for words, top_words in found]))
-           for kind in data.kinds}
-    chance = {kind: float(np.mean([token(words[kind]) in other
-                                   for (words, _), other in zip(found, others)]))
-              for kind in data.kinds}
-    return own, chance, {kind: float(np.mean(right)) for kind, right in best.items()}
-
-
-@torch.no_grad()
-def own_weight(vlm, features, data):
-    """The share of |weight| that an object's patches put on its own words."""
-    shares, tokens = [], vlm.adapter.tokens
-    for seen, beta in data.seen("test", vlm.adapter.weights(features).abs()):
-        weights = beta.sum(0)  # (K,)
-        own = [k for k, t in enumerate(tokens) if t in map(token, seen.words.values())]
-        shares.append((weights[own].sum() / weights.sum().clamp(min=1e-9)).item())
-    return float(np.mean(shares))
-
-
-def embeddings(llm, encoding, words):
-    """One embedding per word, (words, C): of its token, or the mean over its tokens."""
-    device = llm.embedding.weight.device
-    return torch.stack([llm.embed(torch.tensor(encoding.encode(f" {word}"), device=device)).mean(0)
-                        for word in words])
+            true = token(words[kind])
+            best = max(map(token, names), key=lambda t: weights.get(t, 0.0))
+            hits["own"][kind].append(true in sorted(weights, key=weights.get)[-2:])
+            hits["chance"][kind].append(true in sorted(others, key=others.get)[-2:])
+            hits["best_of_kind"][kind].append(true == best)
+    return {name: {kind: float(np.mean(right)) for kind, right in of_kinds.items()}
+            for name, of_kinds in hits.items()}
 
 
 @torch.no_grad()
@@ -238,48 +214,54 @@ def subspace(vlm, features, data, pictures=100):
       explained_random: the same for as many random words of the vocabulary
     Each is [mean, half-width of its 95% interval over pictures].
     """
-    training = vlm.adapter.training
     v = vlm.adapter.eval()(features[:pictures])  # (B, N, C)
-    vlm.adapter.train(training)
+    vlm.adapter.train()  # stage 1 goes on
     v = v - v.mean((0, 1))
-    names = [word for words in data.kinds.values() for word in words]
-    words = names + data.place_words
-    vocabulary = readable(vlm.encoding.token_byte_values())
-    R = embeddings(vlm.llm, vlm.encoding, vocabulary)  # (vocabulary, C): random words are from here
-    E = embeddings(vlm.llm, vlm.encoding, words) - R.mean(0)  # (words, C)
-    R = R - R.mean(0)
-    unit = F.normalize(E[:len(names)], dim=-1)
-    rng = np.random.default_rng(0)
 
-    def explained(patches, span):
-        basis = torch.linalg.qr(span.T)[0]  # (C, words), orthonormal: |P v| = |v basis|
+    def embeddings(words):
+        """One embedding per word: of its token, or the mean over its tokens."""
+        return torch.stack([vlm.embed(vlm.encoding.encode(f" {word}"))[0].mean(0)
+                            for word in words])  # (words, C)
+
+    def explained(patches, words):
+        basis = torch.linalg.qr((embeddings(words) - mean).T)[0]  # (C, words), orthonormal
         return ((patches @ basis).square().sum() / patches.square().sum()).item()
 
-    measured = defaultdict(list)
+    names = [word for words in data.kinds.values() for word in words]
+    vocabulary = readable(vlm.encoding.token_byte_values())
+    mean = embeddings(vocabulary).mean(0)  # (C,)
+    unit = F.normalize(embeddings(names) - mean, dim=-1)  # (names, C)
+    measured, rng = defaultdict(list), np.random.default_rng(0)
     for _, objects in groupby(data.seen("test", v), key=lambda pair: pair[0].picture):
-        objects = list(objects)
-        patches = torch.cat([its for _, its in objects])  # (patches of objects, C)
-        own = torch.tensor([[word in seen.words.values() for word in names]
-                            for seen, its in objects for _ in its], device=v.device)
-        cos = F.normalize(patches, dim=-1) @ unit.T  # (patches of objects, names)
+        seen, patches = zip(*objects)  # what they are, and the patches of each (patches, C)
+        cos = (F.normalize(torch.stack(patches), dim=-1) @ unit.T).mean(1)  # (objects, names)
+        own = torch.tensor([[name in o.words.values() for name in names] for o in seen])
         measured["own_cos"].append(cos[own].mean().item())
         measured["other_cos"].append(cos[~own].mean().item())
-        true = sorted({w for seen, _ in objects for w in [*seen.words.values(), *seen.place]})
-        others = [j for j, word in enumerate(vocabulary) if word not in true]
-        measured["explained_own"].append(explained(patches, E[[words.index(w) for w in true]]))
+        true = sorted({word for o in seen for word in [*o.words.values(), *o.place]})
+        others = [word for word in vocabulary if word not in true]
         some = rng.choice(others, min(len(true), len(others)), replace=False)
-        measured["explained_random"].append(explained(patches, R[some]))
+        measured["explained_own"].append(explained(torch.cat(patches), true))
+        measured["explained_random"].append(explained(torch.cat(patches), some))
     return {name: [float(np.mean(x)), float(1.96 * np.std(x) / len(x) ** 0.5)]
             for name, x in measured.items()}
 
 
-def swap_words(adapter, swaps):
-    """A copy of a LangBridge with one word in place of another: {'red': 'blue'} gives the weight of
-    red to blue."""
-    other = copy.deepcopy(adapter)
-    for old, new in swaps.items():
-        k, j = (adapter.tokens.index(token(word)) for word in (old, new))
-        other.tokens[k], other.E[k] = adapter.tokens[j], adapter.E[j]
+def swap_words(adapter, text):
+    """A copy of a LangBridge with words in place of others, none if the text is empty.
+
+        'red=blue'              the weight of red goes to blue
+        'red=blue blue=red'     they change places
+
+    Raises Refused unless the adapter has all these words.
+    """
+    other, tokens = copy.deepcopy(adapter), getattr(adapter, "tokens", [])  # an MLP has none
+    for pair in text.lower().split():
+        words = pair.split("=")
+        if len(words) != 2 or not {*map(token, words)} <= {*tokens}:
+            raise Refused(f"--swap {pair}: expected WORD=WORD, a LangBridge's: {readable(tokens)}")
+        old, new = (tokens.index(token(word)) for word in words)
+        other.tokens[old], other.E[old] = tokens[new], adapter.E[new]
     return other
 
 
@@ -287,18 +269,18 @@ def swap_words(adapter, swaps):
 
 def evaluate(out, names, data, features, path):
     """Scores with intervals, and the words of the adapters, into a JSON file."""
-    result, vlms, wide = {"models": {}}, {}, max(22, *map(len, names))
-    print(f"{'':{wide}}" + "".join(f"{score:>24}" for score in data.SCORES) + "   (95% interval)")
+    result, vlms = {"models": {}}, {}
+    print(f"{'with 95% intervals':30}" + "".join(f"{score:>14}" for score in data.SCORES))
     for name in names:
         _, vlms[name] = load_vlm(out, name)
         said = examine_vlm(vlms[name], features, data)
         scores, bounds = data.score(said), intervals(data.counts(said))
         result["models"][name] = scores | {"intervals": bounds}
-        cells = [f"{scores[k]:10.3f} ({bounds[k][0]:.3f}-{bounds[k][1]:.3f})" for k in data.SCORES]
-        print(f"{name:{wide}}" + "".join(cells), flush=True)
-    for name, scores in data.guesses({split: len(x) for split, x in features.items()}).items():
-        result[name] = scores
-        print(f"{name:{wide}}" + "".join(f"{scores[k]:10.3f}{'':14}" for k in data.SCORES))
+        print(score_line(name, scores, data))
+        print(" " * 30 + "".join("{:8.3f}-{:.3f}".format(*bounds[score]) for score in data.SCORES))
+    for how, scores in data.guesses({split: len(x) for split, x in features.items()}).items():
+        result[how] = scores
+        print(score_line(how, scores, data))
     shown = vlms.get("langbridge_instruct", vlms[names[0]])
     show_mistakes(path.with_name("mistakes.png"), shown, features, data, count=10)
     if data.kinds and {*MODELS} <= {*names}:
@@ -309,74 +291,50 @@ def evaluate(out, names, data, features, path):
 
 def study_words(out, vlms, features, data):
     """Grounding of the adapters, and how tokens moved towards words in stage 1, as lists."""
-    val, tokens = held_out(out, splits=["val"])["val"], vlms["langbridge_align"].adapter.tokens
     grounded, study = {}, {}
-    print("\nof an object's patches, the two top words hold")
+    print("\nthe two heaviest words of an object's patches hold its (another picture's)")
     for name in ("langbridge_align", "mlp_align", "langbridge_instruct"):
-        words = with_word_weights(vlms[name], tokens, val, data)
-        if words is None:
-            continue
-        own, chance, best = grounding(words, features, data)
-        grounded[name] = {"own": own, "chance": chance, "best_of_kind": best}
-        said = [f"its {kind} in {own[kind]:.3f} (another picture's {chance[kind]:.3f})"
-                for kind in own]
-        print(f"  {name}: {', '.join(said)}")
+        grounded[name] = found = grounding(with_words(vlms[name], out), features, data)
+        print(f"{name:30}" + ", ".join(f"{kind} {share:.3f} ({found['chance'][kind]:.3f})"
+                                       for kind, share in found["own"].items()))
     for kind in ("mlp", "langbridge"):
         measured = read_json(out / f"{kind}_align" / "config.json")["measured"]
         study["steps"] = [step for step, _ in measured]
         study[kind] = {name: [values[name] for _, values in measured] for name in measured[0][1]}
-        (own, _), (end, _) = (study[kind]["explained_own"][k] for k in (0, -1))
-        print(f"  {kind}: the caption's words explain {own:.3f} of the patches' energy before "
-              f"stage 1, {end:.3f} after it")
     return {"grounding": grounded, "subspace": study}
 
 
-def other_exam(out, file, images, allow_bad):
+def other_exam(args):
     """(data, features) of a file that is only an exam, for models that were trained on another."""
-    vit, trained = load_vit(out / "vit").eval(), open_data(out)
-    data = open_own(str(file), str(images), f"{out}/pictures", size=vit.config.size,
-                    side=vit.config.grid, allow_bad=allow_bad, exam=True)
+    vit, trained = load_vit(args.out / "vit").eval(), open_data(args.out)
+    data = open_own(str(args.data), str(args.images), f"{args.out}/pictures", size=vit.config.size,
+                    side=vit.config.grid, allow_bad=args.allow_bad, exam=True)
     if not trained.kinds:  # guesses may know the models' training data
         data.reference = trained
     return data, {"test": encode_pictures(vit, data, "test").float()}
 
 
-def models_in(out):
-    """The finished models in a folder: train.py's, then those that transfer.py has tuned."""
-    tuned = [path.parent.relative_to(out).as_posix()
-             for path in sorted(out.glob("transfer*/*/llm.pt"))]
-    return [name for name in [*MODELS, *tuned] if (out / name / "config.json").exists()]
-
-
 # ---- one picture --------------------------------------------------------------------------------
 
 def draw_word_map(out, name, vlm, features, pixels, path):
-    """The top words of each patch, of this model and of the other adapter after the same stage."""
+    """The top words of each patch, and beside those of a LangBridge the ones of an MLP that had the
+    same training."""
     if vlm.adapter is None:
         raise Refused("a blind model has no adapter: there is no map of its words")
-    data, models = open_data(out), {name: vlm}
-    kind, _, phase = name.partition("_")
-    beside = f"{OTHER.get(kind)}_{phase}"
-    if (out / beside / "config.json").exists():
-        models[beside] = load_vlm(out, beside)[1]
-    tokens = load_adapter(out / "langbridge_align").tokens
-    panels, val = [], held_out(out, splits=["val"])["val"]
-    for title, each in sorted(models.items()):  # LangBridge first
-        read = with_word_weights(each, tokens, val, data)
-        if read is None:
-            continue
-        words = read.adapter
-        names = [t.decode("utf-8", "replace").strip() for t in words.tokens]
-        names[words.tokens.index(EMPTY)] = "."
-        how = "its weights" if each.adapter is words else "its nearest words"
-        patches = words.weights(features)[0].tolist()  # (N, K)
-        panels.append((f"{title}: {how}", [list(zip(names, patch)) for patch in patches]))
-    word_map(path, pixels[0].numpy(), panels,
-             "'.' is the empty word; weights below 0.05 are left out.")
+    models, panels, other = {name: vlm}, [], name.replace("langbridge", "mlp")
+    if other != name and (out / other / "config.json").exists():
+        models[other] = load_vlm(out, other)[1]
+    for title, each in models.items():
+        adapter = with_words(each, out)
+        names = [written(t) for t in adapter.tokens]
+        patches = adapter.weights(features)[0].tolist()  # (N, K)
+        panels.append((title, [list(zip(names, patch)) for patch in patches]))
+    word_map(path, pixels[0].numpy(), panels, "'.' is the empty word; weights below 0.05 are left "
+             "out; those of an MLP say which words are nearest.")
     print(f"written: {path}")
 
 
-def show_step(title, tensor, function, code):
+def show_step(title, tensor, function, code="return"):
     """Print a step of the trace: its shape, and the line of `function` that contains `code`.
 
     The letters of the shape come from the comment at the end of that line.
@@ -384,184 +342,156 @@ def show_step(title, tensor, function, code):
     lines, first = inspect.getsourcelines(function)
     i = next(i for i, line in enumerate(lines) if code in line)
     line, _, letters = lines[i].strip().partition("  # ")
-    file = Path(inspect.getsourcefile(function)).relative_to(Path(__file__).parent).as_posix()
-    print(f"\n{title}\n    {letters} = {tuple(tensor.shape)}\n"
-          f"    {file}:{first + i}, {function.__qualname__}:  {line}")
+    file = function.__module__.replace(".", "/") + ".py"  # data.pictures -> data/pictures.py
+    print(f"\n{title}\n    {letters} = {tuple(tensor.shape)}\n    {file}:{first + i}, "
+          f"{function.__qualname__}:  {line}")
 
 
-@torch.no_grad()
-def trace(path, vit, vlm, question, known):
+def trace(vit, vlm, pixels, question):
     """Follow a picture to its answer, printing every step."""
-    adapter, llm, encoding, side = vlm.adapter, vlm.llm, vlm.encoding, vit.config.grid
+    adapter, encoding, side = vlm.adapter, vlm.encoding, vit.config.grid
     if adapter is None:
         raise Refused("--trace needs an adapter; a blind model sees no picture")
-    pixels = read_picture(path, vit.config.size)
     features = vit(pixels)  # (B, N, D)
-    answer = ask(vlm, features, question, known)
-    print(f"{path}, {question!r}: B = 1 picture, N = {side * side} patches")
+    print(f"{question!r}: B = 1, N = {side} x {side} patches, p = {vit.config.patch} pixels a side")
     show_step("1. The file becomes a small square of pixels.", pixels, read_picture, "[None]")
-    show_step(f"2. The square is cut into {side} x {side} patches of p x p pixels, p = "
-              f"{vit.config.patch}, with four channels each.", vit.patches(pixels), ViT.patches,
-              "return")
-    show_step("3. The ViT turns each patch into a feature, with all the others as context.",
-              features, ViT.forward, "return")
+    show_step("2. The square is cut into patches.", vit.patches(pixels), ViT.patches)
+    show_step("3. The ViT turns each into a feature, with all others as context.", features,
+              ViT.forward)
+    title = "4. The MLP turns each feature into a visual token."
     if isinstance(adapter, LangBridge):
         beta = adapter.weights(features)  # (B, N, K)
         show_step(f"4. LangBridge gives each of its K = {len(adapter.tokens)} words a weight. The "
                   "four patches furthest from the empty word:", beta, LangBridge.forward,
                   "self.weights")
-        words = [t.decode("utf-8", "replace").strip() for t in adapter.tokens]
         for n in sorted(beta[0, :, adapter.tokens.index(EMPTY)].argsort()[:4].tolist()):
-            top = [f"{words[k]!r} {beta[0, n, k]:.2f}" for k in beta[0, n].topk(3).indices]
+            top = [f"{written(adapter.tokens[k])!r} {beta[0, n, k]:.2f}"
+                   for k in beta[0, n].topk(3).indices]
             print(f"        row {n // side + 1}, column {n % side + 1}: {', '.join(top)}")
-        show_step("5. The words' embeddings E (K, C), summed by weight, are the visual tokens.",
-                  adapter(features), LangBridge.forward, "return")
-    else:
-        show_step("4. The MLP turns each feature into a visual token.", adapter(features),
-                  MLPAdapter.forward, "return")
-    picture, start = vlm.picture(features), len(vlm.prefix)  # (B, prefix + N + rows, C)
+        title = "5. The words' embeddings E (K, C), summed by weight, are the visual tokens."
+    show_step(title, adapter(features), type(adapter).forward)
+    picture = vlm.picture(features)  # (B, prefix + N + rows, C)
     show_step("6. They go inside the text. A newline ends each row.", picture, VLM.picture,
               "return torch.cat")
-    ids = encoding.encode(prompt(question))
-    print(f"        position 0: {'|'.join(encoding.decode([i]) for i in vlm.prefix)!r}")
-    print(f"        position {start}: the picture, {picture.size(1) - start} tokens")
-    print(f"        position {picture.size(1)}: {'|'.join(encoding.decode([i]) for i in ids)!r}")
-    logits = llm(torch.cat([picture, vlm.embed(ids)], dim=1))
+    print(f"        {encoding.decode(vlm.prefix)!r}, the picture, {prompt(question)!r}")
+    text = vlm.embed(encoding.encode(prompt(question)))  # (B, tokens of the text, C)
+    logits = vlm.llm(torch.cat([picture, text], dim=1))  # (B, T, V)
     show_step("7. The LLM reads all T positions; the logits of the last one choose the answer's "
-              "first token:", logits, GPT.forward, "return")
+              "first token:", logits, GPT.forward)
     best = logits[0, -1].softmax(-1).topk(5)
     for p, i in zip(best.values.tolist(), best.indices.tolist()):
         print(f"        {p:.3f}  {encoding.decode([i])!r}")
-    print(f"\n8. The answer, token by token until a newline: {answer}")
+    print("\n8. Token by token, until a newline, that becomes the answer:")
 
 
-def ask(vlm, features, question, known):
-    """The answer to a user's question. Raises Refused if it cannot be asked; warns of words not in
-    `known`, those that the LLM has read."""
-    for special in vlm.encoding.special_tokens_set:
-        if special in question:
-            raise Refused(f"{special!r} is a special token, not text: leave it out")
-    (answer,) = vlm.answer(features, [(0, question)])
-    unread = sorted({*re.findall(r"\w+", question)} - {*known})
-    if known and unread:  # of a real LLM, they are not known
-        print(f"(this LLM has never read {', '.join(map(repr, unread))}: do not trust the answer)",
-              file=sys.stderr, flush=True)
-    return answer or "(no answer)"
+# An LLM's `habits` are how it was asked in training, from its config.json: the "words" of its
+# questions, the "request" for a description, and "examples" of questions.
+
+def as_asked(text, habits):
+    """A user's question as the LLM has read questions; an empty one is the request.
+
+        'Is there  a star ?', 'is there a star'  ->  'is there a star?'
+    """
+    question = " ".join(text.lower().split()).replace(" ?", "?") or habits["request"]
+    if question[-1].isalnum() and habits["examples"][0].endswith("?"):
+        question += "." if f"{question}." == habits["request"] else "?"
+    return question
 
 
-def parse_swap(text, adapter):
-    """'red=blue' -> {'red': 'blue'}; raises Refused unless the adapter has both words."""
-    if not isinstance(adapter, LangBridge):
-        raise Refused("--swap needs a LangBridge: other models have no words to swap")
-    words = text.split("=")
-    if len(words) != 2 or not all(token(word) in adapter.tokens for word in words):
-        raise Refused(f"--swap {text}: expected WORD=WORD with words of the adapter: "
-                      f"{', '.join(readable(adapter.tokens))}")
-    return {words[0]: words[1]}
+def ask(vlm, features, question, habits):
+    """The answer to a question. Raises Refused for words that no question had in the LLM's
+    training: whatever it said would be a guess."""
+    odd = [special for special in vlm.encoding.special_tokens_set if special in question]
+    if habits["words"]:  # of a real LLM, nobody knows them
+        odd += sorted({*re.findall(r"\w+", question)} - {*habits["words"]})
+    if odd:
+        raise Refused(f"no question in training had {', '.join(odd)}; try: {habits['examples'][0]}")
+    return vlm.answer(features, [(0, question)])[0] or "(no answer)"
 
 
-def chat(vlm, features, data, known, draw_map):
-    """Questions and answers about one picture, until /quit; draw_map(vlm) draws its words."""
-    bridge, swaps = vlm.adapter, {}
-    print("Ask in words like these, with the colours and shapes of your picture:")
-    for question in data.example_questions():
-        print(f"    {question}")
-    print("Asked about what is not there, it guesses. An empty line asks for a description.\n"
-          "/map draws the words of the patches, /swap red=blue changes them, /swap undoes it, "
-          "/quit ends.")
+def chat(vlm, features, habits, draw_map):
+    """Questions and answers about one picture, from a terminal or, one a line, from a pipe. What
+    cannot be answered gets its reason, in brackets."""
+    bridge, typed = vlm.adapter, sys.stdin.isatty()
+    usage = "\n    ".join(["Ask in words like these, or nothing:", *habits["examples"]]) + (
+        "\n/map draws the words of the patches, /swap red=blue replaces one, /quit ends.")
+    if typed:
+        print(usage)
     while True:
         try:
-            line = " ".join(input("> ").lower().split())
-        except (EOFError, KeyboardInterrupt):
-            return print()
+            line = input("> " if typed else "").lower().strip()
+        except EOFError:
+            return
         try:
-            if line == "/quit":
+            if line in ("quit", "exit", "/quit", "/exit"):
                 return
+            if line in ("help", "/help", "?"):
+                print(usage)
             elif line == "/map":
                 draw_map(vlm)
-            elif line == "/swap":
-                swaps, vlm.adapter = {}, bridge
-                print("nothing is swapped")
-            elif line.startswith("/swap "):
-                swaps |= parse_swap(line.removeprefix("/swap "), bridge)
-                vlm.adapter = swap_words(bridge, swaps)
-                now = [f"{new} for {old}" for old, new in swaps.items()]
-                print(f"in every patch there is now {', '.join(now)}")
-            elif line.startswith("/"):
-                print(f"unknown: {line}; try /map, /swap WORD=WORD, /quit")
+            elif line.startswith("/swap"):
+                vlm.adapter = swap_words(bridge, line.removeprefix("/swap"))
+                print(f"swapped in every patch:{line.removeprefix('/swap') or ' nothing'}")
             else:
-                print(ask(vlm, features, line or data.request, known))
+                print(ask(vlm, features, as_asked(line, habits), habits), flush=True)
         except (Refused, OSError) as error:
-            print(error)
+            print(f"({error})", flush=True)
 
 
 def look_at(args):
     """python evaluate.py --image: whatever was asked for."""
-    name = args.model or "langbridge_instruct"
-    data, (vit, vlm) = open_data(args.out), load_vlm(args.out, name)
-    known = read_json(base_of(args.out, name) / "config.json")["words"]
+    out, name = args.out, args.model or "langbridge_instruct"
+    vit, vlm = load_vlm(out, name)
+    base = read_json(out / name / "config.json")["base"]
+    habits = read_json(out / base / "config.json")["habits"]
     pixels = read_picture(args.image, vit.config.size)
-    features = vit(pixels)
-    question = " ".join((args.ask or data.request).lower().split())
+    features = vit(pixels)  # (B, N, D)
     if args.swap:
-        vlm.adapter = swap_words(vlm.adapter, parse_swap(args.swap, vlm.adapter))
-    if args.map and args.map.suffix.lower() != ".png":
-        raise Refused(f"--map {args.map}: expected a file name that ends in .png")
+        vlm.adapter = swap_words(vlm.adapter, args.swap)
     if args.map:
-        draw_word_map(args.out, name, vlm, features, pixels, args.map)
+        draw_word_map(out, name, vlm, features, pixels, args.map)
+    if args.ask is None and not (args.trace or args.map or args.swap):
+        path = out / f"{args.image.stem}_words.png"
+        return chat(vlm, features, habits,
+                    lambda vlm: draw_word_map(out, name, vlm, features, pixels, path))
+    question = as_asked(args.ask or "", habits)
+    answer = ask(vlm, features, question, habits)  # first: what it refuses is not traced either
     if args.trace:
-        trace(args.image, vit, vlm, question, known)
-    elif args.ask is None and not (args.map or args.swap) and sys.stdin.isatty():
-        path = args.image.with_name(f"{args.image.stem}_words.png")
-        chat(vlm, features, data, known,
-             lambda vlm: draw_word_map(args.out, name, vlm, features, pixels, path))
-    else:
-        print(ask(vlm, features, question, known))
+        trace(vit, vlm, pixels, question)
+    print(answer)
 
 
 @torch.no_grad()
 def main():
     parser = Parser(__doc__)
-    add = parser.add_argument
-    add("--out", type=Path, default=Path("out"), help="the folder of train.py (default: out)")
-    add("--model", help="a stage in --out: which model answers (default: langbridge_instruct) or, "
-        "without --image, the only one to score")
-    add("--image", type=Path, help="a picture: PNG or JPEG, any size")
-    add("--ask", help="a question about it; without one, you get a description, or a conversation "
-        "on a terminal")
+    add, one_of = parser.add_argument, parser.add_mutually_exclusive_group().add_argument
+    add("--out", type=Path, default="out", help="the folder of train.py (default: out)")
+    add("--model", help="a stage: which answers (default: langbridge_instruct), or is scored alone")
+    one_of("--image", type=Path, help="a picture: PNG or JPEG, any size")
+    add("--ask", help="a question about it; without one, they are read from standard input")
     add("--trace", action="store_true", help="follow the picture step by step")
-    add("--map", type=Path, metavar="PNG", help="draw the top words of each patch, LangBridge "
-        "beside the MLP")
-    add("--swap", metavar="WORD=WORD", help="replace the first word by the second in every patch, "
-        "as in red=blue")
-    add("--data", type=Path, metavar="JSON", help="score the models on these conversations (in "
-        "LLaVA's format) instead, into evaluate_NAME.json")
+    add("--map", type=lambda p: Path(p).with_suffix(".png"), help="draw each patch's top words")
+    add("--swap", metavar="WORD=WORD", help="in every patch, the second word instead of the first")
+    one_of("--data", type=Path, metavar="JSON", help="score these conversations (LLaVA's format)")
     add("--images", type=Path, metavar="DIR", help="the folder of their pictures")
     add("--allow_bad", action="store_true", help="even if more than 5%% of them cannot be used")
     args = parser.parse_args()
-    if (args.data is None) != (args.images is None):
+    out = args.out
+    if bool(args.data) != bool(args.images):
         raise Refused("--data FILE and --images DIR go together")
-    if args.image is not None and args.data is not None:
-        raise Refused("--image asks about one picture, --data scores many: use one of them")
-    if args.image is not None:
-        if args.ask is not None and not args.ask.strip():
-            raise Refused('the question is empty; try --ask "what color is the circle?", or leave '
-                          "--ask out for a caption")
+    if not args.image and (args.ask or args.trace or args.map or args.swap):
+        raise Refused("which picture? --ask, --trace, --map and --swap need --image PICTURE")
+    if args.image:
         return look_at(args)
-    for flag in ("ask", "trace", "map", "swap"):
-        if getattr(args, flag):
-            raise Refused(f"which picture? --{flag} needs --image picture.png")
-    names = [args.model] if args.model else models_in(args.out)
-    if not names:
-        raise Refused(f"{str(args.out)!r} has no finished model yet; "
-                      f"'python train.py --out {args.out}' makes them")
+    tuned = sorted(p.parent.relative_to(out).as_posix() for p in out.glob("transfer*/*/llm.pt"))
+    made = [name for name in [*MODELS, *tuned] if (out / name / "config.json").exists()]
+    names = [args.model] if args.model else made or [MODELS[0]]  # load_vlm says what to do
     if args.data:
-        data, features = other_exam(args.out, args.data, args.images, args.allow_bad)
-        return evaluate(args.out, names, data, features,
-                        args.out / f"evaluate_{args.data.stem}.json")
-    data = open_data(args.out)
-    features = held_out(args.out, splits=[split for split in data.EXAM if split != "val"])
-    evaluate(args.out, names, data, features, args.out / "evaluate.json")
+        data, features = other_exam(args)
+        return evaluate(out, names, data, features, out / f"evaluate_{args.data.stem}.json")
+    data = open_data(out)
+    features = held_out(out, splits=[split for split in data.EXAM if split != "val"])
+    evaluate(out, names, data, features, out / "evaluate.json")
 
 
 if __name__ == "__main__":

@@ -5,7 +5,7 @@
 
 What is unusual about our GPT, for a reader who knows GPT-2:
     forward() takes embeddings, not token ids, so visual tokens need no special case
-    a short convolution before attention and MLP, so that a token knows its neighbours at once
+    a short convolution begins each block, so that a token knows its neighbours at once
     norms have no gain; embeddings, queries and keys are normalised too: training stays stable
     rotary positions say how far apart two tokens are, learned ones where a token is
     squared ReLU, no biases, no dropout
@@ -26,7 +26,7 @@ import torch.nn.functional as F
 
 from data.bpe import BOS, line_ends, load_encoding, save_encoding
 from data.corpus import PREFIX, prompt
-from data.files import Refused, load_weights, read_json, write_json, write_tensors
+from data.files import Refused, load_module, save_module
 
 
 # ---- the language model -------------------------------------------------------------------------
@@ -72,7 +72,7 @@ def attention(q, k, v):
 class ShortConv(nn.Module):
     """y_t = x_t + sum_i w_i x_(t-i), i = 0 .. width - 1, channel by channel.
 
-    A token sees its neighbours before attention: 'the word after red' becomes a feature of one
+    A token sees its neighbours without attention: 'the word after red' becomes a feature of one
     token, which attention can look up (the Canon layer of Allen-Zhu 2025, 'Physics of Language
     Models 4.1'). It starts random: from zero, training finds it too late to help.
     """
@@ -82,15 +82,15 @@ class ShortConv(nn.Module):
         super().__init__()
         self.weight = nn.Parameter(torch.empty(self.width, C).uniform_(-0.5, 0.5))  # w_0, w_1, ..
 
-    def forward(self, x, cache, name):
+    def forward(self, x, cache):
         """x (B, T, C) -> (B, T, C); a cache (a dict, or None) keeps the inputs that the next
-        token's window needs, under this name."""
-        past = cache.get(name) if cache else None
-        if past is None:
-            past = x.new_zeros(x.size(0), self.width - 1, x.size(2))
+        token's window needs."""
+        past = x.new_zeros(x.size(0), self.width - 1, x.size(2))
+        if cache:
+            past = cache["inputs"]
         window = torch.cat([past, x], dim=1)  # (B, width - 1 + T, C)
         if cache is not None:
-            cache[name] = window[:, x.size(1):]  # (B, width - 1, C)
+            cache["inputs"] = window[:, x.size(1):]  # (B, width - 1, C)
         kernel = self.weight.flip(0).T[:, None]  # (C, 1, width)
         return x + F.conv1d(window.mT, kernel, groups=x.size(2)).mT  # (B, T, C)
 
@@ -99,12 +99,10 @@ class Attention(nn.Module):
     def __init__(self, config):
         super().__init__()
         self.H, self.norm = config.H, Norm()
-        self.conv = ShortConv(config.C)
         self.qkv = nn.Linear(config.C, 3 * config.C, bias=False)
         self.out = nn.Linear(config.C, config.C, bias=False)
 
     def forward(self, x, turns, cache):
-        x = self.conv(x, cache, "before attention")
         qkv = self.qkv(x).unflatten(2, (3, self.H, -1))  # (B, T, 3, H, c)
         qkv = qkv.permute(2, 0, 3, 1, 4)  # (3, B, H, T, c)
         q, k = rotate(self.norm(qkv[:2]), turns)  # 2 x (B, H, T, c)
@@ -124,46 +122,28 @@ class Attention(nn.Module):
 class MLP(nn.Module):
     def __init__(self, config):
         super().__init__()
-        self.conv = ShortConv(config.C)
         self.up = nn.Linear(config.C, 4 * config.C, bias=False)
         self.down = nn.Linear(4 * config.C, config.C, bias=False)
 
-    def forward(self, x, cache, last=None):
-        x = self.conv(x, cache, "before the MLP")
-        if last:
-            x = x[:, -last:]  # (B, last, C)
-        return self.down(F.relu(self.up(x)).square())  # (B, T or last, C)
+    def forward(self, x):
+        return self.down(F.relu(self.up(x)).square())  # (B, T, C)
 
 
 class Block(nn.Module):
-    """x + attention(norm(x)), then + mlp(norm(x))"""
+    """x + conv(x), then + attention(norm(x)), then + mlp(norm(x))"""
 
     def __init__(self, config):
         super().__init__()
-        self.norm = Norm()
+        self.norm, self.conv = Norm(), ShortConv(config.C)
         self.attention, self.mlp = Attention(config), MLP(config)
 
     def forward(self, x, turns, cache=None, last=None):
         """x (B, T, C) -> (B, T, C), or of the `last` positions only (B, last, C)"""
+        x = self.conv(x, cache)
         x = x + self.attention(self.norm(x), turns, cache)
-        y = self.mlp(self.norm(x), cache, last)
-        return x[:, -y.size(1):] + y
-
-
-class Cache:
-    """What an LLM keeps of the tokens read so far, so that the next one costs only itself: a dict
-    of tensors (B, ..) for each block."""
-
-    def __init__(self, blocks):
-        self.blocks = blocks
-
-    @property
-    def length(self):
-        return self.blocks[0]["keys"].size(2) if self.blocks[0] else 0
-
-    def pick(self, rows):
-        """A cache for some rows of the batch; a row may be picked several times."""
-        return Cache([{name: x[rows] for name, x in block.items()} for block in self.blocks])
+        if last:
+            x = x[:, -last:]  # (B, last, C)
+        return x + self.mlp(self.norm(x))
 
 
 class GPT(nn.Module):
@@ -176,7 +156,7 @@ class GPT(nn.Module):
         self.position = nn.Parameter(torch.zeros(config.context, config.C))
         self.blocks = nn.ModuleList(Block(config) for _ in range(config.layers))
         self.head = nn.Linear(config.C, config.V, bias=False)
-        pairs = torch.arange(0, config.C // config.H, 2, device="cpu")  # real on the meta device
+        pairs = torch.arange(0, config.C // config.H, 2)
         frequencies = 10000.0 ** -(pairs / (config.C // config.H))  # (c/2,)
         self.register_buffer("frequencies", frequencies, persistent=False)
         self.init_weights()
@@ -208,7 +188,7 @@ class GPT(nn.Module):
         With a cache, x continues the cached text, and the cache grows. `last` spares the last MLP
         a picture's tokens, whose logits nobody needs. Raises Refused if the context is too short.
         """
-        start = cache.length if cache else 0
+        start = length(cache)
         end = start + x.size(1)
         if end > self.config.context:
             raise Refused(f"{end} tokens do not fit into this LLM's context of "
@@ -216,14 +196,15 @@ class GPT(nn.Module):
         x = x + self.position[start:end]
         angles = torch.arange(start, end, device=x.device)[:, None] * self.frequencies  # (T, c/2)
         turns = torch.polar(torch.ones_like(angles), angles)  # (T, c/2), complex
-        for i, block in enumerate(self.blocks, start=1):
-            kept = cache.blocks[i - 1] if cache else None
-            x = block(x, turns, kept, last if i == len(self.blocks) else None)
+        for i, block in enumerate(self.blocks):
+            is_last = i == len(self.blocks) - 1
+            x = block(x, turns, cache[i] if cache else None, last if is_last else None)
         return self.norm(x)  # (B, T, C), (B, last, C) if that is given
 
     def new_cache(self):
-        """A cache in which nothing has been read."""
-        return Cache([{} for _ in self.blocks])
+        """What an LLM keeps of the tokens read so far, so that the next one costs only itself: a
+        dict of tensors (B, ..) for each block, at first an empty one."""
+        return [{} for _ in self.blocks]
 
     @torch.no_grad()
     def generate(self, x, stops, max_tokens=60, cache=None):
@@ -233,7 +214,7 @@ class GPT(nn.Module):
         All prompts have the same length. A given cache holds what precedes them.
         """
         cache = cache or self.new_cache()
-        room = self.config.context - cache.length - x.size(1)
+        room = self.config.context - length(cache) - x.size(1)
         answers = [[] for _ in x]
         rows = torch.arange(len(x), device=x.device)  # the prompts still being answered
         stops = torch.tensor(stops, device=x.device)
@@ -242,13 +223,23 @@ class GPT(nn.Module):
             ids = logits.argmax(-1)  # (rows,)
             going = torch.isin(ids, stops, invert=True)
             if not going.all():
-                cache, rows, ids = cache.pick(going), rows[going], ids[going]
+                cache, rows, ids = pick(cache, going), rows[going], ids[going]
             if len(rows) == 0:
                 break
             for row, id in zip(rows.tolist(), ids.tolist()):
                 answers[row].append(id)
             x = self.embed(ids[:, None])  # (rows, 1, C)
         return answers
+
+
+def length(cache):
+    """How many tokens a cache holds."""
+    return cache[0]["keys"].size(2) if cache and cache[0] else 0
+
+
+def pick(cache, rows):
+    """A cache for some rows of the batch; a row may be picked several times."""
+    return [{name: x[rows] for name, x in block.items()} for block in cache]
 
 
 def same_length(prompts, batch=200):
@@ -265,17 +256,14 @@ def same_length(prompts, batch=200):
 
 def save_llm(llm, encoding, folder):
     """Write llm.pt, llm.json and tokenizer.json into the folder."""
-    write_tensors(folder / "llm.pt", llm.state_dict())
-    write_json(folder / "llm.json", asdict(llm.config))
+    save_module(llm, asdict(llm.config), folder / "llm")
     save_encoding(encoding, folder / "tokenizer.json")
 
 
 def load_llm(folder):
     """What save_llm wrote: (GPT, tiktoken.Encoding)"""
-    folder = Path(folder)
-    config = read_json(folder / "llm.json")
-    encoding = load_encoding(folder / "tokenizer.json")
-    return load_weights(lambda: GPT(GPTConfig(**config)), folder / "llm.pt"), encoding
+    llm = load_module(lambda config: GPT(GPTConfig(**config)), Path(folder) / "llm")
+    return llm, load_encoding(Path(folder) / "tokenizer.json")
 
 
 # ---- the vision-language model ------------------------------------------------------------------
@@ -354,11 +342,11 @@ class VLM(nn.Module):
             row = {i: row for row, i in enumerate(pictures)}
             about = {k: prompts[k] for k, (i, _) in enumerate(asked) if i in row}
             for ks, ids in same_length(about, self.batch):
-                room = self.llm.config.context - cache.length - ids.size(1)
+                room = self.llm.config.context - length(cache) - ids.size(1)
                 if room < 1:
                     raise Refused(f"a question of {ids.size(1)} tokens does not fit into this "
                                   f"LLM's context; at most {ids.size(1) + room - 1} do")
-                begun = cache.pick([row[asked[k][0]] for k in ks])
+                begun = pick(cache, [row[asked[k][0]] for k in ks])
                 text = self.llm.embed(ids.to(self.llm.embedding.weight.device))  # (n, T, C)
                 for k, tokens in zip(ks, self.llm.generate(text, self.stops, cache=begun)):
                     answers[k] = self.encoding.decode(tokens).strip()

@@ -4,7 +4,6 @@
     python train.py --preset smoke     the same in a few seconds, to see that it runs
     python train.py --help             every setting, with the laptop's values
     python train.py --data train.json --images DIR     on pictures and conversations of your own
-    torchrun --nproc_per_node=8 train.py     on several GPUs (or CPUs), each with batches of its own
 
     stage          what is trained                     on what
     llm_source     a GPT                               text only
@@ -25,7 +24,8 @@ import re
 import sys
 import time
 from contextlib import nullcontext
-from dataclasses import asdict, dataclass, field, fields
+from dataclasses import asdict, dataclass, field
+from functools import partial
 from pathlib import Path
 from typing import NamedTuple
 
@@ -35,28 +35,34 @@ import torch.nn as nn
 import torch.nn.functional as F
 from tqdm import tqdm
 
-from adapter import (BASES, COEFFICIENTS, EMPTY, LangBridge, MLPAdapter, fingerprint, load_adapter,
+from adapter import (COEFFICIENTS, EMPTY, LangBridge, MLPAdapter, fingerprint, load_adapter,
                      save_adapter)
-from data.bpe import BOS, PATTERNS, PUBLIC, load_encoding, open_encoding, tokens_of, train_bpe
-from data.corpus import DIALECTS, encode, vocabulary
+from data.bpe import PATTERNS, load_encoding, tokens_of, train_bpe
+from data.corpus import DIALECTS, encode, prompt, vocabulary
 from data.dataset import Shapes
-from data.files import (RANK, RANKS, Refused, Stage, lock, read_json, read_tensors, write_json,
-                        write_tensors, write_text)
+from data.files import (Refused, Stage, lock, read_json, read_tensors, write_json, write_tensors,
+                        write_text)
 from data.own import open_own
-from data.run import (Job, Parser, Signals, Stopped, average_over_ranks, lane, make_stages,
-                      run_command)
+from data.run import (Job, Parser, Signals, Stopped, lane, make_stages, number, run_command, say)
 from data.scoring import join_splits
-from evaluate import held_out, load_vlm, score_llm, score_vlm, show_mistakes, subspace
+from data.vocabularies import PUBLIC, open_encoding
+from evaluate import (guesses, held_out, load_vlm, score_line, score_llm, score_vlm, show_mistakes,
+                      subspace)
 from model import GPT, VLM, GPTConfig, load_llm, save_llm
-from vision import CLIP, ViTConfig, Wordless, encode_pictures, probe, save_vit
+from vision import CLIP, ViTConfig, encode_pictures, probe, save_vit
 
 
 # ---- settings -----------------------------------------------------------------------------------
 
-def setting(default, help, choices=None, least=1):
+def setting(default, help, choices=None, least=1, most=10 ** 6):
     """A field of Settings: its name becomes a flag, `help` what --help says of it. Whole numbers
-    are at least `least`."""
-    return field(default=default, metadata={"help": help, "choices": choices, "least": least})
+    are `least` to `most`, others 0 to 1."""
+    kind = type(default)
+    if kind is int:
+        kind = number(least, most)
+    elif kind is float:
+        kind = number(0, 1, float)
+    return field(default=default, metadata={"help": help, "choices": choices, "type": kind})
 
 
 @dataclass
@@ -66,9 +72,9 @@ class Settings:
     device: str = setting("auto", "cpu, cuda, mps, or auto")
     precision: str = setting("auto", "auto: bf16 on cuda, else fp32", ["auto", "fp32", "bf16"])
     stages: str = setting("all", "only these stages, separated by commas")
-    threads: int = setting(0, "CPU threads in all; 0: as many as there are cores", least=0)
+    threads: int = setting(0, "CPU threads in all; 0: as many as there are cores", None, 0, 1024)
     save_every: int = setting(60, "seconds between checkpoints", least=0)
-    seed: int = setting(0, "seeds weights, documents and the order of data", least=0)
+    seed: int = setting(0, "seeds weights, documents and the order of data", None, 0, 10 ** 9)
     # what there is to see and to read
     data: str = setting("", "your conversations about pictures, in LLaVA's format (JSON)")
     images: str = setting("", "the folder of their pictures")
@@ -76,6 +82,7 @@ class Settings:
     allow_bad: bool = setting(False, "train even if more than 5%% of --data cannot be used")
     pictures: int = setting(12000, "training pictures; with --data: at most", least=20)
     test_pictures: int = setting(600, "of the test split, each with four questions", least=20)
+    H: int = setting(4, "attention heads of all models")
     # the language models; a vocabulary is learned from texts (bpe), or the part of a public one
     llm_source_tokenizer: str = setting("bpe", "of the source LLM", ["bpe", *PUBLIC])
     llm_source_V: int = setting(512, "its vocabulary (of a public one: at least)", least=300)
@@ -88,7 +95,6 @@ class Settings:
     llm_target_layers: int = setting(3, "depth")
     llm_target_steps: int = setting(1200, "pretraining steps")
     llm_target_dialect: str = setting("target", "how its texts are written", list(DIALECTS)[1:])
-    llm_H: int = setting(4, "attention heads of both")
     llm_batch: int = setting(10, "documents per step; many small steps beat a few large ones")
     llm_turns: int = setting(10, "questions and captions per scene, at most")
     llm_captions: float = setting(0.3, "probability that a turn is the caption (one at most)")
@@ -100,10 +106,7 @@ class Settings:
     vit_size: int = setting(48, "picture side in pixels")
     vit_patch: int = setting(8, "patch side in pixels")
     vit_D: int = setting(128, "width")
-    vit_H: int = setting(4, "attention heads")
     vit_layers: int = setting(3, "depth")
-    vit_pairs: str = setting("texts", "what belongs to a picture: its alt text or, without a word, "
-                             "another drawing of its scene", ["texts", "drawings"])
     vit_steps: int = setting(1200, "pretraining steps")
     vit_batch: int = setting(32, "pairs per step; half are twins, one attribute off", least=2)
     vit_matrix_lr: float = setting(0.01, "learning rate of the hidden matrices (Muon)")
@@ -111,9 +114,7 @@ class Settings:
     # stage 1: the adapter on captions
     align_K: int = setting(0, "words of a LangBridge; 0: all that conversations use", least=0)
     align_hidden: int = setting(256, "hidden width of a LangBridge")
-    align_mlp_hidden: int = setting(0, "hidden width of an MLP; 0: as wide as the LLM", least=0)
     align_coefficients: str = setting("softplus", "how outputs become weights", COEFFICIENTS)
-    align_basis: str = setting("words", "what it mixes: words, or words minus their mean", BASES)
     align_whiten: bool = setting(True, "whether a LangBridge reads whitened features")
     align_sampled: float = setting(0.25, "share of patches that pass one sampled word in training")
     align_steps: int = setting(400, "steps")
@@ -158,7 +159,7 @@ def parse_settings(argv):
     usual = (OWN if "data" in given else {}) | PRESETS[given.get("preset", "laptop")]
     s = Settings(**usual | given)
     s.out = str(Path(s.out))  # without a slash at its end
-    s.threads = s.threads or max(1, os.cpu_count() // RANKS)
+    s.threads = s.threads or os.cpu_count()
     if s.device == "auto":
         s.device = "cuda" if torch.cuda.is_available() else "cpu"
     if s.precision == "auto":
@@ -175,15 +176,6 @@ def check(s):
         if not ok:
             raise Refused(f"--{name} {getattr(s, name)}: expected {what}")
 
-    for f in fields(s):
-        value, least = getattr(s, f.name), f.metadata["least"]
-        most = {"threads": 1024, "seed": 10 ** 9}.get(f.name, 10 ** 6)
-        if f.type is int:
-            expect(f.name, least <= value <= most, f"{least} to {most}")
-        elif f.name.endswith("lr"):
-            expect(f.name, 0 <= value < math.inf, "0 or more")
-        elif f.type is float:
-            expect(f.name, 0 <= value <= 1, "a share between 0 and 1")
     try:
         torch.zeros(1, device=s.device).item()
     except (RuntimeError, AssertionError, NotImplementedError):
@@ -192,15 +184,13 @@ def check(s):
         raise Refused("--data FILE and --images DIR go together, and --val FILE with both")
     expect("stages", s.stages == "all" or {*s.stages.split(",")} <= {*STAGES},
            f"some of {', '.join(STAGES)}, or all")
-    for llm in ("llm_source", "llm_target"):
-        if getattr(s, f"{llm}_tokenizer") != "bpe":
-            open_encoding(getattr(s, f"{llm}_tokenizer"))  # refused now, not after training
-        expect(f"{llm}_C", getattr(s, f"{llm}_C") % (2 * s.llm_H) == 0,
-               f"a multiple of twice the {s.llm_H} heads")
-    expect("vit_D", s.vit_D % s.vit_H == 0, f"a multiple of the {s.vit_H} heads")
+    for name in (s.llm_source_tokenizer, s.llm_target_tokenizer):
+        if name != "bpe":
+            open_encoding(name)  # refused now, not after training
+    for name in ("llm_source_C", "llm_target_C", "vit_D"):
+        expect(name, getattr(s, name) % (2 * s.H) == 0, f"a multiple of twice the {s.H} heads")
     expect("vit_size", s.vit_size % (3 * s.vit_patch) == 0 and s.vit_size <= 16 * s.vit_patch,
-           f"3, 6, .. or 15 patches of --vit_patch {s.vit_patch}; 6 x 6 patches are best, like the "
-           f"words of a raster: --vit_size {6 * s.vit_patch}")
+           f"3, 6, .. or 15 times --vit_patch {s.vit_patch}; 6 is best, as in rasters")
     expect("align_sampled", s.align_sampled == 0 or s.align_coefficients != "linear",
            "0: words cannot be sampled by raw (linear) weights, which do not sum to 1")
 
@@ -218,14 +208,12 @@ def open_stage(s, name):
     """A stage's folder and the settings that decide its result: its own, and those of the stages
     that it builds on."""
     last = name.split("/")[-1]
+    parts = {"vit": ["vit_"], "llm_source": ["llm_"], "llm_target": ["llm_"]}.get(
+        last, ["llm_", "vit_", "align_"] + ["instruct_"] * (not last.endswith("_align")))
+    parts += ["H", "seed", "precision", "pictures", "test_pictures"]
     other = {"llm_source": "llm_target", "llm_target": "llm_source"}.get(last, "none")
-    builds_on = ["llm_", "vit_", "align_"] if last.endswith("_align") else [
-        "llm_", "vit_", "align_", "instruct_"]
-    if last in ("llm_source", "llm_target", "vit"):
-        builds_on = [last.split("_")[0]]
-    prefixes = (*builds_on, "seed", "precision", "pictures", "test_pictures")
     settings = {k: v for k, v in asdict(s).items()
-                if k.startswith(prefixes) and not k.startswith(other)}
+                if k.startswith(tuple(parts)) and not k.startswith(other)}
     return Stage(s.out, name, settings | s.dataset.sums)
 
 
@@ -311,17 +299,17 @@ class Run:
         run = Run(s, stage, [model], optimizers, steps)
         for step in run:       # all of a step's data depend on this number alone
             ...                # forward and backward
-            run.record(loss)   # averages over processes, and stops at a loss that is no number
+            run.record(loss)   # stops at a loss that is no number
             update(optimizers)
 
     A checkpoint holds all that a step depends on, so a killed stage resumes as if nothing had
-    happened. Under torchrun, each process has numbers, and so data, of its own.
+    happened.
     """
     KEPT = ("step", "seconds", "smooth", "log", "measured")
 
     def __init__(self, s, stage, modules, optimizers, steps):
-        self.s, self.stage, self.steps = s, stage, steps
-        self.modules, self.optimizers = modules, optimizers
+        self.s, self.stage, self.steps, self.optimizers = s, stage, steps, optimizers
+        self.parts = [*modules, *optimizers]  # whose state is kept
         self.rates = [optimizer.param_groups[0]["lr"] for optimizer in optimizers]
         self.step, self.seconds = 0, 0.0  # seconds: spent in steps
         self.smooth = None  # running mean of the loss
@@ -333,41 +321,38 @@ class Run:
 
     def __iter__(self):
         self.bar = tqdm(desc=self.stage.name, initial=self.step, total=self.steps, leave=False,
-                        mininterval=1 if sys.stderr.isatty() else 60, dynamic_ncols=True,
-                        position=lane(), disable=RANK > 0)
+                        mininterval=1, dynamic_ncols=True, position=lane(), disable=None)
         saved = time.perf_counter()
         while self.step < self.steps:
             for optimizer, rate in zip(self.optimizers, self.rates):
                 optimizer.param_groups[0]["lr"] = rate * schedule(self.step, self.steps)
             began, Signals.in_step = time.perf_counter(), True
-            yield self.step * RANKS + RANK
+            yield self.step
             self.seconds += time.perf_counter() - began
             self.step += 1
             self.bar.update()
             if Signals.asked or time.perf_counter() - saved > self.s.save_every:
                 self.save()
                 saved = time.perf_counter()
+                if self.bar.disable:  # no terminal: a log
+                    say(f"{self.stage.name}: step {self.step} of {self.steps}, loss "
+                        f"{self.smooth:.3f}")
             Signals.in_step = False
             if Signals.asked:
-                self.bar.close()
                 raise Stopped(128 + Signals.asked)
         self.bar.close()
         lines = [f"{step},{loss},{smooth},{lr:.6g}\n" for step, loss, smooth, lr in self.log]
         write_text(self.stage.folder / "log.csv", "step,loss,smoothed,lr\n" + "".join(lines))
 
     def record(self, loss):
-        """Note the loss of a step; under torchrun, average it and the gradients over processes.
-        Raises Refused, before it reaches a weight, if the loss or a gradient is no number."""
-        grads = [p.grad for module in self.modules for p in module.parameters()
-                 if p.grad is not None]
-        if RANKS > 1:
-            loss = average_over_ranks(loss, grads)
-        largest = torch.stack([grad.abs().max() for grad in grads]).max().item()  # nan, if one is
-        if not math.isfinite(loss + largest):
-            self.bar.close()
-            raise Refused(f"{self.stage.name}: at step {self.step} (seed {self.s.seed}) the loss "
-                          f"is {loss} and the largest gradient {largest}; delete "
-                          f"{self.stage.folder} and try lower learning rates or --precision fp32")
+        """Note the loss of a step. Raises Refused, before it reaches a weight, if the loss or a
+        gradient is no number."""
+        largest = torch.stack([p.grad.abs().max() for optimizer in self.optimizers
+                               for p in optimizer.param_groups[0]["params"]]).max().item()
+        if not math.isfinite(loss + largest):  # the largest is nan if one of them is
+            raise Refused(f"{self.stage.name}: at step {self.step} the loss is {loss}, the largest "
+                          f"gradient {largest}; delete {self.stage.folder} and try lower learning "
+                          "rates or --precision fp32")
         self.smooth = loss if self.smooth is None else 0.98 * self.smooth + 0.02 * loss
         self.bar.set_postfix_str(f"loss {self.smooth:.3f}", refresh=False)
         if self.step % 10 == 0 or self.step < 5 or self.step == self.steps - 1:
@@ -375,18 +360,16 @@ class Run:
             self.log.append([self.step, round(loss, 5), round(self.smooth, 5), lr])
 
     def save(self):
-        parts = [part.state_dict() for part in [*self.modules, *self.optimizers]]
-        if RANK == 0:  # the random numbers are those of sampled words
-            self.stage.save_state(parts=parts, random=torch.get_rng_state(),
-                                  **{name: getattr(self, name) for name in self.KEPT})
+        kept = {name: getattr(self, name) for name in self.KEPT}
+        self.stage.save_state(parts=[part.state_dict() for part in self.parts], kept=kept,
+                              random=torch.get_rng_state())  # words are sampled
 
     def resume(self, state):
-        for part, saved in zip([*self.modules, *self.optimizers], state["parts"], strict=True):
+        for part, saved in zip(self.parts, state["parts"], strict=True):
             part.load_state_dict(saved)
         torch.set_rng_state(state["random"].cpu())
-        for name in self.KEPT:
-            setattr(self, name, state[name])
-        print(f"{self.stage.name}: resuming from step {self.step}", flush=True)
+        self.__dict__.update(state["kept"])
+        say(f"{self.stage.name}: resuming from step {self.step}")
 
 
 def autocast(s):
@@ -475,7 +458,7 @@ def new_llm(s, name):
                            for what in ("tokenizer", "V", "C", "layers"))
     torch.manual_seed(s.seed)
     encoding = vocabulary(s.dataset, dialect, known, V, s.seed)
-    return GPT(GPTConfig(encoding.n_vocab, C, s.llm_H, layers)).to(s.device), encoding, dialect
+    return GPT(GPTConfig(encoding.n_vocab, C, s.H, layers)).to(s.device), encoding, dialect
 
 
 def pretrain_llm(s, stage):
@@ -486,10 +469,10 @@ def pretrain_llm(s, stage):
     def document(i):
         return data.document(dialect, s.seed, i, s.llm_rasters, s.llm_turns, s.llm_captions)
 
-    print(f"{stage.name}: a GPT of {size_of(llm):,} parameters, all trained, on {steps} x "
-          f"{s.llm_batch} documents; vocabulary {encoding.n_vocab}; the first loss should be "
-          f"ln V = {math.log(encoding.n_vocab):.2f}. The first document ([answers] weigh most):\n"
-          f"{marked(document(0))}", flush=True)
+    say(f"{stage.name}: a GPT of {size_of(llm):,} parameters, all trained, on {steps} x "
+        f"{s.llm_batch} documents; vocabulary {encoding.n_vocab}; the first loss should be ln V = "
+        f"{math.log(encoding.n_vocab):.2f}. The first document ([answers] weigh most):\n"
+        f"{marked(document(0))}")
     optimizers = optimizers_of(s.llm_matrix_lr, s.llm_lr, llm)
     run = Run(s, stage, [llm], optimizers, steps)
     for step in run:
@@ -505,32 +488,21 @@ def pretrain_llm(s, stage):
         run.record(total)
         update(optimizers)
     save_llm(llm, encoding, stage.folder)
-    text = "".join(piece for i in range(min(2000, steps * s.llm_batch)) for piece, _ in document(i))
-    words = sorted(set(re.findall("[a-z]+", text.replace(BOS, ""))))  # evaluate.py warns of others
-    stage.finish(seconds=run.seconds, params=size_of(llm), vocab=encoding.n_vocab, words=words,
+    asked = " ".join(text for i in range(min(2000, steps * s.llm_batch))
+                     for text, _ in document(i) if text.startswith(prompt("")))
+    habits = {"words": sorted({*re.findall(r"\w+", asked)}), "request": data.request,
+              "examples": data.example_questions()}  # evaluate.py refuses other words
+    stage.finish(seconds=run.seconds, params=size_of(llm), vocab=encoding.n_vocab, habits=habits,
                  scores=score_llm(llm, encoding, data, dialect))
 
 
 # ---- pictures: the vision encoder ---------------------------------------------------------------
 
-def new_teacher(s):
-    """An untrained ViT with what teaches it, CLIP or Wordless, and the vocabulary of alt texts."""
-    torch.manual_seed(s.seed)
-    config = ViTConfig(s.vit_size, s.vit_patch, s.vit_D, s.vit_H, s.vit_layers)
-    if s.vit_pairs == "drawings":
-        return Wordless(config).to(s.device), None
-    texts = s.dataset.alt_texts(s.seed, 500)
-    encoding = train_bpe(texts, s.dataset.alt_V, PATTERNS["source"], name="alt texts")
-    return CLIP(config, encoding.n_vocab).to(s.device), encoding
-
-
-def pairs_of(s, encoding, pictures, others):
-    """pictures (B, size, size, 3) uint8, and ids (B, T), mask (B, T), or others like them"""
-    pictures = torch.from_numpy(pictures).to(s.device)
-    if encoding is None:
-        return pictures, torch.from_numpy(others).to(s.device)
-    ids = [encoding.encode(text) for text in others]
+def pairs_of(s, encoding, pictures, texts):
+    """pictures (B, size, size, 3) uint8, and of their texts ids (B, T) and mask (B, T)"""
+    ids = [encoding.encode(text) for text in texts]
     mask = pad([[1] * len(row) for row in ids], torch.bool)
+    pictures = torch.from_numpy(pictures).to(s.device)
     return pictures, pad(ids, torch.long).to(s.device), mask.to(s.device)
 
 
@@ -538,19 +510,20 @@ def pretrain_vit(s, stage):
     """A ViT from scratch, contrastively: which alt text belongs to which picture of a batch?
 
     Half of a batch are twins of the other half. To tell a picture from its twin, every detail must
-    be seen, not only those in which random pictures differ. With --vit_pairs drawings the ViT never
-    meets a word: it asks which other drawing shows the same scene.
+    be seen, not only those in which random pictures differ.
     """
     data = s.dataset
-    model, encoding = new_teacher(s)
-    print(f"vit: a ViT of {size_of(model.vit):,} parameters and {size_of(model):,} with what "
-          f"teaches it, all trained, on {s.vit_steps} x {s.vit_batch} pictures with {s.vit_pairs}; "
-          f"the first loss should be about ln {s.vit_batch} = {math.log(s.vit_batch):.2f}",
-          flush=True)
+    torch.manual_seed(s.seed)
+    encoding = train_bpe(data.alt_texts(s.seed, 500), data.alt_V, PATTERNS["source"])
+    config = ViTConfig(s.vit_size, s.vit_patch, s.vit_D, s.H, s.vit_layers)
+    model = CLIP(config, encoding.n_vocab).to(s.device)
+    say(f"vit: a ViT of {size_of(model.vit):,} parameters and {size_of(model):,} with its text "
+        f"tower, all trained, on {s.vit_steps} x {s.vit_batch} pictures with texts; the first loss "
+        f"should be about ln {s.vit_batch} = {math.log(s.vit_batch):.2f}")
     optimizers = optimizers_of(s.vit_matrix_lr, s.vit_lr, model)
     run = Run(s, stage, [model], optimizers, s.vit_steps)
     for step in run:
-        pairs = pairs_of(s, encoding, *data.pairs(s.seed, step, s.vit_batch, s.vit_pairs))
+        pairs = pairs_of(s, encoding, *data.pairs(s.seed, step, s.vit_batch))
         with autocast(s):
             loss = model.loss(*pairs)
         loss.backward()
@@ -558,26 +531,17 @@ def pretrain_vit(s, stage):
         update(optimizers)
     save_vit(model.vit, stage.folder)
 
-    @torch.no_grad()
-    def retrieval(split):
-        """How often a picture finds its own text, or other drawing, among those of 100 pictures."""
-        hits = []
-        for k in range(3):
-            pictures, others = data.test_pairs(split, k, s.vit_pairs)
-            found = model(*pairs_of(s, encoding, pictures, others)).argmax(1).tolist()
-            hits += [np.array_equal(others[j], other)  # some texts are alike
-                     for j, other in zip(found, others)]
-        return float(np.mean(hits))
-
-    began = time.perf_counter()
     features = {split: encode_pictures(model.vit, data, split) for split in data.SPLITS}
     write_tensors(stage.folder / "features.pt", features)
-    took = time.perf_counter() - began
     scores = probe(features, data)  # {split: ..}
-    for split in ("val", "test"):
-        scores[split] = {"retrieval_top1": retrieval(split)} | scores[split]
-    stage.finish(data=data.config(), seconds=run.seconds, seconds_features=took,
-                 params=size_of(model.vit), scores=join_splits(scores))
+    for split in ("val", "test"):  # how often a picture finds its own text among those of 100
+        pictures, texts = data.test_pairs(split)
+        with torch.no_grad():
+            found = model(*pairs_of(s, encoding, pictures, texts)).argmax(1).tolist()
+        own = [texts[j] == text for j, text in zip(found, texts)]  # some texts are alike
+        scores[split] = {"retrieval_top1": float(np.mean(own))} | scores[split]
+    stage.finish(data=data.config(), seconds=run.seconds, params=size_of(model.vit),
+                 scores=join_splits(scores))
 
 
 # ---- pictures as words: the adapters ------------------------------------------------------------
@@ -585,8 +549,7 @@ def pretrain_vit(s, stage):
 def words_of(s, encoding):
     """The words of a LangBridge, as byte strings: the tokens of conversations, most used first.
 
-    Nothing is asked of the LLMs that it may be moved to. Unused tokens come last, and only if
-    align_K asks for more.
+    Nothing is asked of the LLMs that it may be moved to.
     """
     text, data = "", s.dataset
     for i in range(data.sampled):
@@ -594,10 +557,7 @@ def words_of(s, encoding):
     ids, times = np.unique(encoding.encode(text), return_counts=True)
     ranked = ids[np.argsort(-times, kind="stable")].tolist()
     used = [encoding.decode_single_token_bytes(i) for i in ranked]
-    words = [EMPTY] + [word for word in used if word != EMPTY]
-    if s.align_K == 0:
-        return words
-    return (words + [token for token in tokens_of(encoding) if token not in words])[:s.align_K]
+    return [EMPTY, *(word for word in used if word != EMPTY)][:s.align_K or None]
 
 
 def training_features(s):
@@ -609,15 +569,15 @@ def new_adapter(s, kind, llm, encoding):
     """An untrained adapter (mlp or langbridge) to an LLM."""
     torch.manual_seed(s.seed)
     if kind == "mlp":
-        return MLPAdapter(s.vit_D, llm.config.C, s.align_mlp_hidden).to(s.device)
+        return MLPAdapter(s.vit_D, llm.config.C).to(s.device)
     adapter = LangBridge(s.vit_D, words_of(s, encoding), s.align_hidden, s.align_coefficients,
-                         s.align_basis, s.align_sampled)
+                         s.align_sampled)
     if s.align_whiten:
         adapter.whiten(training_features(s)[:1000].float().flatten(0, 1))
     return adapter.to(s.device).set_basis(llm, encoding)
 
 
-def train_vlm(s, stage, kind, phase, llm_name="llm_source", adapter=None, study=False):
+def train_vlm(s, stage, kind, phase, llm_name="llm_source", adapter=None):
     """Stage 1 (align) or stage 2 (instruct) of a mlp, a langbridge, or blind: without a picture.
 
         align       the adapter alone learns to caption pictures; the LLM is frozen
@@ -625,8 +585,8 @@ def train_vlm(s, stage, kind, phase, llm_name="llm_source", adapter=None, study=
                     left beside this stage, unless one is given
 
     In stage 2 the basis E of a LangBridge stays what it was: a copy of the embeddings of the
-    untuned LLM. So words keep the meaning that they had for W. With `study`, it is measured on the
-    way how close visual tokens come to words (evaluate.subspace).
+    untuned LLM. So words keep the meaning that they had for W. In stage 1 it is measured on the way
+    how close visual tokens come to words (evaluate.subspace).
     """
     data, features = s.dataset, training_features(s)  # (pictures, N, D)
     llm, encoding = load_llm(Path(s.out) / llm_name)
@@ -653,17 +613,17 @@ def train_vlm(s, stage, kind, phase, llm_name="llm_source", adapter=None, study=
             return data.description(i, rng)
         return data.conversation(i, rng, s.instruct_turns, s.instruct_captions)
 
-    print(f"{stage.name}: {sum(map(size_of, trained)):,} of {size_of(vlm):,} parameters trained "
-          f"(adapter {size_of(adapter):,}, LLM {size_of(llm):,}), on {steps} x {size} of "
-          f"{len(features)} pictures; the first sample ([answers] are learned):\n"
-          f"[picture] {marked(text_about(0, random.Random(0)))}", flush=True)
-    study_at = {0, steps} | {int(steps ** (i / 8)) for i in range(8)}
-    if not study or not data.kinds:  # what objects there are may not be known
+    say(f"{stage.name}: {sum(map(size_of, trained)):,} of {size_of(vlm):,} parameters trained "
+        f"(adapter {size_of(adapter):,}, LLM {size_of(llm):,}), on {steps} x {size} of "
+        f"{len(features)} pictures; the first sample ([answers] are learned):\n"
+        f"[picture] {marked(text_about(0, random.Random(0)))}")
+    study_at = {0, steps} | {int(steps ** (i / 8)) for i in range(8)}  # evenly on a log axis
+    if phase == "instruct" or not data.kinds:  # what objects there are may not be known
         study_at = ()
     optimizers = optimizers_of(*rates, *trained)
     run = Run(s, stage, trained, optimizers, steps)
     for step in run:
-        if run.step in study_at:  # evenly on a logarithmic axis
+        if run.step in study_at:
             run.measured.append([run.step, subspace(vlm, exam["test"], data)])
         rng = random.Random(f"{phase}/{s.seed}/{step}")  # all adapters meet the same samples
         pictures = [rng.randrange(len(features)) for _ in range(size)]
@@ -690,13 +650,12 @@ def train_vlm(s, stage, kind, phase, llm_name="llm_source", adapter=None, study=
 STAGES = {  # name: (how it is made, with what, after which), the most urgent first
     "llm_source": (pretrain_llm, {}, []),
     "vit": (pretrain_vit, {}, []),
-    "langbridge_align": (train_vlm, {"kind": "langbridge", "phase": "align", "study": True},
+    "langbridge_align": (train_vlm, {"kind": "langbridge", "phase": "align"},
                          ["llm_source", "vit"]),
     "langbridge_instruct": (train_vlm, {"kind": "langbridge", "phase": "instruct"},
                             ["langbridge_align"]),
     "llm_target": (pretrain_llm, {}, []),
-    "mlp_align": (train_vlm, {"kind": "mlp", "phase": "align", "study": True},
-                  ["llm_source", "vit"]),
+    "mlp_align": (train_vlm, {"kind": "mlp", "phase": "align"}, ["llm_source", "vit"]),
     "mlp_instruct": (train_vlm, {"kind": "mlp", "phase": "instruct"}, ["mlp_align"]),
     "blind_instruct": (train_vlm, {"kind": "blind", "phase": "instruct"}, ["llm_source", "vit"]),
 }
@@ -705,42 +664,44 @@ STAGES = {  # name: (how it is made, with what, after which), the most urgent fi
 def say_scores(stage):
     """A line about a finished stage. Scores on val, for these may guide a choice."""
     config = stage.config()
-    said = [f"{name} {value:.3f}" for name, value in config["scores"]["val"].items()
-            if isinstance(value, float)]
-    print(f"{stage.name}: {', '.join(said)}  ({config['seconds']:.0f} s)", flush=True)
+    scores = [f"{name} {value:.3f}" for name, value in config["scores"]["val"].items()
+              if isinstance(value, float)]
+    say(f"{stage.name}: {', '.join(scores)}  ({config['seconds']:.0f} s)")
 
 
 def main():
     s, began = parse_settings(sys.argv[1:]), time.perf_counter()
     torch.set_num_threads(s.threads)
     lock(s.out)
-    out = Path(s.out)
-    stages = {name: open_stage(s, name) for name in STAGES}
+    out, stages = Path(s.out), {name: open_stage(s, name) for name in STAGES}
     for stage in stages.values():
         stage.config()  # refuses other settings
     write_json(out / "settings.json", asdict(s))
-    print(f"nanoLangBridge: preset {s.preset}, device {s.device}, {s.precision}, {s.threads} "
-          f"threads, torch {torch.__version__}, into {out}/", flush=True)
+    say(f"nanoLangBridge: preset {s.preset}, device {s.device}, {s.precision}, {s.threads} "
+        f"threads, torch {torch.__version__}, into {out}/")
     query = f"  python evaluate.py --out {out} --image {example_picture(s)}"
 
-    def say(stage):
+    def finished(stage):
         say_scores(stage)
         if stage.name == "langbridge_instruct":
-            print(f"\nAfter {(time.perf_counter() - began) / 60:.1f} minutes you can query the "
-                  f"first model, in another terminal, while the rest is trained:\n{query}\n",
-                  flush=True)
+            say(f"\nAfter {(time.perf_counter() - began) / 60:.1f} minutes you can query the first "
+                f"model, in another terminal, while the rest is trained:\n{query}\n")
 
     wanted = STAGES if s.stages == "all" else s.stages.split(",")
-    make_stages(s, [Job(make, stages[name], arguments, after) for name, (make, arguments, after)
-                    in STAGES.items() if name in wanted], say)
-    if s.stages != "all" or RANK > 0:
+    jobs = [Job(partial(make, s), stages[name], arguments, after)
+            for name, (make, arguments, after) in STAGES.items() if name in wanted]
+    make_stages(s, jobs, finished)
+    if s.stages != "all":
         return
     result = results_of(s, stages, time.perf_counter() - began)
     write_json(out / "results.json", result)
-    print_scores(result["vlm"], s.dataset.SCORES)
+    print(f"\n{'on the test split':30}" + "".join(f"{x:>14}" for x in s.dataset.SCORES))
+    for model, scores in result["vlm"].items():  # an adapter has some after each of its stages
+        for phase, its in scores.items() if "align" in scores else [("", scores)]:
+            print(score_line(f"{model} {phase}", its, s.dataset))
     _, vlm = load_vlm(out, "langbridge_instruct")
-    show_mistakes(out / "samples.png", vlm, held_out(out, splits=["test"], data=s.dataset),
-                  s.dataset, count=6)
+    test = held_out(out, splits=["test"], data=s.dataset)
+    show_mistakes(out / "samples.png", vlm, test, s.dataset, count=6)
     print(f"\n{result['seconds']['total'] / 60:.1f} minutes. Scores: {out}/results.json. Try "
           f"next:\n{query}\n  python transfer.py --out {out}")
 
@@ -752,12 +713,12 @@ def example_picture(s):
 def results_of(s, stages, seconds):
     """results.json: the scores of all stages, beside chance and the most frequent answers."""
     configs = {name: stage.config() for name, stage in stages.items()}
-    scores = {name: config["scores"] for name, config in configs.items()}
     words = load_adapter(stages["langbridge_align"].folder).tokens
     others = tokens_of(load_encoding(stages["llm_target"].folder / "tokenizer.json"))
 
-    def part(name, *facts):
-        return {fact: configs[name][fact] for fact in facts} | scores[name]
+    def part(name):
+        sizes = {fact: configs[name][fact] for fact in ("params", "vocab") if fact in configs[name]}
+        return sizes | configs[name]["scores"]
 
     return {
         "seed": s.seed, "preset": s.preset, "device": s.device, "torch": torch.__version__,
@@ -765,21 +726,10 @@ def results_of(s, stages, seconds):
         "K": len(words), "shared_vocab": len({*words} & {*others}),
         "seconds": {name: config["seconds"] for name, config in configs.items()}
                    | {"total": seconds},  # in steps; the total is of the last command
-        "llm": {name: part(f"llm_{name}", "params", "vocab") for name in ("source", "target")},
-        "vit": part("vit", "params"),
-        "vlm": {kind: {phase: scores[f"{kind}_{phase}"] for phase in ("align", "instruct")}
-                for kind in ("mlp", "langbridge")} | {"blind": scores["blind_instruct"]}
-               | s.dataset.guesses({split: s.dataset.count(split) for split in s.dataset.EXAM})}
-
-
-def print_scores(vlm, names):
-    """The scores of models on the test split; an adapter has them after each of its stages."""
-    print(f"\n{'on the test split':28}" + "".join(f"{name:>14}" for name in names))
-    for model, scores in vlm.items():
-        phases = scores if "align" in scores else {"": scores}
-        for phase, its in phases.items():
-            cells = "".join(f"{its[name]:14.3f}" for name in names)
-            print(f"{f'{model} {phase}':28}{cells}")
+        "llm": {name: part(f"llm_{name}") for name in ("source", "target")}, "vit": part("vit"),
+        "vlm": {kind: {phase: configs[f"{kind}_{phase}"]["scores"]
+                       for phase in ("align", "instruct")} for kind in ("mlp", "langbridge")}
+               | {"blind": configs["blind_instruct"]["scores"]} | guesses(s.dataset)}
 
 
 if __name__ == "__main__":

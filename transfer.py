@@ -28,8 +28,8 @@ start to matter. Finished rows are kept. Writes transfer.json into --out.
 """
 import math
 import os
+import random
 import time
-from argparse import ArgumentTypeError
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
@@ -39,15 +39,16 @@ import torch
 import torch.nn as nn
 import torch.nn.functional as F
 
-from adapter import EMPTY, LangBridge, MLPAdapter, fingerprint, load_adapter, token
+from adapter import EMPTY, LangBridge, MLPAdapter, fingerprint, load_adapter, token, written
 from data.corpus import GRID
-from data.files import Refused, lock, read_json, write_json
-from data.run import Job, Parser, make_stages, number, run_command
-from evaluate import TEMPERATURES, best_on_val, held_out, nearest_words, score_vlm
+from data.files import Refused, lock, write_json
+from data.run import Job, Parser, make_stages, number, run_command, say
+from evaluate import (TEMPERATURES, best_adapter, guesses, held_out, nearest_words, score_line,
+                      score_vlm)
 from model import VLM, load_llm
-from train import (check, example_picture, load_settings, new_adapter, open_stage, say_scores,
-                   train_vlm, training_features, words_of)
-from vision import ridge
+from train import (check, load_settings, new_adapter, open_stage, say_scores, train_vlm,
+                   training_features, words_of)
+from vision import ridge, with_one
 
 RIDGES = [0.1, 0.3, 1.0, 3.0]  # of the linear map; one is chosen on val
 PROBED = 1500  # labelled pictures that the probe has seen
@@ -75,9 +76,8 @@ def shuffled(tokens, seed):
     """The words in another order. The empty word keeps its place, so it is still seen where
     something is."""
     words = [t for t in tokens if t != EMPTY]
-    order = torch.randperm(len(words), generator=torch.Generator().manual_seed(seed)).tolist()
-    others = iter([words[i] for i in order])
-    return [t if t == EMPTY else next(others) for t in tokens]
+    random.Random(seed).shuffle(words)
+    return [t if t == EMPTY else words.pop() for t in tokens]
 
 
 def fresh(s, adapter, source, target, kind):
@@ -95,25 +95,19 @@ def blind(s, adapter, source, target):
 def mix_nearest_words(s, mlp, source, target):
     """Each token of an MLP becomes a mixture of its nearest words, in the target's embeddings."""
     tokens = words_of(s, source[1])
-    return best_of(s, target, [nearest_words(mlp, *source, tokens, temperature).set_basis(*target)
-                               for temperature in TEMPERATURES])
+    mixed = [nearest_words(mlp, *source, tokens, temperature).set_basis(*target)
+             for temperature in TEMPERATURES]
+    return best_adapter(mixed, *target, s.out, s.dataset)
 
 
 def map_linearly(s, mlp, source, target):
     """An MLP, then the linear map that best takes the source's embeddings of words to the
     target's."""
     known = [t for t in words_of(s, source[1]) if t in target[1].token_byte_values()]
-    with torch.no_grad():
-        v = mlp(training_features(s)[:500].float().to(s.device)).flatten(0, 1)  # (n, C)
-        e, e_target = embed(*source, known), embed(*target, known)  # (K, C), (K, C')
-    return best_of(s, target, [linear_map(mlp, v, e, e_target, strength) for strength in RIDGES])
-
-
-def best_of(s, target, adapters):
-    """The adapter that does best on val."""
-    vlms = {i: VLM(adapter, *target) for i, adapter in enumerate(adapters)}
-    val = held_out(s.out, s.device, ["val"], s.dataset)["val"]
-    return adapters[best_on_val(vlms, val, s.dataset)]
+    v = mlp(training_features(s)[:500].float().to(s.device)).flatten(0, 1)  # (n, C)
+    e, e_target = embed(*source, known), embed(*target, known)  # (K, C), (K, C')
+    mapped = [linear_map(mlp, v, e, e_target, strength) for strength in RIDGES]
+    return best_adapter(mapped, *target, s.out, s.dataset)
 
 
 def embed(llm, encoding, tokens):
@@ -122,6 +116,7 @@ def embed(llm, encoding, tokens):
     return llm.embed(torch.tensor(ids, device=llm.embedding.weight.device))
 
 
+@torch.no_grad()
 def linear_map(mlp, v, e, e_target, strength):
     """An MLP followed by a linear map between two tables of embeddings; again an MLP.
 
@@ -136,9 +131,8 @@ def linear_map(mlp, v, e, e_target, strength):
     first, _, last = mlp.net
     mapped = MLPAdapter(first.in_features, M.size(1), first.out_features).to(v.device)
     mapped.net[0].load_state_dict(first.state_dict())
-    with torch.no_grad():  # the map becomes a part of the last layer
-        mapped.net[2].weight.copy_(M.T @ last.weight)
-        mapped.net[2].bias.copy_((last.bias - e.mean(0)) @ M + e_target.mean(0))
+    mapped.net[2].weight.copy_(M.T @ last.weight)  # the map becomes a part of the last layer
+    mapped.net[2].bias.copy_((last.bias - e.mean(0)) @ M + e_target.mean(0))
     return mapped
 
 
@@ -179,9 +173,8 @@ def in_tiles(x):
 
 def from_tiles(x):
     """The way back: (B, N / 4, 4, ..) -> (B, N, ..)"""
-    g = math.isqrt(x.size(1))
-    x = x.unflatten(1, (g, g)).unflatten(3, (2, 2)).transpose(2, 3)  # (B, g, 2, g, 2, ..)
-    return x.flatten(1, 4)
+    moved = in_tiles(torch.arange(4 * x.size(1))[None]).flatten()  # (N,), where patches have gone
+    return x.flatten(1, 2)[:, moved.argsort()]  # (B, N, ..)
 
 
 def write_text(s, adapter, source, target, make):
@@ -191,17 +184,19 @@ def write_text(s, adapter, source, target, make):
 
 class Probe(LangBridge):
     """A classifier that needs labels: ridge regression from a tile's 2 x 2 patches to the words for
-    what it shows."""
+    what it shows.
 
-    def fit(self, x, words):
-        """x (n, N, D); words: the words of each tile (n, tiles, K), 1 for those that it shows"""
-        x, y = self.tiles(x).flatten(0, 1).cpu().double(), words.flatten(0, 1).cpu().double()
-        self.solution = ridge(x, y).float().to(words.device)  # (4 D + 1, K)
-        return self
+    x (n, N, D); words: those of each tile (n, tiles, K), 1 for those that it shows
+    """
+
+    def __init__(self, tokens, x, words):
+        super().__init__(x.size(2), tokens)
+        x, y = self.tiles(x).flatten(0, 1).double(), words.flatten(0, 1).double()
+        self.solution = ridge(x.cpu(), y.cpu()).float().to(words.device)  # (4 D + 1, K)
 
     def tiles(self, x):
-        """x (B, N, D) -> (B, tiles, 4 D + 1), a one at the end"""
-        return F.pad(in_tiles(x).flatten(2), (0, 1), value=1.0)
+        """x (B, N, D) -> (B, tiles, 4 D + 1)"""
+        return with_one(in_tiles(x).flatten(2))
 
     def weights(self, x):
         """x (B, N, D) -> (B, N, K); the patches of a tile have the same"""
@@ -216,12 +211,11 @@ def probe(s, adapter, source, target):
     x = training_features(s)[:PROBED].float().to(s.device)  # (n, N, D)
     patches = in_tiles(torch.arange(x.size(1))[None])[0].tolist()  # of each tile
     words = torch.zeros(len(x), len(patches), len(tokens), device=x.device)
-    words[..., tokens.index(EMPTY)] = 1.0
     for seen, _ in s.dataset.seen("train", x):
-        tile = words[seen.picture, patches.index(seen.patches)]
-        tile.zero_()
-        tile[[tokens.index(token(word)) for word in seen.words.values()]] = 1.0
-    return Probe(x.size(2), tokens).to(s.device).fit(x, words).set_basis(*target)
+        shown = [tokens.index(token(word)) for word in seen.words.values()]
+        words[seen.picture, patches.index(seen.patches), shown] = 1.0
+    words[..., tokens.index(EMPTY)] = 1.0 - words.amax(-1)  # of the tiles that show nothing
+    return Probe(tokens, x, words).to(s.device).set_basis(*target)
 
 
 # ---- rows ---------------------------------------------------------------------------------------
@@ -233,142 +227,118 @@ class Row(NamedTuple):
     stage1: bool = False  # on the target
     stage2: bool = False
     headline: bool = True
-
-
-def trained_on(llm, kind, phase="align"):
-    """The stage of an adapter that was trained on this LLM; train.py makes those on the source."""
-    return f"{kind}_{phase}" if llm == "llm_source" else f"on_{llm}/{kind}_{phase}"
+    changes: dict = {}  # settings other than the run's
 
 
 def all_rows(source, target):
-    bridge, mlp = trained_on(source, "langbridge"), trained_on(source, "mlp")
-    tuned, paper = trained_on(source, "langbridge", "instruct"), f"paper_{source}/langbridge_align"
-    own_bridge, own_mlp = trained_on(target, "langbridge"), trained_on(target, "mlp")
-    swap, mix = swap_embeddings, mix_nearest_words
-    fresh_bridge, fresh_mlp = (partial(fresh, kind=kind) for kind in ("langbridge", "mlp"))
+    """Every Row, in the order of the tables. A start without a folder is a stage of train.py."""
+    folders = {"llm_source": "", "llm_target": "on_llm_target/"}  # of adapters trained on this LLM
+    here, there = folders[source], folders[target]
+    bridge, mlp, tuned = f"{here}langbridge_align", f"{here}mlp_align", f"{here}langbridge_instruct"
+    own_bridge, own_mlp = f"{there}langbridge_align", f"{there}mlp_align"
+    paper = dict(start=f"paper_{source}/langbridge_align", changes=PAPER)
     return [  # the most telling first
-        Row("zero_shot_langbridge", swap, bridge),
+        Row("zero_shot_langbridge", swap_embeddings, bridge),
         Row("zero_shot_shuffled", shuffle_words, bridge),
-        Row("transferred_langbridge", swap, bridge, stage2=True),
-        Row("aligned_langbridge", swap, own_bridge, stage1=True),
-        Row("native_langbridge", swap, own_bridge, stage1=True, stage2=True),
-        Row("aligned_mlp", swap, own_mlp, stage1=True),
-        Row("native_mlp", swap, own_mlp, stage1=True, stage2=True),
+        Row("transferred_langbridge", swap_embeddings, bridge, stage2=True),
+        Row("aligned_langbridge", swap_embeddings, own_bridge, stage1=True),
+        Row("native_langbridge", swap_embeddings, own_bridge, stage1=True, stage2=True),
+        Row("aligned_mlp", swap_embeddings, own_mlp, stage1=True),
+        Row("native_mlp", swap_embeddings, own_mlp, stage1=True, stage2=True),
         Row("blind", blind, stage2=True),  # long jobs first: the short ones fill the end
         Row("zero_shot_linear_map", map_linearly, mlp),
-        Row("zero_shot_nearest_words", mix, mlp),
-        Row("text_langbridge", partial(write_text, make=swap), bridge),
-        Row("text_mlp", partial(write_text, make=mix), mlp),
+        Row("zero_shot_nearest_words", mix_nearest_words, mlp),
+        Row("text_langbridge", partial(write_text, make=swap_embeddings), bridge),
+        Row("text_mlp", partial(write_text, make=mix_nearest_words), mlp),
         Row("text_probe", partial(write_text, make=probe)),
-        Row("paper_zero_shot", swap, paper, headline=False),
-        Row("paper_transferred", swap, paper, stage2=True, headline=False),
+        Row("paper_zero_shot", swap_embeddings, **paper, headline=False),
+        Row("paper_transferred", swap_embeddings, **paper, stage2=True, headline=False),
         Row("tuned_linear_map", map_linearly, mlp, stage2=True, headline=False),
-        Row("tuned_nearest_words", mix, mlp, stage2=True, headline=False),
+        Row("tuned_nearest_words", mix_nearest_words, mlp, stage2=True, headline=False),
         Row("tuned_shuffled", shuffle_words, bridge, stage2=True, headline=False),
-        Row("fresh_langbridge", fresh_bridge, stage2=True, headline=False),
-        Row("fresh_mlp", fresh_mlp, stage2=True, headline=False),
+        Row("fresh_langbridge", partial(fresh, kind="langbridge"), stage2=True, headline=False),
+        Row("fresh_mlp", partial(fresh, kind="mlp"), stage2=True, headline=False),
         Row("zero_shot_blind", blind, headline=False),
-        Row("zero_shot_after_instruct", swap, tuned, headline=False),
-        Row("transferred_after_instruct", swap, tuned, stage2=True, headline=False)]
+        Row("zero_shot_after_instruct", swap_embeddings, tuned, headline=False),
+        Row("transferred_after_instruct", swap_embeddings, tuned, stage2=True, headline=False)]
 
 
 def can_be_made(row, s):
-    """Text is laid out for 6 x 6 patches, a probe needs labels, and only an MLP as wide as its LLM
-    has nearest words."""
+    """Text is laid out for 6 x 6 patches, and a probe needs labels."""
     needs_raster = row.name.startswith("text_") and s.vit_size != GRID * s.vit_patch
-    needs_labels = row.name == "text_probe" and not s.dataset.kinds
-    needs_width = row.name in ("zero_shot_nearest_words", "tuned_nearest_words", "text_mlp")
-    return not (needs_raster or needs_labels or needs_width and s.align_mlp_hidden)
+    return not (needs_raster or row.name == "text_probe" and not s.dataset.kinds)
 
 
-def make_row(s, stage, row, source, target, tuned):
-    """A row's VLM and its scores; rows with stage 2 are trained with the settings `tuned`."""
-    its_llm, llm = (load_llm(Path(s.out) / name) for name in (source, target))
-    its_llm[0].to(s.device), llm[0].to(s.device)
+def make_row(s, row, source, target, stage):
+    """A row's adapter, tuned or as it is, and its scores."""
+    source_llm, llm = (load_llm(Path(s.out) / name) for name in (source, target))
+    source_llm[0].to(s.device), llm[0].to(s.device)
     adapter = load_adapter(Path(s.out) / row.start).to(s.device) if row.start else None
-    adapter = row.make(s, adapter, its_llm, llm)
+    adapter = row.make(s, adapter, source_llm, llm)
+    if getattr(adapter, "missing", []):  # they get no weight
+        say(f"{row.name}: {target} lacks {', '.join(map(written, adapter.missing[:10]))}")
     if row.stage2:  # "blind": no adapter is looked for, where none is given
-        return train_vlm(tuned, stage, "blind", "instruct", target, adapter)
-    if row.name == "zero_shot_langbridge":
-        lost = [t.decode("utf-8", "replace").strip() for t in adapter.missing]
-        print(f"{stage.name}: of the adapter's {len(adapter.tokens)} words {target} lacks "
-              f"{len(lost)} ({', '.join(lost[:10]) or 'none'})", flush=True)
-    exam = held_out(s.out, s.device, data=s.dataset)
-    stage.finish(base=target, seconds=0.0, hash=fingerprint(adapter),
-                 scores=score_vlm(VLM(adapter, *llm), exam, s.dataset))
+        return train_vlm(s, stage, "blind", "instruct", target, adapter)
+    scores = score_vlm(VLM(adapter, *llm), held_out(s.out, s.device, data=s.dataset), s.dataset)
+    stage.finish(base=target, seconds=0.0, hash=fingerprint(adapter), scores=scores)
 
 
-def align_as_in_paper(s, stage, llm_name):
-    train_vlm(replace(s, **PAPER), stage, "langbridge", "align", llm_name)
+# ---- what must be made for them -----------------------------------------------------------------
+
+def adapter_jobs(s, start, llm):
+    """The Jobs that make an adapter on an LLM, {stage's name: Job}; for stage 2, first stage 1."""
+    jobs = {}
+    for name in sorted({start.replace("instruct", "align"), start}):
+        kind, phase = name.split("/")[1].split("_")
+        make = partial(train_vlm, s, kind=kind, phase=phase, llm_name=llm)
+        jobs[name] = Job(make, open_stage(s, name), after=[*jobs])
+    return jobs
 
 
-def adapter_jobs(s, source, target):
-    """The adapters that train.py has not made: {stage's name: Job}"""
-    paper, jobs = f"paper_{source}/langbridge_align", {}
-    for llm in {source, target} - {"llm_source"}:
-        for kind in ("langbridge", "mlp"):
-            align, instruct = (trained_on(llm, kind, phase) for phase in ("align", "instruct"))
-            about = {"kind": kind, "llm_name": llm}
-            jobs[align] = Job(train_vlm, open_stage(s, align), about | {"phase": "align"})
-            jobs[instruct] = Job(train_vlm, open_stage(s, instruct),
-                                 about | {"phase": "instruct"}, [align])
-    stage = open_stage(replace(s, **PAPER), paper)
-    return jobs | {paper: Job(align_as_in_paper, stage, {"llm_name": source})}
-
-
-def stage_of(s, tuned, row, folder):
-    """The stage that holds a row's scores; of a native adapter after stage 1, its own."""
-    if row.stage1 and not row.stage2:
-        return open_stage(s, row.start)
-    changes = PAPER if row.start.startswith("paper_") else {}
-    return open_stage(replace(tuned if row.stage2 else s, **changes), f"{folder}/{row.name}")
-
-
-def jobs_for(s, rows, stages, tuned, source, target):
-    """What must be made for these rows, each after the adapter that it starts from."""
-    adapters, jobs = adapter_jobs(s, source, target), {}
+def jobs_for(s, tuned, rows, source, target, folder):
+    """({row's name: the stage that holds its scores}, the Jobs that these rows need). Adapters are
+    made with the settings s, rows with `tuned`, whose stage 2 may be of another length."""
+    stages, jobs = {}, {}
     for row in rows:
-        start = adapters.get(row.start)
-        for needed in [*start.after, row.start] if start else []:
-            jobs[needed] = adapters[needed]
-        if row.stage2 or not row.stage1:
-            about = {"row": row, "source": source, "target": target, "tuned": tuned}
-            jobs[row.name] = Job(make_row, stages[row.name], about, [row.start])
-    return list(jobs.values())
+        if "/" in row.start:  # train.py has not made this adapter
+            llm = target if row.stage1 else source
+            jobs |= adapter_jobs(replace(s, **row.changes), row.start, llm)
+        if row.stage1 and not row.stage2:  # a native adapter was scored when it was made
+            stages[row.name] = open_stage(s, row.start)
+            continue
+        its = replace(tuned, **row.changes)
+        stage = stages[row.name] = open_stage(its, f"{folder}/{row.name}")
+        jobs[row.name] = Job(partial(make_row, its, row, source, target), stage, after=[row.start])
+    return stages, list(jobs.values())
 
 
 # ---- python transfer.py -------------------------------------------------------------------------
 
 def rows_asked(text):
-    """A type for flags: headline, all, or names of rows"""
-    names = [row.name for row in all_rows("llm_source", "llm_target")]
-    if text not in ("headline", "all") and not {*text.split(",")} <= {*names}:
-        raise ArgumentTypeError(f"{text!r}: expected headline, all, or some of {', '.join(names)}")
-    return text
+    """A type for flags: headline, all, or names of rows -> these names"""
+    names = {row.name: row.headline for row in all_rows("llm_source", "llm_target")}
+    headline = [name for name in names if names[name]]
+    asked = {"all": [*names], "headline": headline}.get(text) or text.split(",")
+    if not {*asked} <= {*names}:
+        raise Refused(f"--rows {text}: expected headline, all, or some of {', '.join(names)}")
+    return asked
 
 
-def parse():
+def main():
     parser = Parser(__doc__)
     add = parser.add_argument
     add("--out", default="out", help="the folder that train.py wrote (default: out)")
     add("--reverse", action="store_true", help="from the target LLM to the source LLM")
-    add("--rows", type=rows_asked, default="headline", help="headline, all, or names with commas "
-        "(default: headline)")
+    add("--rows", type=rows_asked, default="headline", help="headline (default), all, or names")
     add("--steps", type=number(1), help="steps of stage 2 (default: two fifths of train.py's)")
-    add("--rate", type=float, default=1.0, help="times the learning rates of stage 2 (default: 1)")
-    add("--threads", type=number(0), default=0, help="CPU threads in all; 0: as many as there are "
-        "cores")
+    add("--rate", type=number(0, 100, float), default=1.0, help="times stage 2's learning rates")
+    add("--threads", type=number(0), default=0, help="CPU threads in all; 0: as many as cores")
     add("--device", help="cpu, cuda or mps (default: what train.py used)")
-    return parser.parse_args()
-
-
-def main():
-    args = parse()
+    args, began = parser.parse_args(), time.perf_counter()
     s = load_settings(args.out)
     s.threads, s.device = args.threads or os.cpu_count(), args.device or s.device
-    tuned = replace(s, instruct_steps=args.steps or s.instruct_steps * 2 // 5,
-                    instruct_lr=args.rate * s.instruct_lr,
-                    instruct_matrix_lr=args.rate * s.instruct_matrix_lr)
+    rates = {name: args.rate * getattr(s, name) for name in ("instruct_lr", "instruct_matrix_lr")}
+    tuned = replace(s, instruct_steps=args.steps or s.instruct_steps * 2 // 5, **rates)
     check(tuned)
     torch.set_num_threads(s.threads)
     lock(s.out)
@@ -377,56 +347,36 @@ def main():
         source, target, name = target, source, "transfer_reverse"
     if args.steps or args.rate != 1:  # another budget than the usual one
         name += f"_steps{tuned.instruct_steps}_rate{args.rate:g}"
-    for stage in (open_stage(s, made) for made in ("vit", source, target)):
-        if stage.config() is None:  # refused now, not after training; so are other settings
-            raise Refused(f"there is no {str(stage.folder)!r}; run 'python train.py --out {s.out}' "
-                          "first")
-    rows = [row for row in all_rows(source, target) if can_be_made(row, s) and (
-        args.rows == "all" or row.name in args.rows.split(",") or
-        args.rows == "headline" and row.headline)]
-    stages = {row.name: stage_of(s, tuned, row, name) for row in rows}
-    by_stage, began = {stages[row.name].name: row for row in rows}, time.perf_counter()
-    print(f"{name}: {source} to {target}, {len(rows)} rows, stage 2 of {tuned.instruct_steps} x "
-          f"{s.instruct_batch} pictures, device {s.device}, {s.threads} threads", flush=True)
-
-    def say(stage):
-        if stage.name in by_stage:
-            print(row_line(by_stage[stage.name], stage.config()["scores"], s.dataset), flush=True)
-        else:  # an adapter that a row needs
-            say_scores(stage)
-
-    make_stages(s, jobs_for(s, rows, stages, tuned, source, target), say)
+    for made in ("vit", source, target):  # other settings are refused now, not after training
+        open_stage(s, made).config()
+    rows = [r for r in all_rows(source, target) if r.name in args.rows and can_be_made(r, s)]
+    stages, jobs = jobs_for(s, tuned, rows, source, target, name)
+    say(f"{source} to {target}: {len(rows)} rows, stage 2 of {tuned.instruct_steps} steps, "
+        f"device {s.device}, {s.threads} threads")
+    make_stages(s, jobs, say_scores)
     configs = {row.name: stages[row.name].config() for row in rows}
-    guesses = s.dataset.guesses({split: s.dataset.count(split) for split in s.dataset.EXAM})
+    guessed = guesses(s.dataset)
     result = {
         "seed": s.seed, "source": source, "target": target,
         "commit": ", ".join(sorted({config["commit"] for config in configs.values()})),
         "stage2_samples": tuned.instruct_steps * s.instruct_batch,
-        "rows": [{"name": row.name, "stage1": row.stage1, "stage2": row.stage2,
-                  "seconds": configs[row.name]["seconds"], "scores": configs[row.name]["scores"]}
-                 for row in rows], **guesses}
-    print(f"\n{'':28}stage 1  stage 2" + "".join(f"{score:>14}" for score in s.dataset.SCORES))
-    for row in rows:
-        print(row_line(row, configs[row.name]["scores"], s.dataset))
-    for guess, scores in guesses.items():
-        print(row_line(Row(guess, None), scores, s.dataset))
+        "rows": [{"name": row.name, "stage1": row.stage1, "stage2": row.stage2}
+                 | {fact: configs[row.name][fact] for fact in ("seconds", "scores")}
+                 for row in rows], **guessed}
+    print(f"\n{'row, and its stages there':30}" + "".join(f"{x:>14}" for x in s.dataset.SCORES))
+    for row in result["rows"]:
+        made = "+".join(["1"] * row["stage1"] + ["2"] * row["stage2"])
+        print(score_line(f"{row['name']:27}{made}", row["scores"], s.dataset))
+    for guess, scores in guessed.items():
+        print(score_line(guess, scores, s.dataset))
     if "zero_shot_langbridge" in configs:
-        start = read_json(Path(s.out) / trained_on(source, "langbridge") / "config.json")
-        hashes = result["adapter_hash"] = {"before": start["hash"],
-                                           "after": configs["zero_shot_langbridge"]["hash"]}
-        print("hash of the adapter's trained parameters, before and after the swap: "
-              f"{' and '.join(hashes.values())}")
+        before = open_stage(s, rows[0].start).config()["hash"]  # that row is always the first
+        after = configs["zero_shot_langbridge"]["hash"]
+        result["adapter_hash"] = {"before": before, "after": after}
+        print(f"hash of the adapter's parameters before the swap {before}, after it {after}")
     write_json(Path(s.out) / f"{name}.json", result)
-    model = f" --model {name}/transferred_langbridge" if "transferred_langbridge" in configs else ""
-    print(f"\n{(time.perf_counter() - began) / 60:.1f} minutes. Scores: {s.out}/{name}.json. Try "
-          f"next:\n  python evaluate.py --out {s.out}{model} --image {example_picture(s)}\n"
-          f"  python transfer.py --out {s.out} {'--rows all' if args.reverse else '--reverse'}")
-
-
-def row_line(row, scores, data):
-    had = ["yes" if stage else "no" for stage in (row.stage1, row.stage2)] if row.make else ["", ""]
-    return (f"{row.name:28}{had[0]:>7}{had[1]:>9}" +
-            "".join(f"{scores[score]:14.3f}" for score in data.SCORES))
+    print(f"\n{(time.perf_counter() - began) / 60:.1f} minutes. Scores: {s.out}/{name}.json. Query "
+          f"one with stage 2: python evaluate.py --out {s.out} --model {name}/ROW --image PICTURE")
 
 
 if __name__ == "__main__":

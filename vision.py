@@ -10,7 +10,7 @@ import torch
 import torch.nn as nn
 import torch.nn.functional as F
 
-from data.files import load_weights, read_json, write_json, write_tensors
+from data.files import load_module, save_module
 
 
 @dataclass
@@ -105,16 +105,6 @@ class TextTower(nn.Module):
         return self.project(self.norm(x))  # (B, T, D)
 
 
-def info_nce(s):
-    """The loss of finding each one's own among the others, both ways: scores s (B, B) -> ()
-
-        -1/(2B) sum_i [log softmax_j(s_ij) + log softmax_j(s_ji)] at j = i  (van den Oord et al.
-        2018, arXiv 1807.03748)
-    """
-    own = torch.arange(len(s), device=s.device)
-    return (F.cross_entropy(s, own) + F.cross_entropy(s.T, own)) / 2
-
-
 class CLIP(nn.Module):
     """The two towers and their loss, with FILIP's late interaction (Yao et al. 2021, 2111.07783).
 
@@ -149,43 +139,24 @@ class CLIP(nn.Module):
         return self.log_scale.exp().clamp(max=300) * s
 
     def loss(self, pictures, ids, mask):
-        """Each picture finds its text in the batch, each text its picture."""
-        return info_nce(self(pictures, ids, mask))
+        """Each picture finds its text in the batch, and each text its picture (InfoNCE, van den
+        Oord et al. 2018, arXiv 1807.03748): -> ()
 
-
-class Wordless(nn.Module):
-    """The control for CLIP: a ViT that never meets a word. It learns which two pictures are
-    drawings of one scene, on different backgrounds, with different jitter:
-
-        s = scale * mean_n cos(v_n, v'_n)    over the patches n of the one and of the other
-    """
-
-    def __init__(self, config):
-        super().__init__()
-        self.vit = ViT(config)
-        self.project = nn.Linear(config.D, config.D, bias=False)
-        self.log_scale = nn.Parameter(torch.tensor(40.0).log())
-
-    def forward(self, pictures, others):
-        """The score of each picture with each of the others: 2 x (B, size, size, 3) -> (B, B)"""
-        v, w = (F.normalize(self.project(self.vit(x)), dim=-1) for x in (pictures, others))
-        s = v.flatten(1) @ w.flatten(1).T / v.size(1)  # (B, B)
-        return self.log_scale.exp().clamp(max=300) * s
-
-    def loss(self, pictures, others):
-        return info_nce(self(pictures, others))
+            -1/(2B) sum_i [log softmax_j(s_ij) + log softmax_j(s_ji)] at j = i
+        """
+        s = self(pictures, ids, mask)  # (B, B)
+        own = torch.arange(len(s), device=s.device)
+        return (F.cross_entropy(s, own) + F.cross_entropy(s.T, own)) / 2
 
 
 def save_vit(vit, folder):
     """Write vit.pt and vit.json into the folder."""
-    write_tensors(folder / "vit.pt", vit.state_dict())
-    write_json(folder / "vit.json", asdict(vit.config))
+    save_module(vit, asdict(vit.config), folder / "vit")
 
 
 def load_vit(folder):
     """The ViT that save_vit wrote."""
-    config = read_json(folder / "vit.json")
-    return load_weights(lambda: ViT(ViTConfig(**config)), folder / "vit.pt")
+    return load_module(lambda config: ViT(ViTConfig(**config)), folder / "vit")
 
 
 @torch.no_grad()
@@ -208,37 +179,30 @@ def ridge(x, y, strength=1e-3):
     return torch.linalg.solve(gram, x.T @ y)
 
 
-def linear_probe(x, y, x_test, y_test, classes):
-    """Accuracy of a linear classifier: what can be read off features directly.
-
-    Ridge regression to one-hot targets; x (n, width), y (n,) class indices.
-    """
-    mean = x.mean(0)
-
-    def centred(z):
-        return torch.cat([z - mean, z.new_ones(len(z), 1)], dim=1).double()  # (n, width + 1)
-
-    weights = ridge(centred(x), F.one_hot(y, classes).double())  # (width + 1, classes)
-    return ((centred(x_test) @ weights).argmax(1) == y_test).double().mean().item()
+def with_one(x):
+    """Features with a constant 1 at the end, so that a linear map has an offset."""
+    return F.pad(x, (0, 1), value=1.0)
 
 
 def probe(features, data, train_pictures=3000):
     """Linear probes: can an object's colour, and its shape, be read off its patches, concatenated?
+    A probe is ridge regression to one-hot targets.
 
     features: {split: (pictures, N, D)}; returns {split: {"probe_" + kind: accuracy}} for the splits
     other than train. In 'comp' the objects are those of unseen pairs.
     """
     def labelled(split, pictures, kind):
-        x, y = [], []
-        for seen, patches in data.seen(split, features[split][:pictures]):
-            x.append(patches.float().flatten())  # (its patches * D,)
-            y.append(data.kinds[kind].index(seen.words[kind]))
-        return torch.stack(x), torch.tensor(y)
+        seen = list(data.seen(split, features[split][:pictures]))
+        x = torch.stack([patches.flatten() for _, patches in seen])  # (objects, its patches * D)
+        y = torch.tensor([data.kinds[kind].index(its.words[kind]) for its, _ in seen])
+        return with_one(x.double()), y
 
     accuracy = {split: {} for split in features if split != "train"}
     for kind, words in data.kinds.items():
         x, y = labelled("train", train_pictures, kind)
+        weights = ridge(x, F.one_hot(y, len(words)).double())  # (its patches * D + 1, words)
         for split, of_split in accuracy.items():
             x_test, y_test = labelled(split, None, kind)
-            of_split[f"probe_{kind}"] = linear_probe(x, y, x_test, y_test, len(words))
+            right = (x_test @ weights).argmax(1) == y_test
+            of_split[f"probe_{kind}"] = right.double().mean().item()
     return accuracy

@@ -24,8 +24,9 @@ import functools
 import random
 from typing import NamedTuple
 
-from data.bpe import BOS, PATTERNS, keep_used, open_encoding, train_bpe
-from data.world import CAPTION_REQUESTS, PAIRS, PLACES, any_caption, ask_any, make_scene
+from data.bpe import BOS, PATTERNS, train_bpe
+from data.vocabularies import keep_used, open_encoding
+from data.world import CAPTION_REQUESTS, PAIRS, PLACES, ask_any, caption, make_scene
 
 GRID = 6  # tiles a side: a place of the 3 x 3 board is 2 x 2 tiles
 EMPTY = " ."  # the word for an empty tile
@@ -126,8 +127,8 @@ def turn(question, answer):
 
 
 def description(scene, rng):
-    """The turn that describes a scene, in a random wording."""
-    return turn(rng.choice(CAPTION_REQUESTS), any_caption(scene, rng))
+    """The turn that describes a scene."""
+    return turn(rng.choice(CAPTION_REQUESTS), caption(scene))
 
 
 def conversation(scene, rng, turns, captions=0.3, pairs=PAIRS):

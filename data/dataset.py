@@ -70,28 +70,22 @@ class Shapes:
         return np.stack([draw(make_scene(split, 0, i), f"{split}/{i}", self.size)
                          for i in indices])
 
-    def drawings(self, scenes, seed):
-        return np.stack([draw(scene, f"{seed}/{k}", self.size) for k, scene in enumerate(scenes)])
-
     def alt_texts(self, seed, n):
         return [keywords(make_scene("train", seed, i)) for i in range(n)]
 
-    def pairs(self, seed, step, n, of):
+    def pairs(self, seed, step, n):
         half, rng = n // 2, random.Random(f"twins/{seed}/{step}")
         indices = range(step * half, (step + 1) * half)  # of seed + 1: captions use seed 0
         scenes = [make_scene("train", seed + 1, i) for i in indices]
         scenes += [twin(scene, rng) for scene in scenes]
-        pictures = self.drawings(scenes, f"pairs/{seed}/{step}")
-        if of == "texts":
-            return pictures, [keywords(scene) for scene in scenes]
-        return pictures, self.drawings(scenes, f"others/{seed}/{step}")
+        pictures = [draw(scene, f"pairs/{seed}/{step}/{k}", self.size)
+                    for k, scene in enumerate(scenes)]
+        return np.stack(pictures), [keywords(scene) for scene in scenes]
 
-    def test_pairs(self, split, k, of, n=100):
-        indices = range(k * n, (k + 1) * n)
-        scenes = [make_scene(split, 0, i) for i in indices]
-        if of == "texts":
-            return self.pictures(split, indices), [keywords(scene) for scene in scenes]
-        return self.pictures(split, indices), self.drawings(scenes, f"others/{split}/{k}")
+    def test_pairs(self, split, n=100):
+        indices = range(n)
+        texts = [keywords(make_scene(split, 0, i)) for i in indices]
+        return self.pictures(split, indices), texts
 
     def examine_reading(self, answer, dialect):
         return scoring.join_splits({

@@ -17,7 +17,6 @@ import pickle
 import shutil
 import subprocess
 from pathlib import Path
-from unittest import mock
 
 import torch
 
@@ -25,9 +24,6 @@ try:
     import fcntl
 except ImportError:
     fcntl = None
-
-# torchrun starts several processes. Each trains on samples of its own; the first, rank 0, writes.
-RANK, RANKS = int(os.environ.get("RANK", 0)), int(os.environ.get("WORLD_SIZE", 1))
 
 
 class Refused(Exception):
@@ -38,8 +34,6 @@ class Refused(Exception):
 
 def write_aside(path, save):
     """Let save(aside) write a file beside path, then rename it: nobody ever sees half a file."""
-    if RANK > 0:
-        return
     aside = path.with_name(path.name + ".new")
     try:
         save(aside)
@@ -71,6 +65,12 @@ def seal_of(path, data):
 def write_tensors(path, tensors):
     """Write a dict of tensors, such as a module's state_dict()."""
     write_aside(path, lambda aside: torch.save(tensors, aside))
+
+
+def save_module(module, config, path):
+    """Write path.pt, a module's weights, and path.json, the dict from which it is made again."""
+    write_tensors(path.with_suffix(".pt"), module.state_dict())
+    write_json(path.with_suffix(".json"), config)
 
 
 # ---- reading ------------------------------------------------------------------------------------
@@ -127,19 +127,14 @@ def read_tensors(path, mmap=False):
         raise damaged(path, "it is damaged") from error
 
 
-def load_weights(make, path):
-    """make(), a module, with the weights of a file. It is made as shapes alone, so a lying
-    configuration allocates nothing. Raises Refused if they do not fit."""
-    def no_values(x, *args, **kwargs):  # random values of shapes would cost a second of imports
-        return x
-
+def load_module(make, path):
+    """The module that save_module wrote, made by make(config)."""
     try:
-        with torch.device("meta"), mock.patch.object(torch.Tensor, "normal_", no_values):
-            module = make()
-        module.load_state_dict(read_tensors(path), assign=True)
-    except (TypeError, ValueError, KeyError, AttributeError, RuntimeError) as error:
-        raise damaged(path, "it does not go with the configuration beside it, or is of another "
-                      "version of this project") from error
+        module = make(read_json(path.with_suffix(".json")))
+        module.load_state_dict(read_tensors(path.with_suffix(".pt")))
+    except (RuntimeError, TypeError, ValueError, KeyError) as error:
+        raise damaged(path.with_suffix(".pt"), "it does not go with the configuration beside it, "
+                      "or is of another version of this project") from error
     return module
 
 
@@ -155,7 +150,7 @@ def lock(out):
     Path(out).mkdir(parents=True, exist_ok=True)
     LOCK.append(open(Path(out) / "lock", "w", encoding="utf-8"))
     try:
-        if fcntl and RANK == 0:
+        if fcntl:
             fcntl.flock(LOCK[0], fcntl.LOCK_EX | fcntl.LOCK_NB)
     except BlockingIOError:
         raise Refused(f"{str(out)!r} is in use by another command; wait until it has ended, or "
@@ -203,17 +198,14 @@ class Stage:
 
     def finish(self, **facts):
         """Declare the stage finished. `facts` are what later stages and the tables read."""
-        if RANK == 0:
-            self.folder.mkdir(parents=True, exist_ok=True)
-            (self.folder / "state.pt").unlink(missing_ok=True)
-            files = {path.name: hash_of(path, path.stat().st_mtime_ns)
-                     for path in sorted(self.folder.iterdir())
-                     if path.is_file() and path.suffix != ".new"}  # what a kill has left
-            write_json(self.folder / "config.json", {
-                "stage": self.name, "settings": self.settings, "commit": COMMIT,
-                "torch": torch.__version__, **facts, "files": files})
-        if RANKS > 1:
-            torch.distributed.barrier()  # the others wait until they can read it
+        self.folder.mkdir(parents=True, exist_ok=True)
+        (self.folder / "state.pt").unlink(missing_ok=True)
+        files = {path.name: hash_of(path, path.stat().st_mtime_ns)
+                 for path in sorted(self.folder.iterdir())
+                 if path.is_file() and path.suffix != ".new"}  # what a kill has left
+        write_json(self.folder / "config.json", {
+            "stage": self.name, "settings": self.settings, "commit": COMMIT,
+            "torch": torch.__version__, **facts, "files": files})
 
     def save_state(self, **state):
         """Keep a checkpoint, in one file that begins with its own hash."""

@@ -27,7 +27,6 @@ import functools
 import hashlib
 import json
 import multiprocessing
-import os
 import random
 import re
 import unicodedata
@@ -40,23 +39,16 @@ import torch
 
 from data.bpe import BOS
 from data.corpus import EMPTY, in_scene, turn
-from data.files import RANK, RANKS, Refused, Stage, checked
-from data.pictures import decode, warped
+from data.files import Refused
+from data.pictures import UNREADABLE, decode_all, redrawn
 from data.scoring import QA, About, Answered, Said, join_splits
 
 REQUEST = "describe the picture."  # where an entry asks nothing
 UNUSABLE = f"[\ufffd\ud800-\udfff]|{re.escape(BOS)}"  # no UTF-8, or no text
 BAD_SHARE = 0.05  # if more entries are bad, the file is refused, unless --allow_bad
-LEAST = {"train": 20, "val": 4, "test": 4}  # entries
-ASKED = ("first", "later", "later", "later")  # turns of a held-out conversation
-ARTICLES = {"a", "an", "the"}
-NEIGHBOURS = 10000  # training pictures among which the nearest one is looked for, at most
 STOP_WORDS = set(
     "a an and are as at be by can for from has have in into is it its not of on or our that the "
     "their them there these they this to was were which who with you your".split())
-COLORS = set("red orange yellow green cyan blue purple violet pink brown black white gray grey "
-             "gold silver".split())
-PLACES = set("left right top bottom upper lower middle center centre corner above below".split())
 
 
 # ---- reading files ------------------------------------------------------------------------------
@@ -66,17 +58,12 @@ class Entry(NamedTuple):
     turns: list  # [(question, answer), ..]
 
 
-class BadEntry(Exception):
-    """Why an entry cannot be used."""
-
-
 def read_conversations(path, longest):
     """(the entries that can be used, {why not: [names]}). Raises Refused for a file of no use."""
     try:
         text = Path(path).read_bytes().decode("utf-8-sig", errors="replace")
         if text.lstrip()[:1] != "[":  # an entry a line
-            lines = [line for line in text.split("\n") if line.strip()]
-            text = "[" + ",\n".join(lines) + "]"
+            text = "[" + ",\n".join(filter(str.strip, text.split("\n"))) + "]"
         items = json.loads(text)
     except OSError as error:
         raise Refused(f"cannot read {str(path)!r}: {error.strerror}")
@@ -84,37 +71,35 @@ def read_conversations(path, longest):
         raise Refused(f"cannot read {str(path)!r} as JSON in UTF-8 ({error}); is it whole?")
     entries, bad = [], defaultdict(list)
     for k, item in enumerate(items, 1):
-        try:
-            entries.append(read_entry(item, longest))
-        except BadEntry as why:
+        entry, why = read_entry(item, longest)
+        if why is None:
+            entries.append(entry)
+        else:
             name = item.get("id") if isinstance(item, dict) else None
-            bad[str(why)].append(f"entry {k}" if name is None else f"{name!a:.40}")
+            bad[why].append(f"entry {k}" if name is None else f"{name!a:.40}")
     if not entries:
         raise Refused(f"{path}: no usable entry ({listed(bad) or 'empty'}); see data/README.md")
     return entries, bad
 
 
 def read_entry(item, longest):
-    """An Entry, in lower case, as all texts here are: a small LLM has no capital letters to spare.
-    Raises BadEntry, also if a question has more bytes than `longest`."""
+    """An Entry, and None or why it cannot be used; a question may have `longest` bytes at most. All
+    texts are in lower case, as everywhere here: a small LLM has no capital letters to spare."""
     try:
         image, messages = item.get("image"), item["conversations"]
         roles = [message["from"] for message in messages]
         texts = [" ".join(message["value"].lower().replace("<image>", " ").split())
                  for message in messages]
     except (AttributeError, KeyError, TypeError):
-        raise BadEntry("not in LLaVA's format")
-    turns = list(zip(texts[::2], texts[1::2]))
+        return None, "not in LLaVA's format"
+    turns = [(question or REQUEST, answer) for question, answer in zip(texts[::2], texts[1::2])]
     reasons = {
         "no image": not isinstance(image, str) or not image,
         "human and gpt do not take turns": roles != ["human", "gpt"] * max(1, len(roles) // 2),
         f"bytes that are no UTF-8, or {BOS}": re.search(UNUSABLE, " ".join(texts)),
         "an empty answer": not all(answer for _, answer in turns),
         "a question too long": any(len(q.encode(errors="replace")) > longest for q, _ in turns)}
-    for why, holds in reasons.items():
-        if holds:
-            raise BadEntry(why)
-    return Entry(image, [(question or REQUEST, answer) for question, answer in turns])
+    return Entry(image, turns), next((why for why, holds in reasons.items() if holds), None)
 
 
 def listed(bad):
@@ -123,60 +108,25 @@ def listed(bad):
                      for why, names in bad.items())
 
 
-def judge(path, entries, bad, allow_bad):
-    """Say what is left out of a file. Raises Refused if it is too much."""
+def judge(path, entries, bad, marks, allow_bad):
+    """The entries of a file whose pictures can be used, too; marks {name: mark} are those of
+    decode_all. Says what is left out. Raises Refused if it is too much."""
+    kept = [entry for entry in entries if marks[entry.image] not in UNREADABLE]
+    for name in [entry.image for entry in entries if marks[entry.image] in UNREADABLE]:
+        bad[marks[name]].append(f"{name!a:.40}")
     left_out = sum(map(len, bad.values()))
-    total = left_out + len(entries)
+    total = left_out + len(kept)
     about = f"{path}: {left_out} of {total} entries cannot be used: {listed(bad)}"
-    if not entries or left_out > BAD_SHARE * total and not allow_bad:
+    if not kept or left_out > BAD_SHARE * total and not allow_bad:
         raise Refused(f"{about}; mend them, or use the rest with --allow_bad")
     if left_out and multiprocessing.parent_process() is None:  # lanes do not repeat it
         print(about, flush=True)
-
-
-# ---- pictures, decoded once ---------------------------------------------------------------------
-
-def decode_all(images, names, size, folder):
-    """The pictures of a folder, by name: (array, marks). A mark is the hash of a picture's pixels,
-    or "" if it cannot be read.
-
-    array (n, size, size, 3) uint8 is a file that is mapped into memory, so there may be more
-    pictures than memory holds. It is made again if a picture changes.
-    """
-    paths = [Path(images) / name for name in names]
-    facts = [[os.path.getsize(path), os.path.getmtime(path)] if os.path.exists(path) else None
-             for path in paths]
-    what = json.dumps([str(Path(images).resolve()), size, names, facts])
-    stage = Stage(folder, hashlib.sha256(what.encode()).hexdigest()[:16], {})
-    config, target = stage.config(), stage.folder / "pixels"
-    if RANKS > 1:
-        torch.distributed.barrier()  # all have looked before the first begins
-    if config is None:
-        stage.folder.mkdir(parents=True, exist_ok=True)
-        stage.finish(marks=decode(paths, size, target) if RANK == 0 else None)
-        config = stage.config()
-    array = np.memmap(checked(target), np.uint8, "r", shape=(len(names), size, size, 3))
-    return array, config["marks"]
-
-
-def redrawn(picture, text, rng):
-    """Another drawing of the same thing: a picture (size, size, 3) moved a little; if its text
-    names no place, of another size and proportion, too, and turned a little; and, if it names no
-    colour, in a quarter of cases without them. A ViT that sees the same few pictures again and
-    again would learn them by heart, and not what they show."""
-    words = set(text.split())
-    y, x = (len(picture) * rng.uniform(-1, 1) / 24 for _ in range(2))
-    more = {} if words & PLACES else dict(
-        zoom=rng.uniform(0.7, 1.4), stretch=rng.uniform(0.85, 1.18), angle=rng.uniform(-0.25, 0.25))
-    other = warped(picture, y, x, **more)
-    if not words & COLORS and rng.random() < 0.25:
-        other = other.convert("L").convert("RGB")
-    return np.asarray(other)
+    return kept
 
 
 # ---- texts --------------------------------------------------------------------------------------
 
-def words_of(text, without=ARTICLES):
+def words_of(text, without=("a", "an", "the")):
     """The words of a text, without case, punctuation and these: so answers are compared, as in
     SQuAD (Rajpurkar et al. 2016, arXiv 1606.05250). If there is nothing else, that counts.
 
@@ -192,17 +142,6 @@ def token_f1(answer, true):
     """The words that two answers share: 2 |answer & true| / (|answer| + |true|)"""
     answer, true = Counter(words_of(answer)), Counter(words_of(true))
     return 2 * (answer & true).total() / (answer.total() + true.total())
-
-
-def scattered(words, side, rng):
-    """A caption's words on a raster of side x side tiles: each word once, then again in a random
-    share of the tiles; the rest is empty."""
-    tiles, share = [EMPTY] * side * side, rng.uniform(0.1, 0.9)
-    places = rng.sample(range(len(tiles)), round(share * len(tiles)))
-    for place, word in zip(places, words + rng.choices(words, k=len(places))):
-        tiles[place] = f" {word}"
-    rows = [tiles[k:k + side] for k in range(0, len(tiles), side)]
-    return "".join("".join(row) + "\n" for row in rows)
 
 
 # ---- the data -----------------------------------------------------------------------------------
@@ -242,30 +181,20 @@ class OwnData:
         names = sorted({entry.image for entries, _ in read for entry in entries})
         self.array, marks = decode_all(images, names, size, folder)
         self.row, self.mark = {name: i for i, name in enumerate(names)}, dict(zip(names, marks))
-        kept = []
-        for path, (entries, bad) in zip(paths, read):
-            kept.append([entry for entry in entries if self.mark[entry.image]])
-            for image in [entry.image for entry in entries if not self.mark[entry.image]]:
-                there = os.path.exists(Path(images) / image)
-                why = "a picture that cannot be read" if there else "a missing picture"
-                bad[why].append(f"{image!a:.40}")
-            judge(path, kept[-1], bad, allow_bad)
+        kept = [judge(path, *its, self.mark, allow_bad) for path, its in zip(paths, read)]
         self.sums = {"files": hashlib.sha256(ascii([kept, marks]).encode()).hexdigest()[:16]}
         if files not in (None, self.sums["files"]):
             raise Refused(f"{data!r} or its pictures are not what the models were trained on; undo "
                           "that, or train into another --out")
-        self.of = defaultdict(list)  # {split: [Entry]}
-        if exam:
-            self.of["test"] = kept[0]
-        else:
-            self.deal({"train": pictures, "val": max(1, test_pictures // 2), "test": test_pictures},
-                      *kept)
+        self.of = defaultdict(list, test=kept[0] if exam else [])  # {split: [Entry]}
+        if not exam:
+            self.deal(pictures, test_pictures, *kept)
         self.sampled = min(10000, 20 * len(self.of["train"]))
         self.reference = self  # whose training pictures guesses may know
         self.known = self.of["train"] or self.of["test"]
         self.request = Counter(entry.turns[0][0] for entry in self.known).most_common(1)[0][0]
 
-    def deal(self, limits, train, held=()):
+    def deal(self, pictures, test_pictures, train, held=()):
         """Deal the entries to the splits: by their pixels, so a picture is in one of them only."""
         taken = {self.mark[entry.image] for entry in held}
         train = [entry for entry in train if self.mark[entry.image] not in taken]
@@ -273,12 +202,14 @@ class OwnData:
         for entries, sides in ((train, some), (held, ["val", "test"])):
             for entry in entries:
                 self.of[sides[int(self.mark[entry.image], 16) % len(sides)]].append(entry)
-        for split, most in limits.items():
-            if len(self.of[split]) < LEAST[split]:
-                raise Refused(f"--data has only {len(self.of[split])} entries for {split}, "
-                              f"{LEAST[split]} are needed; a picture's pixels decide its split")
-            random.Random(split).shuffle(self.of[split])
-            del self.of[split][most:]
+        for split, least, most in (("train", 20, pictures), ("val", 4, max(1, test_pictures // 2)),
+                                   ("test", 4, test_pictures)):
+            its = self.of[split]
+            if len(its) < least:
+                raise Refused(f"--data has only {len(its)} entries for {split}, {least} are "
+                              "needed; a picture's pixels decide its split")
+            random.Random(split).shuffle(its)
+            del its[most:]
 
     def config(self):
         return {"kind": "own", **self.fields, **self.sums}
@@ -299,26 +230,18 @@ class OwnData:
     def alt_texts(self, seed, n):
         return [self.alt_text(entry) for entry in self.of["train"][:20 * n]]
 
-    def pairs(self, seed, step, n, of):
+    def pairs(self, seed, step, n):
         rng, chosen = random.Random(f"pairs/{seed}/{step}"), {}
         for i in rng.choices(range(self.count("train")), k=2 * n):
             chosen.setdefault(self.alt_text(self.of["train"][i]), i)  # no two texts are alike
-        return self.drawn("train", [*chosen.values()][:n], rng, of)
+        indices, texts = [*chosen.values()][:n], [*chosen][:n]
+        pictures = self.pictures("train", indices)
+        return np.stack([redrawn(p, text, rng) for p, text in zip(pictures, texts)]), texts
 
-    def test_pairs(self, split, k, of, n=100):
-        rng, count = random.Random(f"test pairs/{k}"), self.count(split)
-        return self.drawn(split, rng.sample(range(count), min(n, count)), rng, of)
-
-    def drawn(self, split, indices, rng, of):
-        """Pictures and their texts, or other drawings; those of training are redrawn."""
-        pictures = self.pictures(split, indices)
-        texts = [self.alt_text(self.of[split][i]) for i in indices]
-
-        def again():
-            return np.stack([redrawn(p, text, rng) for p, text in zip(pictures, texts)])
-
-        first = again() if split == "train" else pictures
-        return first, texts if of == "texts" else again()
+    def test_pairs(self, split, n=100):
+        rng, count = random.Random("test pairs"), self.count(split)
+        indices = rng.sample(range(count), min(n, count))
+        return self.pictures(split, indices), [self.alt_text(self.of[split][i]) for i in indices]
 
     # ---- for the LLMs ----
 
@@ -326,13 +249,21 @@ class OwnData:
     def half(self, dialect):
         """The entries that one of the LLMs reads: source and target share none. Of entries with the
         same first answer each reads half: so both know a name that two pictures have."""
-        entries = sorted(self.of["train"], key=lambda entry: (
-            entry.turns[0][1], self.mark[entry.image]))[dialect == "target"::2]
+        entries = sorted(self.of["train"], key=lambda e: (e.turns[0][1], self.mark[e.image]))
+        entries = entries[dialect == "target"::2]
         random.Random(dialect).shuffle(entries)
         return entries
 
     def raster(self, entry, rng):
-        return scattered(words_of(entry.turns[0][1], STOP_WORDS), self.side, rng)
+        """The words of a caption on a raster of side x side tiles: each word once, then again in a
+        random share of the tiles; the rest is empty."""
+        words, share = words_of(entry.turns[0][1], STOP_WORDS), rng.uniform(0.1, 0.9)
+        tiles = [EMPTY] * self.side ** 2
+        places = rng.sample(range(len(tiles)), round(share * len(tiles)))
+        for place, word in zip(places, words + rng.choices(words, k=len(places))):
+            tiles[place] = f" {word}"
+        rows = ["".join(tiles[k:k + self.side]) for k in range(0, len(tiles), self.side)]
+        return "\n".join(rows) + "\n"
 
     def document(self, dialect, seed, index, rasters, turns, captions):
         rng, entries = random.Random(f"document/{dialect}/{seed}/{index}"), self.half(dialect)
@@ -352,9 +283,9 @@ class OwnData:
             rng = random.Random(f"reading/{split}")
             return answer([(self.raster(self.of[split][i], rng), qa.question) for i, qa in items])
 
-        said = self.examine(read, {split: min(300, self.count(split)) for split in self.EXAM})
-        return join_splits({split: {"raster_qa": float(np.mean([a.right for a in its.questions]))}
-                            for split, its in said.items()})
+        scores = self.score(self.examine(read, {s: min(300, self.count(s)) for s in self.EXAM}))
+        return {"val": {"raster_qa": scores["val"]["exact_match"]},
+                "raster_qa": scores["exact_match"]}
 
     # ---- for the adapters ----
 
@@ -386,9 +317,8 @@ class OwnData:
             entries = self.of[split][:n]
             asked = [(i, QA(kind, question, true, About(kind)))
                      for i, entry in enumerate(entries)
-                     for kind, (question, true) in zip(ASKED, entry.turns)]
-            answered = zip(asked, answer(split, asked))
-            questions = [OwnAnswered(i, qa, text) for (i, qa), text in answered]
+                     for kind, (question, true) in zip(["first"] + 3 * ["later"], entry.turns)]
+            questions = [OwnAnswered(*its, text) for its, text in zip(asked, answer(split, asked))]
             said[split] = Said(entries, questions, pope=[], captions=[])
         return said
 
@@ -402,40 +332,35 @@ class OwnData:
         return dict(zip(self.SCORES, pairs))
 
     def score(self, said):
-        scores = {}
-        for split in said:
-            sums = {name: pairs.sum(0) for name, pairs in self.counts(said, split).items()}
-            scores[split] = {name: float(got / possible) for name, (got, possible) in sums.items()}
-        return join_splits(scores)
+        return join_splits({split: {name: float(np.divide(*pairs.sum(0)))
+                                    for name, pairs in self.counts(said, split).items()}
+                            for split in said})
 
     def guesses(self, pictures):
         """The scores of the most frequent answer to each question, of the answers of random
         entries, and of the answers of the training picture whose pixels differ least."""
-        known, rng, answers = self.reference.known, random.Random("chance"), defaultdict(Counter)
-        for entry in known:
-            for question, answer in entry.turns:
-                answers[question][answer] += 1
-                answers[""][answer] += 1  # for questions that were never asked
-        usual = {question: its.most_common(1)[0][0] for question, its in answers.items()}
+        other, rng = self.reference, random.Random("chance")
+        turns = [turn for entry in other.known for turn in entry.turns]
+        # from the rarest to the most frequent answer, which stays
+        usual = {q: a for (q, a), _ in reversed(Counter(turns).most_common())}
+        anything = Counter(answer for _, answer in turns).most_common(1)[0][0]
+
+        def pixels(data, split, n):
+            return torch.from_numpy(data.pictures(split, range(n))).flatten(1).float()  # (n, ..)
 
         def nearest(split, items):
-            near = self.nearest(split, pictures[split])
-            return [dict(near[i].turns).get(qa.question, near[i].turns[0][1]) for i, qa in items]
+            seen = pixels(other, "train", min(10000, other.count("train")))  # more are too slow
+            near = torch.cdist(pixels(self, split, pictures[split]), seen).argmin(1).tolist()
+            its = [other.of["train"][i].turns for i in near]
+            return [dict(its[i]).get(qa.question, its[i][0][1]) for i, qa in items]
 
         models = {
-            "majority": lambda split, items: [usual.get(qa.question, usual[""]) for _, qa in items],
-            "chance": lambda split, items: [rng.choice(rng.choice(known).turns)[1] for _ in items]}
-        if self.reference.of["train"]:
+            "majority": lambda split, items: [usual.get(qa.question, anything) for _, qa in items],
+            "chance": lambda split, items: [rng.choice(rng.choice(other.known).turns)[1]
+                                            for _ in items]}
+        if other.of["train"]:
             models["nearest picture"] = nearest
         return {name: self.score(self.examine(model, pictures)) for name, model in models.items()}
-
-    def nearest(self, split, n):
-        """For each of a split's first n pictures, the known entry whose pixels differ least."""
-        other = self.reference
-        rows = [other.row[entry.image] for entry in other.known[:NEIGHBOURS]]
-        x, y = (torch.from_numpy(pictures).flatten(1).float()  # 2 x (pictures, pixels)
-                for pictures in (self.pictures(split, range(n)), other.array[rows]))
-        return [other.known[i] for i in torch.cdist(x, y).argmin(1).tolist()]
 
 
 open_own = functools.cache(OwnData)  # read once in a process

@@ -1,19 +1,23 @@
-"""Pictures: read from files as small squares, warped, and drawn for people to look at."""
+"""Pictures: read from files as small squares, redrawn, and drawn for people to look at."""
 import hashlib
 import math
 import os
-from collections import Counter
-from concurrent.futures import ThreadPoolExecutor
+from multiprocessing.pool import ThreadPool
+from pathlib import Path
 
 import numpy as np
 import torch
 from PIL import Image, ImageDraw, ImageOps
 from tqdm import tqdm
 
-from data.files import Refused
+from data.files import Refused, Stage, checked
 
 MOST_PIXELS = 90_000_000  # of a file: more are not read
 Image.MAX_IMAGE_PIXELS = None  # Pillow's own limit would be a warning
+MISSING, BROKEN = UNREADABLE = "a missing picture", "a picture that cannot be read"
+COLORS = set("red orange yellow green cyan blue purple violet pink brown black white gray grey "
+             "gold silver".split())
+PLACES = set("left right top bottom upper lower middle center centre corner above below".split())
 
 
 # ---- reading ------------------------------------------------------------------------------------
@@ -55,37 +59,59 @@ def open_picture(path):
     return picture
 
 
-def decode(paths, size, target):
-    """Write many pictures into one file, as (n, size, size, 3) uint8. Returns a mark for each: the
-    hash of its pixels, or "" if it cannot be read."""
-    marks = []
+def decode_all(images, names, size, folder):
+    """The pictures of a folder, decoded once: (array, marks). A mark is the hash of a picture's
+    pixels or, if it cannot be used, one of UNREADABLE.
 
-    def decode_one(path):
+    array (n, size, size, 3) uint8 is a file that is mapped into memory, so there may be more
+    pictures than memory holds. It is made again if a picture changes.
+    """
+    paths = [Path(images) / name for name in names]
+    facts = [os.path.exists(p) and [os.path.getsize(p), os.path.getmtime(p)] for p in paths]
+    what = ascii([Path(images).resolve(), size, names, facts])
+    stage = Stage(folder, hashlib.sha256(what.encode()).hexdigest()[:16], {})
+    target = stage.folder / "pixels"
+
+    def decode(path):
         try:
             pixels = read_picture(path, size).numpy().tobytes()
+            return pixels, hashlib.sha256(pixels).hexdigest()
         except Refused:
-            return bytes(3 * size * size), ""
-        return pixels, hashlib.sha256(pixels).hexdigest()
+            return bytes(3 * size * size), BROKEN if os.path.exists(path) else MISSING
 
-    with open(target, "wb") as file, ThreadPoolExecutor(os.cpu_count()) as pool:
-        for start in tqdm(range(0, len(paths), 1000), "decoding, in thousands", leave=False):
-            for pixels, mark in pool.map(decode_one, paths[start:start + 1000]):
+    if stage.config() is None:
+        stage.folder.mkdir(parents=True, exist_ok=True)
+        marks = []
+        with open(target, "wb") as file, ThreadPool() as pool:
+            decoded = pool.imap(decode, paths, chunksize=32)
+            for pixels, mark in tqdm(decoded, "decoding", len(paths), leave=False):
                 file.write(pixels)
                 marks.append(mark)
-    return marks
+        stage.finish(marks=marks)
+    array = np.memmap(checked(target), np.uint8, "r", shape=(len(names), size, size, 3))
+    return array, stage.config()["marks"]
 
 
-def warped(picture, y, x, zoom=1.0, stretch=1.0, angle=0.0):
-    """A picture (size, size, 3) uint8 as a Pillow image that shows what is y and x pixels further,
-    `zoom` times as much of it, `stretch` times more from top to bottom, turned by an angle in
-    radians about the centre. What was outside has the colour of the top left corner."""
-    size, half = len(picture), len(picture) / 2
+def redrawn(picture, text, rng):
+    """Another drawing of the same thing: a picture (size, size, 3) uint8 moved a little; if its
+    text names no place, of another size and proportion, too, and turned a little; and, if it names
+    no colour, in a quarter of cases without them. A ViT that sees the same few pictures again and
+    again would learn them by heart, and not what they show."""
+    words, size, half = set(text.split()), len(picture), len(picture) / 2
+    y, x = (size * rng.uniform(-1, 1) / 24 for _ in range(2))
+    zoom, stretch, angle = 1.0, 1.0, 0.0
+    if not words & PLACES:
+        zoom, stretch = rng.uniform(0.7, 1.4), rng.uniform(0.85, 1.18)
+        angle = rng.uniform(-0.25, 0.25)  # in radians, about the centre
     a, b = zoom * math.cos(angle), -zoom * stretch * math.sin(angle)
     c, d = zoom * math.sin(angle), zoom * stretch * math.cos(angle)
     where = (a, b, half - (a + b) * half + x, c, d, half - (c + d) * half + y)  # of each pixel
-    return Image.fromarray(picture).transform(
+    other = Image.fromarray(picture).transform(
         (size, size), Image.Transform.AFFINE, where, Image.Resampling.BILINEAR,
-        fillcolor=tuple(picture[0, 0].tolist()))
+        fillcolor=tuple(picture[0, 0].tolist()))  # what was outside is as the top left corner
+    if not words & COLORS and rng.random() < 0.25:
+        other = other.convert("L").convert("RGB")
+    return np.asarray(other)
 
 
 # ---- drawn for people ---------------------------------------------------------------------------
@@ -101,24 +127,21 @@ def enlarged(picture, side):
 def word_map(path, picture, panels, note):
     """A picture (size, size, 3) uint8 and, beside it, the top words of each patch, as a PNG.
 
-    Words are as large and as dark as their weight; below, their sums over the patches.
+    Words are as large and as dark as their weight.
     panels: [(title, [[(word, weight from 0 to 1), ..] for each patch])]
     """
     side = math.isqrt(len(panels[0][1]))  # patches
     width = side * CELL
-    size = ((len(panels) + 1) * (width + GAP) + GAP, TOP + width + 190)
+    size = ((len(panels) + 1) * (width + GAP) + GAP, TOP + width + 40)
     sheet = Image.new("RGB", size, "white")
     pen, large = ImageDraw.Draw(sheet), enlarged(picture, width)
     pale = Image.blend(large, Image.new("RGB", large.size, "white"), 0.8)
-    pen.text((GAP, TOP - 10), "the picture", fill="black", font_size=19, anchor="lb")
-    sheet.paste(large, (GAP, TOP))
-    for p, (title, patches) in enumerate(panels, start=1):
+    for p, (title, patches) in enumerate([("the picture", []), *panels]):
         left = GAP + p * (width + GAP)
         pen.text((left, TOP - 10), title, fill="black", font_size=19, anchor="lb")
-        sheet.paste(pale, (left, TOP))
+        sheet.paste(pale if patches else large, (left, TOP))
         for n, words in enumerate(patches):
             draw_patch(pen, left + n % side * CELL, TOP + n // side * CELL, words)
-        draw_sums(pen, left, TOP + width, width, patches)
     pen.text((GAP, sheet.height - 26), note, fill="dimgray", font_size=13)
     sheet.save(path)
 
@@ -132,22 +155,6 @@ def draw_patch(pen, x, y, words):
             shade = int(190 * (1 - min(weight, 1)))  # 0 is black
             pen.text((x + CELL / 2, y + 18 + 28 * k), word, fill=(shade, shade, shade),
                      font_size=10 + 8 * min(weight, 1), anchor="mm")
-
-
-def draw_sums(pen, left, top, width, patches):
-    """The eight heaviest words of a whole picture, as bars in two columns of four."""
-    pen.text((left, top + 8), "summed over the patches:", fill="dimgray", font_size=13)
-    total = Counter()
-    for word, weight in sum(patches, []):
-        total[word] += weight
-    del total["."]  # the empty word
-    heaviest = (+total).most_common(8)  # + leaves out what is not above zero, as raw weights may be
-    for k, (word, weight) in enumerate(heaviest):
-        x, y = left + k // 4 * width // 2, top + 34 + 28 * (k % 4)
-        end = x + 74 + 120 * weight / heaviest[0][1]
-        pen.text((x, y), word, fill="black", font_size=14)
-        pen.rectangle([x + 74, y + 3, end, y + 13], fill="#1b6ca8")
-        pen.text((x + 200, y), f"{weight:.1f}", fill="black", font_size=13)
 
 
 def contact_sheet(path, rows):

@@ -1,5 +1,6 @@
 """Commands: errors in one line, signals that save first, and stages side by side."""
 import difflib
+import math
 import multiprocessing
 import os
 import re
@@ -16,7 +17,7 @@ from typing import Any, Callable, NamedTuple
 import torch
 from tqdm import tqdm
 
-from data.files import RANK, RANKS, Refused
+from data.files import Refused
 
 LANES = 4  # stages side by side, at most
 
@@ -38,7 +39,7 @@ class Parser(ArgumentParser):
             elif f.metadata["choices"]:
                 about["choices"] = f.metadata["choices"]
             else:
-                about |= {"type": f.type, "metavar": f.type.__name__.upper()}
+                about |= {"type": f.metadata["type"], "metavar": f.type.__name__.upper()}
             self.add_argument(f"--{f.name}", **about)
 
     def error(self, message):
@@ -48,13 +49,23 @@ class Parser(ArgumentParser):
         raise Refused(f"{message}{hint}; see python {self.prog} --help")
 
 
-def number(low, high=10 ** 6):
-    """A type for flags: a whole number in this range"""
+def number(low, high=10 ** 6, kind=int):
+    """A type for flags: a number in this range, whole by default"""
     def parse(text):
-        if not (re.fullmatch(r"\d{1,9}", text) and low <= int(text) <= high):
-            raise ArgumentTypeError(f"{text!r}: expected {low} to {high}")
-        return int(text)
+        try:
+            value = kind(text)
+        except ValueError:
+            value = math.nan
+        if not low <= value <= high:
+            what = "a whole number, " if kind is int else ""
+            raise ArgumentTypeError(f"{text!r}: expected {what}{low} to {high}")
+        return value
     return parse
+
+
+def say(text):
+    """Print a line; on a terminal, in place of a progress bar that may stand there."""
+    print(("\r\033[K" if sys.stdout.isatty() else "") + text, flush=True)
 
 
 # ---- one command --------------------------------------------------------------------------------
@@ -83,8 +94,6 @@ def run_command(main):
     signal.signal(signal.SIGTERM, on_signal)
     signal.signal(signal.SIGINT, on_signal)
     try:
-        if RANKS > 1:
-            join_ranks()
         main()
     except Stopped as stopped:
         name = signal.Signals(stopped.code - 128).name
@@ -100,46 +109,18 @@ def run_command(main):
         sys.exit(2)
 
 
-# ---- several processes: torchrun ----------------------------------------------------------------
-
-def join_ranks():
-    """Meet the other processes. Each has a GPU of its own, if there are any."""
-    gpus, own = torch.cuda.device_count(), int(os.environ["LOCAL_RANK"])
-    if gpus:
-        if own >= gpus:
-            raise Refused(f"torchrun --nproc_per_node: expected at most {gpus}, a GPU for each")
-        torch.cuda.set_device(own)
-    torch.distributed.init_process_group()  # NCCL between GPUs, gloo between CPUs
-    if RANK > 0:
-        sys.stdout = open(os.devnull, "w", encoding="utf-8")  # the first process speaks
-
-
-def average_over_ranks(loss, grads):
-    """The mean of a loss; gradients become their means, in place. If one process was asked to stop,
-    all do."""
-    facts = torch.tensor([loss, float(Signals.asked is not None)], device=grads[0].device)
-    flat = torch.cat([facts, *(grad.flatten() for grad in grads)])
-    torch.distributed.all_reduce(flat)
-    flat /= RANKS
-    for grad, mean in zip(grads, flat[2:].split([grad.numel() for grad in grads])):
-        grad.copy_(mean.view_as(grad))
-    if flat[1] > 0:
-        Signals.asked = Signals.asked or signal.SIGTERM
-    return flat[0].item()
-
-
 # ---- stages side by side ------------------------------------------------------------------------
 
 class Job(NamedTuple):
-    """A stage to be made, make(s, stage, **arguments), when those in `after` are finished."""
+    """A stage to be made, make(stage, **arguments), when those in `after` are finished."""
     make: Callable
     stage: Any
     arguments: dict = {}
     after: tuple = ()  # names of stages
 
 
-def make_stages(s, jobs, say):
-    """Make all stages that are not finished; say(stage) is called after each.
+def make_stages(s, jobs, finished):
+    """Make all stages that are not yet made; finished(stage) is called after each.
 
     On a CPU, two stages on one thread each finish sooner than one after the other on two threads,
     so each is made in a process of its own, a lane; of those that could begin, the first in the
@@ -147,11 +128,11 @@ def make_stages(s, jobs, say):
     differently, and a resumed run would not match bit for bit.
     """
     jobs = [job for job in jobs if job.stage.config() is None]
-    lanes = min(s.threads, LANES) if s.device == "cpu" and RANKS == 1 else 1
+    lanes = min(s.threads, LANES) if s.device == "cpu" else 1
     if lanes == 1 or not jobs:
         for job in jobs:
-            job.make(s, job.stage, **job.arguments)
-            say(job.stage)
+            job.make(job.stage, **job.arguments)
+            finished(job.stage)
         return
     # otherwise glibc returns large blocks to the system and refetches them at every step
     os.environ.setdefault("MALLOC_MMAP_THRESHOLD_", str(2 ** 25))
@@ -164,11 +145,11 @@ def make_stages(s, jobs, say):
                 ready = [job for job in jobs if not unfinished & {*job.after}]
                 for job in ready[:lanes - len(running)]:
                     jobs.remove(job)
-                    running[pool.submit(job.make, s, job.stage, **job.arguments)] = job
+                    running[pool.submit(job.make, job.stage, **job.arguments)] = job
                 for future in wait(running, return_when=FIRST_COMPLETED).done:
                     job = running.pop(future)
                     future.result()  # raises what the stage raised
-                    say(job.stage)
+                    finished(job.stage)
         except BaseException:
             for process in multiprocessing.active_children():
                 process.terminate()  # it saves, and ends

@@ -21,7 +21,6 @@ import math
 import random
 import re
 from collections import Counter
-from functools import partial
 from typing import NamedTuple
 
 import numpy as np
@@ -50,18 +49,16 @@ COMP_PAIRS = [(color, SHAPES[(i + 3) % len(SHAPES)]) for i, color in enumerate(C
 SEEN_PAIRS = [pair for pair in PAIRS if pair not in COMP_PAIRS]
 SIDES = ["train"] * 6 + ["val", "test", "text:val", "text:test"]  # a tenth of all scenes each
 
-QUESTION_TYPES = ["color", "shape", "where", "count", "exists"]
+QUESTION_TYPES = ["color", "shape", "where", "count", "exists", "absent"]
+WAYS = {"color": ["shape"], "shape": ["color"],  # what a question names a thing by
+        "where": ["both", "both", "color", "shape"], "exists": ["both", "both", "color", "shape"]}
 QUESTIONS = {  # two wordings each
-    "color": ["what color is the {shape}?", "which color does the {shape} have?"],
-    "shape": ["what shape is the {color} object?", "which shape does the {color} object have?"],
-    "where": ["where is the {color} {shape}?", "in which place is the {color} {shape}?"],
-    "count": ["how many objects are there?", "how many objects can you see?"],
-    "count_color": ["how many {color} objects are there?", "how many {color} objects can you see?"],
-    "exists": ["is there a {color} {shape}?", "can you see a {color} {shape}?"]}
-ANSWERS = {"color": COLORS, "shape": SHAPES, "where": PLACES, "count": NUMBERS,
-           "exists": ["yes", "no"]}
-WORDINGS = ["a {color} {shape} at the {place}", "at the {place} a {color} {shape}",
-            "a {shape} that is {color} at the {place}"]  # of an object in a caption
+    "color": ["what color is the {name}?", "which color does the {name} have?"],
+    "shape": ["what shape is the {name}?", "which shape does the {name} have?"],
+    "where": ["where is the {name}?", "in which place is the {name}?"],
+    "count": ["how many {name}s are there?", "how many {name}s can you see?"],
+    "exists": ["is there a {name}?", "can you see a {name}?"],
+    "anything": ["is there anything {color}?", "can you see anything {color}?"]}
 CAPTION_REQUESTS = ["describe the scene.", "what do you see?"]
 
 
@@ -193,16 +190,9 @@ def patches_of(place, side):
 
 # ---- captions ----------------------------------------------------------------------------------
 
-def caption(scene, wording=0):
-    """The scene in words; all wordings say the same."""
-    said = [WORDINGS[wording].format(color=o.color, shape=o.shape, place=PLACES[o.place])
-            for o in scene]
-    return ", ".join(said) + "."
-
-
-def any_caption(scene, rng):
-    """A caption in a random wording."""
-    return caption(scene, rng.randrange(len(WORDINGS)))
+def caption(scene):
+    """The scene in words, its objects in raster order."""
+    return ", ".join(f"a {o.color} {o.shape} at the {PLACES[o.place]}" for o in scene) + "."
 
 
 def keywords(scene):
@@ -247,6 +237,15 @@ class About(NamedTuple):
     color: str | None = None
     shape: str | None = None
 
+    @property
+    def name(self):
+        """red circle, circle, red object, or object"""
+        return " ".join(filter(None, [self.color, self.shape or "object"]))
+
+    def fits(self, scene):
+        """The objects that have this name."""
+        return [o for o in scene if self.color in (None, o.color) and self.shape in (None, o.shape)]
+
 
 class QA(NamedTuple):
     type: str
@@ -263,12 +262,12 @@ def ask(scene, type, rng, pairs=PAIRS):
     """
     if type not in FIND:
         raise ValueError(f"unknown question type {type!r}, expected one of {', '.join(FIND)}")
-    found = FIND[type](scene, rng, pairs)
+    found = FIND[type](scene, type, rng, pairs)
     if found is None:
         return None
     about, answer = found
-    key = "count_color" if type == "count" and about.color else type
-    question = rng.choice(QUESTIONS[key]).format(color=about.color, shape=about.shape)
+    key = "anything" if type == "exists" and not about.shape else about.type
+    question = rng.choice(QUESTIONS[key]).format(name=about.name, color=about.color)
     return QA(type, question, answer, about)
 
 
@@ -280,30 +279,28 @@ def ask_any(scene, rng, pairs=PAIRS, types=QUESTION_TYPES):
             return qa
 
 
-# A function (scene, rng, pairs) -> (About, answer) for each type of question; None if it has no
-# such question. 'The circle' must mean one object, so only a unique shape is asked for its colour.
+# A function (scene, type, rng, pairs) -> (About, answer) for each type of question; None if it has
+# no such question.
 
-def unique(scene, attribute):
-    """The objects that share this attribute, 'color' or 'shape', with no other object."""
-    values = [getattr(o, attribute) for o in scene]
-    return [o for o in scene if values.count(getattr(o, attribute)) == 1]
+def named(type, pair, way):
+    """What names something of this colour and shape, by 'both', 'color', or 'shape'."""
+    color, shape = pair
+    return About(type, None if way == "shape" else color, None if way == "color" else shape)
 
 
-def find_attribute(scene, rng, pairs, asked, named):
-    """What is asked of an object, 'color' or 'shape', that is named by the other one."""
-    candidates = [o for o in unique(scene, named) if o.pair in pairs]
-    if not candidates:
+def find_one(scene, type, rng, pairs):
+    """Its colour, shape or place is asked of a thing whose name fits nothing else."""
+    way = rng.choice(WAYS[type])
+    names = [named(type, o.pair, way) for o in scene if o.pair in pairs]
+    names = [about for about in names if len(about.fits(scene)) == 1]
+    if not names:
         return None
-    o = rng.choice(candidates)
-    return About(asked, **{named: getattr(o, named)}), getattr(o, asked)
+    about = rng.choice(names)
+    (o,) = about.fits(scene)
+    return about, {"color": o.color, "shape": o.shape, "where": PLACES[o.place]}[type]
 
 
-def find_where(scene, rng, pairs):
-    o = rng.choice([o for o in scene if o.pair in pairs])
-    return About("where", o.color, o.shape), PLACES[o.place]
-
-
-def find_count(scene, rng, pairs):
+def find_count(scene, type, rng, pairs):
     colors = [o.color for o in scene]
     if rng.random() >= 0.5:
         return About("count"), NUMBERS[len(scene)]
@@ -311,17 +308,32 @@ def find_count(scene, rng, pairs):
     return About("count", color), NUMBERS[colors.count(color)]
 
 
-def find_exists(scene, rng, pairs):
-    o = rng.choice([o for o in scene if o.pair in pairs])
+def find_exists(scene, type, rng, pairs):
     if rng.random() < 0.5:
-        return About("exists", *o.pair), "yes"
-    there = [p.pair for p in scene]
-    absent = [pair for pair in pairs if pair not in there]
-    # A hard no, wherever these pairs have one: its colour or its shape is there, but not both.
-    hard = [(color, shape) for color, shape in absent if color == o.color or shape == o.shape]
-    return About("exists", *rng.choice(hard or absent)), "no"
+        return missing(scene, type, rng, pairs), "no"
+    o = rng.choice([o for o in scene if o.pair in pairs])
+    return named(type, o.pair, rng.choice(WAYS[type])), "yes"
 
 
-FIND = {"color": partial(find_attribute, asked="color", named="shape"),
-        "shape": partial(find_attribute, asked="shape", named="color"),
-        "where": find_where, "count": find_count, "exists": find_exists}
+def find_absent(scene, type, rng, pairs):
+    """A question about what is not there."""
+    about = missing(scene, rng.choice(["color", "shape", "where"]), rng, pairs)
+    return about, f"there is no {about.name}"
+
+
+def missing(scene, type, rng, pairs):
+    """The name of something that is not there. Of a colour and a shape, wherever these pairs have
+    such a one, one of the two is there, but not both: that is harder."""
+    way = rng.choice(WAYS[type])
+    names = [named(type, pair, way) for pair in pairs]
+    names = [about for about in names if not about.fits(scene)]
+    there = {word for o in scene for word in o.pair}
+    hard = [about for about in names if about.color in there or about.shape in there]
+    return rng.choice(hard or names)
+
+
+FIND = {"color": find_one, "shape": find_one, "where": find_one, "count": find_count,
+        "exists": find_exists, "absent": find_absent}
+ANSWERS = {"color": COLORS, "shape": SHAPES, "where": PLACES, "count": NUMBERS,
+           "exists": ["yes", "no"],
+           "absent": [f"there is no {About('', *pair).name}" for pair in PAIRS]}

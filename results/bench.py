@@ -1,19 +1,14 @@
-"""How long things take, each beside what it is compared with, on a CPU.
+"""How long our LLM takes to learn, beside a GPT-2 of the same width and depth, on a CPU.
 
-    python results/bench.py               after train.py: all of these, into bench.json
-    python results/bench.py --only ask
+    python results/bench.py     after train.py: both of these, into bench.json
 
-    step      one training step of the source LLM, beside one of a GPT-2 of the same width and
-              depth, built and trained as in nanoGPT, on the same documents
-    skill     seconds of training until an LLM reads rasters: ours by its recipe, beside that GPT-2
-              with three times as many steps, at several learning rates
-    generate  40 tokens after each of 20 texts without the cache, beside the same with it
-    ask       a cold `python evaluate.py --image .. --ask ..`, beside a cold `import torch`
+    step      the seconds of a training step, on the same documents
+    skill     how well an LLM reads rasters, after so many seconds of training: ours by its recipe,
+              the GPT-2 as in nanoGPT, with three times as many steps, at several learning rates
 
 Seconds depend on the machine and on the hour; only ratios within a run mean anything. In `skill`
 two models are trained side by side, a thread each. Interrupted? Run the same command again.
 """
-import subprocess
 import sys
 from dataclasses import replace
 from functools import partial
@@ -26,18 +21,15 @@ import torch
 import torch.nn as nn
 import torch.nn.functional as F
 
-ROOT = Path(__file__).parent.parent
-sys.path.insert(0, str(ROOT))  # the project, one folder up
+sys.path.insert(0, str(Path(__file__).parent.parent))  # the project, one folder up
 
 import train
 from data.corpus import encode, in_scene, raster, turn
-from data.files import Stage, read_json, write_json
-from data.run import Job, Parser, make_stages, run_command
+from data.files import Stage, write_json
+from data.run import Job, Parser, make_stages, run_command, say
 from data.world import ask_any, make_scene
 
 RATES = [0.000125, 0.00025, 0.0005, 0.001, 0.002, 0.004]  # of AdamW, for the rival
-GOAL = 0.9  # share of questions about rasters that are answered exactly
-TIMES = 20  # how often things are timed; the median counts
 
 
 class GPT2(nn.Module):
@@ -79,10 +71,10 @@ def new_llm(s, rate=None):
     return rival, [adamw], encoding
 
 
-def documents_of(s, encoding, batch):
+def documents_of(s, encoding, step):
     """What the source LLM reads in one step of train.pretrain_llm, as samples."""
     documents = (s.dataset.document("source", s.seed, i, s.llm_rasters, s.llm_turns, s.llm_captions)
-                 for i in range(batch * s.llm_batch, (batch + 1) * s.llm_batch))
+                 for i in range(step * s.llm_batch, (step + 1) * s.llm_batch))
     return [train.Sample(ids, [max(weight, s.llm_text_weight) for weight in weights])
             for ids, weights in (encode(encoding, document) for document in documents)]
 
@@ -99,7 +91,17 @@ def train_step(s, llm, optimizers, samples, record=float):
     train.update(optimizers)
 
 
-# ---- seconds to a skill -------------------------------------------------------------------------
+def bench_step(s):
+    """The median seconds of twenty steps of each, taken in turn, and their ratio."""
+    models = [new_llm(s), new_llm(s, RATES[0])]
+    samples = documents_of(s, models[0][2], 0)
+    steps = [partial(train_step, s, *model[:2], samples) for model in models]
+    took = [[timeit(step, number=1) for step in steps] for _ in range(20)]
+    ours, gpt2 = map(median, zip(*took))
+    return {"ours": ours, "gpt2": gpt2, "ratio": ours / gpt2}
+
+
+# ---- learning a skill ---------------------------------------------------------------------------
 
 def raster_questions(encoding, n):
     """Rasters of unread scenes, each with a question and its answer, which alone has a weight."""
@@ -111,102 +113,52 @@ def raster_questions(encoding, n):
 
 
 @torch.no_grad()
-def exact_match(llm, samples):
-    """The share of answers of which every token is the likeliest after the true ones before it:
-    these are the ones that greedy generation gets right."""
+def examine(run, llm, samples):
+    """Note the seconds so far, and the exact match: the share of answers of which every token is
+    the likeliest after the true ones before it. These are what greedy generation gets right."""
     ids, weights = train.padded(samples)  # 2 x (B, T)
     likeliest = llm.head(llm.hidden(llm.embed(ids[:, :-1]))).argmax(-1)  # (B, T - 1)
     wrong = (likeliest != ids[:, 1:]) & (weights[:, 1:] > 0)  # (B, T - 1)
-    return 1 - wrong.any(1).float().mean().item()
+    run.measured.append([run.seconds, 1 - wrong.any(1).float().mean().item()])
 
 
 def learn_to_read(s, stage, rate, steps):
-    """Train an LLM, and note [seconds, exact match] on the way."""
+    """Train an LLM, and examine it on the way."""
     llm, optimizers, encoding = new_llm(s, rate)
     exam = raster_questions(encoding, min(500, 5 * s.test_pictures))  # a smoke run asks fewer
     run = train.Run(s, stage, [llm], optimizers, steps)
-
-    def measure():
-        run.measured.append([run.seconds, exact_match(llm, exam)])
-
-    for batch in run:
-        if run.step % max(1, s.llm_source_steps // 25) == 0:
-            run.seconds -= timeit(measure, number=1)  # these seconds are no training
-        train_step(s, llm, optimizers, documents_of(s, encoding, batch), run.record)
-    measure()
-    reached = [seconds for seconds, right in run.measured if right >= GOAL]
-    stage.finish(seconds=run.seconds, scores={"val": {"exact_match": run.measured[-1][1]}}, design={
-        "params": train.size_of(llm), "steps": steps, "seconds": run.seconds,
-        "seconds_to_goal": reached[0] if reached else None, "curve": run.measured})
+    for step in run:
+        if run.step % max(1, s.llm_source_steps // 25) == 0:  # these seconds are no training:
+            run.seconds -= timeit(partial(examine, run, llm, exam), number=1)
+        train_step(s, llm, optimizers, documents_of(s, encoding, step), run.record)
+    examine(run, llm, exam)
+    stage.finish(seconds=run.seconds, scores={"val": {"exact_match": run.measured[-1][1]}},
+                 design={"params": train.size_of(llm), "curve": run.measured})
 
 
 def bench_skill(s):
+    """How each design learns, {name: {"params": .., "curve": [[seconds, exact match], ..]}}"""
     settings, jobs = train.open_stage(s, "llm_source").settings, []
     for name, rate, longer in [("ours", None, 1)] + [(f"gpt2-{r}-3x", r, 3) for r in RATES]:
         about = {"rate": rate, "steps": longer * s.llm_source_steps}
-        jobs.append(Job(learn_to_read, Stage(s.out, f"bench/{name}", settings | about), about))
+        stage = Stage(s.out, f"bench/{name}", settings | about)
+        jobs.append(Job(partial(learn_to_read, s), stage, about))
     make_stages(s, jobs, train.say_scores)
-    designs = {job.stage.folder.name: job.stage.config()["design"] for job in jobs}
-    ours, *rivals = [design["seconds_to_goal"] for design in designs.values()]
-    reached = [seconds for seconds in rivals if seconds]
-    ratio = min(reached) / ours if ours and reached else None  # None: one of them never did
-    return {"goal": GOAL, "designs": designs, "ratio": ratio}
-
-
-# ---- two things in turn -------------------------------------------------------------------------
-
-def in_turn(**things):
-    """The median seconds of two functions, called in turn, and their ratio."""
-    took = [[timeit(do, number=1) for do in things.values()] for _ in range(TIMES)]
-    first, second = map(median, zip(*took))
-    return dict(zip(things, (first, second)), ratio=first / second)
-
-
-def bench_step(s):
-    ours, rival = new_llm(s), new_llm(s, RATES[0])
-    samples = documents_of(s, ours[2], 0)
-    return in_turn(ours=partial(train_step, s, *ours[:2], samples),
-                   gpt2=partial(train_step, s, *rival[:2], samples))
-
-
-def bench_generate(s):
-    llm, ids = new_llm(s)[0], torch.zeros(20, 100, dtype=torch.long)  # no matter which tokens
-
-    def generate(tokens, *lengths):
-        for T in lengths:
-            llm.generate(llm.embed(ids[:, :T]), [], tokens)
-
-    return in_turn(uncached=partial(generate, 1, *range(60, 100)), cached=partial(generate, 40, 60))
-
-
-def bench_ask(s):
-    def python(*arguments):
-        subprocess.run([sys.executable, *arguments], check=True, capture_output=True)
-
-    ask = ["--image", ROOT / train.example_picture(s), "--ask", "what color is the circle?"]
-    return in_turn(ask=partial(python, ROOT / "evaluate.py", "--out", s.out, *ask),
-                   import_torch=partial(python, "-c", "import torch"))
+    return {job.stage.folder.name: job.stage.config()["design"] for job in jobs}
 
 
 # ---- python results/bench.py --------------------------------------------------------------------
 
-BENCHES = {"step": bench_step, "skill": bench_skill, "generate": bench_generate, "ask": bench_ask}
-
-
 def main():
     parser = Parser(__doc__)
     parser.add_argument("--out", default="out", help="the folder of train.py (default: out)")
-    parser.add_argument("--only", choices=BENCHES, help="one of these (default: all)")
-    args = parser.parse_args()
-    s = replace(train.load_settings(args.out), device="cpu", precision="fp32", threads=2)
+    s = train.load_settings(parser.parse_args().out)
+    s = replace(s, device="cpu", precision="fp32", threads=2)
     torch.set_num_threads(1)  # as in a lane of train.py
-    path = Path(args.out) / "bench.json"
-    result = read_json(path) if path.exists() else {}
-    for name in [args.only] if args.only else BENCHES:
-        result[name] = BENCHES[name](s) | {"torch": torch.__version__}
-        write_json(path, result)
-        print(f"{name:10}", *(f"{key} {x:.4f}   " for key, x in result[name].items()
-                              if isinstance(x, float)), flush=True)
+    step, designs = bench_step(s), bench_skill(s)
+    write_json(Path(s.out) / "bench.json",
+               {"torch": torch.__version__, "step": step, "skill": {"designs": designs}})
+    say("a step: ours {ours:.4f} s, GPT-2 {gpt2:.4f} s, ratio {ratio:.2f}".format(**step))
 
 
 if __name__ == "__main__":

@@ -23,6 +23,7 @@ import math
 import random
 import sys
 from collections import Counter
+from functools import partial
 from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).parent.parent))  # the project, one folder up
@@ -30,19 +31,21 @@ sys.path.insert(0, str(Path(__file__).parent.parent))  # the project, one folder
 import torch
 import torch.nn.functional as F
 
-from adapter import EMPTY, fingerprint
+from adapter import EMPTY, fingerprint, load_adapter
 from data import world
-from data.corpus import GRID, raster, turn
+from data.corpus import GRID, prompt, raster
 from data.files import Refused, Stage, hash_of, lock, read_json, write_json
 from data.gguf import GGUF, read_encoding, read_weights, sizes_of
 from data.pictures import read_picture
-from data.run import Job, Parser, make_stages, number, run_command
+from data.run import Job, Parser, make_stages, number, run_command, say
 from data.scoring import benchmark, caption_of
-from evaluate import (TEMPERATURES, ask, chat, draw_word_map, held_out, load_vlm, nearest_words,
-                      score_vlm)
-from model import GPT, VLM, rotate
+from evaluate import (TEMPERATURES, as_asked, ask, chat, draw_word_map, held_out, load_vlm,
+                      nearest_words, score_vlm)
+from model import GPT, VLM, length, rotate
+from results.report import load, real_types_table
 from train import check, load_settings, open_stage, training_features, words_of
-from transfer import RIDGES, TopWords, embed, in_tiles, linear_map, shuffled
+from transfer import (RIDGES, TopWords, embed, in_tiles, linear_map, shuffle_words,
+                      swap_embeddings)
 
 SCENE, HEAD = "scene:\n", "place | object\n"  # how a scene begins, as for our LLMs, and a table
 SETS, FEW = 6, 50  # sets of examples that are tried, on so many scenes of val
@@ -88,7 +91,7 @@ class Llama:
         if ids != self.begun:
             self.begun, self.before, cache = [], {}, self.new_cache()
             self.hidden(self.embed(torch.tensor([ids], device=self.embedding.weight.device)), cache)
-            for name, read in zip(self.blocks, cache.blocks):
+            for name, read in zip(self.blocks, cache):
                 self.before[name] = read["keys"][0], read["values"][0]  # (G, P, c) each
             self.begun = ids
 
@@ -105,14 +108,14 @@ class Llama:
         """What the head reads: x (B, T, C) -> (B, T, C). With a cache, x continues the cached text.
         Raises Refused if the context is too short."""
         cache, s = cache or self.new_cache(), self.config
-        start = len(self.begun) + cache.length
+        start = len(self.begun) + length(cache)
         if (end := start + x.size(1)) > s.context:
             raise Refused(f"{end} tokens are too many for this LLM ({s.context}): fewer --shots?")
         frequencies = s.base ** -(torch.arange(0, s.c, 2, device=x.device) / s.c)  # (c/2,)
         frequencies = frequencies / self.weights.get("rope_freqs.weight", 1.0)
         angles = torch.arange(start, end, device=x.device)[:, None] * frequencies  # (T, c/2)
         turns = torch.polar(torch.ones_like(angles), angles)  # (T, c/2), complex
-        for name, its_cache in zip(self.blocks, cache.blocks):
+        for name, its_cache in zip(self.blocks, cache):
             x = self.block(x, name, turns, its_cache)  # (B, T, C)
         return self.norm(x, "output_norm")  # (B, T, C)
 
@@ -124,12 +127,10 @@ class Llama:
         if self.config.apart:  # bring the two channels of each rotary pair together
             q, k = (heads.unflatten(-1, (2, -1)).mT.flatten(-2) for heads in (q, k))
         q, k = rotate(q, turns), rotate(k, turns)
+        for part, new in (("keys", k), ("values", v)):
+            cache[part] = torch.cat([cache[part], new], dim=2) if part in cache else new
         before = self.before.get(name, (k[0, :, :0], v[0, :, :0]))  # 2 x (G, P, c); P may be 0
-        if "keys" in cache:
-            k = torch.cat([cache["keys"], k], dim=2)  # (B, G, S, c)
-            v = torch.cat([cache["values"], v], dim=2)  # (B, G, S, c)
-        cache["keys"], cache["values"] = k, v
-        y = attention(q, k, v, *before)  # (B, H, T, c)
+        y = attention(q, cache["keys"], cache["values"], *before)  # (B, H, T, c)
         x = x + self.linear(y.transpose(1, 2).flatten(2), f"{name}attn_output")  # (B, T, C)
         h = self.norm(x, f"{name}ffn_norm")
         gate, up = F.silu(self.linear(h, f"{name}ffn_gate")), self.linear(h, f"{name}ffn_up")
@@ -164,15 +165,15 @@ def solved_examples(n, seed, write, candidates=300):
     rng, given, text = random.Random(f"examples/{seed}"), Counter(), ""
     scenes = [world.make_scene("text:source", f"examples/{seed}", i) for i in range(candidates)]
     for k in range(n):
-        types = world.QUESTION_TYPES[k % 2 * 3:][:3]  # three, or two and the caption
+        types = world.QUESTION_TYPES[k % 2 * 3:][:3]  # half, or half and the caption
         asked = [(scene, [world.ask(scene, type, rng) for type in types]) for scene in scenes]
         scene, qas = min((its for its in asked if all(its[1])),
                          key=lambda its: sum(given[qa.answer] for qa in its[1]))
         scenes.remove(scene)
         given.update(qa.answer for qa in qas)
         qas += [caption_of(scene)] * (k % 2)
-        turns = [turn(qa.question, qa.answer) for qa in rng.sample(qas, 3)]
-        text += SCENE + write(scene) + "".join(piece for pieces in turns for piece, _ in pieces)
+        text += SCENE + write(scene)
+        text += "".join(f"{prompt(qa.question)} {qa.answer}\n" for qa in rng.sample(qas, 3))
     return text
 
 
@@ -221,12 +222,19 @@ class Prompted(VLM):
         indices, the cache)."""
         self.llm.begin(self.examples)
         tables = self.tables(features)
-        for length in sorted({*map(len, tables)}):
-            alike = [i for i, table in enumerate(tables) if len(table) == length]
+        for size in sorted({*map(len, tables)}):
+            alike = [i for i, table in enumerate(tables) if len(table) == size]
             for start in range(0, len(alike), self.batch):
                 pictures, cache = alike[start:start + self.batch], self.llm.new_cache()
                 self.llm.hidden(torch.stack([tables[i] for i in pictures]), cache)
                 yield pictures, cache
+
+    def answer(self, features, asked):
+        """Raises Refused for a special token in a question: it is not text."""
+        for special in self.encoding.special_tokens_set:
+            if any(special in question for _, question in asked):
+                raise Refused(f"{special!r} is a special token, not text: leave it out")
+        return super().answer(features, asked)
 
 
 # ---- rows ---------------------------------------------------------------------------------------
@@ -239,19 +247,18 @@ MLPS = ["zero_shot_nearest_words", "zero_shot_linear_map", "text_mlp"]
 def adapters_for(s, name, llm, encoding):
     """A row's adapter on this LLM, as {constant: adapter}: several, where one is chosen on val."""
     _, ours = load_vlm(s.out, "mlp_align" if name in MLPS else "langbridge_align")
-    adapter, source = ours.to(s.device).adapter, (ours.llm, ours.encoding)
-    if name == "zero_shot_shuffled":
-        adapter.tokens = shuffled(adapter.tokens, s.seed)
+    adapter, source, target = ours.to(s.device).adapter, (ours.llm, ours.encoding), (llm, encoding)
     if name in BRIDGES:
-        return {None: adapter.set_basis(llm, encoding)}
+        make = shuffle_words if name == "zero_shot_shuffled" else swap_embeddings
+        return {None: make(s, adapter, source, target)}
     tokens = words_of(s, ours.encoding)
-    mixed = {constant: nearest_words(adapter, *source, tokens, constant).set_basis(llm, encoding)
+    mixed = {constant: nearest_words(adapter, *source, tokens, constant).set_basis(*target)
              for constant in TEMPERATURES}
     if name != "zero_shot_linear_map":
         return mixed
     known = [t for t in tokens if t in encoding.token_byte_values()]
     v = adapter(training_features(s)[:500].float().to(s.device)).flatten(0, 1)  # (n, C)
-    e, e_target = embed(*source, known), embed(llm, encoding, known)  # (K, C), (K, C')
+    e, e_target = embed(*source, known), embed(*target, known)  # (K, C), (K, C')
     mapped = {constant: linear_map(adapter, v, e, e_target, constant) for constant in RIDGES}
     for each in mapped.values():  # it has no words that say which places are occupied
         each.tokens, each.weights = tokens, mixed[TEMPERATURES[0]].weights
@@ -262,19 +269,19 @@ def adapters_for(s, name, llm, encoding):
 def make_row(s, stage, path):
     """A row's scores. What is open, the examples in reads_list and an MLP's constant elsewhere, is
     chosen by the answers about val."""
-    name, file, settings = stage.folder.name, GGUF(path), stage.settings
-    llm, encoding, exam = Llama(file, s.device), read_encoding(file), held_out(s.out, s.device)
+    name, file, exam = stage.folder.name, GGUF(path), held_out(s.out, s.device)
+    llm, encoding = Llama(file, s.device), read_encoding(file)
+    val, test = exam["val"][:FEW], exam["test"][:s.test_pictures]
     if name in TEXTS:
-        exam = {split: [TEXTS[name](world.make_scene(split, 0, i)) for i in range(len(pictures))]
-                for split, pictures in exam.items()}
-    val, test = exam["val"][:FEW], exam["test"][:settings["pictures"]]
+        val, test = ([TEXTS[name](world.make_scene(split, 0, i)) for i in range(len(pictures))]
+                     for split, pictures in (("val", val), ("test", test)))
     if name == "zero_shot_other_picture":
         test = test.roll(len(test) // 2, 0)
     _, questions, _ = benchmark("val", len(val))
     asked, vlms, tried = [(i, qa.question) for i, qa in questions], {}, {}
     for seed in range(SETS) if name == "reads_list" else [chosen_examples(stage.folder.parent)]:
         write = as_raster if name == "reads_rasters" else as_table
-        examples = solved_examples(settings["shots"], seed, write)
+        examples = solved_examples(stage.settings["shots"], seed, write)
         adapters = {seed: None} if name in TEXTS else adapters_for(s, name, llm, encoding)
         for key, adapter in adapters.items():
             adapter = TopWords(adapter) if name.startswith("text_") else adapter
@@ -294,34 +301,24 @@ def chosen_examples(folder):
 
 def compare(s, args, file):
     """Make all rows, print them, and write real_FILE.json."""
-    out, name, pictures = args.out, args.file.stem, min(args.pictures, s.test_pictures)
-    about = {"file": hash_of(args.file), "shots": args.shots, "pictures": pictures}
+    name, about = args.file.stem, {"file": hash_of(args.file), "shots": args.shots}
     stages = {row: Stage(s.out, f"real/{name}/{row}", open_stage(s, row).settings | about)
               for row in [*TEXTS, *BRIDGES, *MLPS]}  # two files of one name are two LLMs
     first = {stages["reads_list"].name}  # it chooses the examples
-    jobs = [Job(make_row, stage, {"path": args.file}, first - {stage.name})
-            for stage in stages.values()]
-    make_stages(s, jobs, lambda stage: print(f"{stage.name}: done", flush=True))
-    configs = {row: stage.config() for row, stage in stages.items()}
-    rows = {row: config["scores"] for row, config in configs.items()}
-    guesses, first = s.dataset.guesses({"test": pictures}), configs["reads_list"]
-    columns = ["vqa", *world.QUESTION_TYPES, "caption_f1", "pope_acc"]
-    print(f"\n{pictures:>15} pictures " + "".join(f"{column:>11}" for column in columns))
-    for row, scores in (rows | guesses).items():
-        values = [(scores | scores["vqa_by_type"]).get(column, math.nan) for column in columns]
-        print(f"{row:25}" + "".join(f"{value:11.3f}" for value in values))
-    words = load_vlm(out, "langbridge_align")[1].adapter.tokens
+    make_stages(s, [Job(partial(make_row, s), stage, {"path": args.file}, first - {stage.name})
+                    for stage in stages.values()], lambda stage: say(f"{stage.name}: done"))
+    facts = ("scores", "chosen", "tried", "hash", "commit")
+    rows = [{"name": row} | {fact: stage.config()[fact] for fact in facts}
+            for row, stage in stages.items()]
+    words = load_adapter(args.out / "langbridge_align").tokens
     present = {*words} & {*read_encoding(file).token_byte_values()}
-    write_json(out / f"real_{name}.json", {
-        "target": name, "seed": s.seed,
-        "commit": ", ".join(sorted({config["commit"] for config in configs.values()})),
-        "llm": {"params": sum(math.prod(entry.shape) for entry in file.tensors.values()),
-                "vocab": sizes_of(file).V, "words": [len(present), len(words)]},
-        "examples": {"shots": args.shots, "chosen": first["chosen"], "vqa_on_val": first["tried"]},
-        "rows": [{"name": row, "scores": scores} for row, scores in rows.items()], **guesses,
-        "adapter_hash": {"before": read_json(out / "langbridge_align" / "config.json")["hash"],
-                         "after": configs["zero_shot_langbridge"]["hash"]}})
-    print(f"\nScores: {out}/real_{name}.json. For a conversation: --image PICTURE")
+    trained, path = args.out / "langbridge_align" / "config.json", args.out / f"real_{name}.json"
+    write_json(path, {
+        "target": name, "seed": s.seed, "shots": args.shots, "words": [len(present), len(words)],
+        "adapter_hash": read_json(trained)["hash"],  # E swapped, it is still the same
+        "rows": rows, **s.dataset.guesses({"test": s.test_pictures})})
+    print(f"\n{real_types_table(load([args.out], path.stem))}\n\nAbout {s.test_pictures} pictures. "
+          f"Scores: {path}. For a conversation: --image PICTURE")
 
 
 @torch.no_grad()
@@ -334,12 +331,13 @@ def look_at(s, args, file):
                    solved_examples(args.shots, seed, as_table)).eval()
     pixels = read_picture(args.image, vit.config.size)
     features = vit(pixels)  # (B, N, D)
+    habits = {"words": [], "request": s.dataset.request,  # who knows which words it has read?
+              "examples": s.dataset.example_questions()}
     if args.ask is None and sys.stdin.isatty():
-        path = args.image.with_name(f"{args.image.stem}_words.png")
-        return chat(vlm, features, s.dataset, (),
+        path = args.out / f"{args.image.stem}_words.png"
+        return chat(vlm, features, habits,
                     lambda vlm: draw_word_map(args.out, name, vlm, features, pixels, path))
-    question = " ".join((args.ask or "").lower().split()) or s.dataset.request
-    print(ask(vlm, features, question, ()))  # (): who knows which words it has read?
+    print(ask(vlm, features, as_asked(args.ask or "", habits), habits))
 
 
 def main():
@@ -356,10 +354,11 @@ def main():
     args = parser.parse_args()
     file, s = GGUF(args.file), load_settings(args.out)
     s.threads, s.device = args.threads or s.threads, args.device or s.device
+    s.test_pictures = min(args.pictures, s.test_pictures)
     check(s)
     torch.set_num_threads(s.threads)
-    if s.data or s.vit_size != GRID * s.vit_patch or s.align_mlp_hidden:
-        raise Refused("this needs a run on our world of 6 x 6 patches, without --align_mlp_hidden")
+    if s.data or s.vit_size != GRID * s.vit_patch:
+        raise Refused("this needs a run on our world of 6 x 6 patches")
     if args.image:
         return look_at(s, args, file)
     if args.ask:

@@ -4,19 +4,15 @@
 
     name           what varies
     coefficients   how W's outputs become weights, and whether words are sampled in stage 1
-    whitening      whether W reads whitened features
-    sampling       the share of patches that pass one sampled word in stage 1
     K, hidden      how many words, and how wide W is
-    basis          words, or words minus their mean
-    eye            a ViT pretrained with texts, or without a word
     target         targets less like the source: foreign has another empty word, another grid and
                    other sentences; in pieces many of the adapter's words are several tokens
-    mlp            an MLP as wide as the LLM, or with as many parameters as LangBridge
     budgets        stage 2 of several lengths, each at the learning rates that are best on val
 
 A point is a folder, OUT/sweeps/NAME/POINT. Finished stages of OUT that the point does not change
 are linked into it, the others are made there. Interrupted? Run the same command again. The scores
-go to OUT/sweep_NAME.json. For several seeds, make several OUT folders and loop over them.
+go to OUT/sweep_NAME.json; `python results/report.py OUT` shows them as a table. For several seeds,
+make several OUT folders and loop over them.
 """
 import os
 import shutil
@@ -28,9 +24,12 @@ from pathlib import Path
 ROOT = Path(__file__).parent.parent
 sys.path.insert(0, str(ROOT))  # the project, one folder up
 
+import torch
+
+from adapter import token
 from data.files import Refused, read_json, write_json
-from data.run import Parser, number, run_command
-from evaluate import held_out, load_vlm, own_weight
+from data.run import Parser, run_command
+from evaluate import held_out, load_vlm
 from train import STAGES, load_settings, size_of
 from transfer import all_rows
 
@@ -41,20 +40,12 @@ SWEEPS = {  # name: {point: the flags of train.py that it changes}
         "softplus, nothing sampled": dict(align_coefficients="softplus", align_sampled=0.0),
         "softmax, nothing sampled": dict(align_coefficients="softmax", align_sampled=0.0),
         "raw weights, nothing sampled": dict(align_coefficients="linear", align_sampled=0.0)},
-    "whitening": {"on": dict(align_whiten=True), "off": dict(align_whiten=False)},
-    "sampling": {share: dict(align_sampled=float(share)) for share in ("0", ".25", ".5")},
-    "K": {"16": dict(align_K=16), "32": dict(align_K=32), "used": dict(align_K=0),
-          "all": dict(align_K=1000)},
+    "K": {"16": dict(align_K=16), "32": dict(align_K=32), "used": dict(align_K=0)},
     "hidden": {width: dict(align_hidden=int(width)) for width in ("16", "64", "256")},
-    "basis": {basis: dict(align_basis=basis) for basis in ("words", "centered")},
-    "eye": {pairs: dict(vit_pairs=pairs) for pairs in ("texts", "drawings")},
     "target": {"target": dict(llm_target_dialect="target"),
-               "foreign": dict(llm_target_dialect="foreign"), "pieces": dict(llm_target_V=360)},
-    "mlp": {"usual": dict(align_mlp_hidden=0), "as large as W": dict(align_mlp_hidden=394)}}
+               "foreign": dict(llm_target_dialect="foreign"), "pieces": dict(llm_target_V=360)}}
 ALL_ROWS = all_rows("llm_source", "llm_target")  # of transfer.py
-HEADLINE = [row.name for row in ALL_ROWS if row.headline]
-ROWS = {"eye": HEADLINE, "target": HEADLINE,
-        "mlp": ["zero_shot_linear_map", "aligned_mlp", "native_mlp"]}  # other sweeps have two
+ROWS = {"target": [row.name for row in ALL_ROWS if row.headline]}  # other sweeps have two
 
 LENGTHS = [50, 100, 200, 400, 800]  # steps of stage 2
 RATES = [0.5, 1.0, 2.0]  # times its learning rates; each row has its best at the middle length
@@ -67,7 +58,7 @@ BUDGETS = {  # row: the same before stage 2, or None where that is untrained
 # ---- a folder for each point --------------------------------------------------------------------
 
 def flags(settings):
-    """{"align_K": 16, "align_whiten": False} -> ["--align_K=16", "--no-align_whiten"]"""
+    """{"align_K": 16, "allow_bad": False} -> ["--align_K=16", "--no-allow_bad"]"""
     return [f"--{'' if value else 'no-'}{name}" if isinstance(value, bool) else f"--{name}={value}"
             for name, value in settings.items() if value != ""]
 
@@ -88,81 +79,72 @@ def link_stages(out, folder, changes):
             shutil.copytree(path.parent, copy, copy_function=os.link)
 
 
-def make_stages(s, folder, changes, rows, threads):
+def make_stages(s, folder, changes, rows):
     """Everything that these rows of transfer.py need from train.py."""
     print(f"\n{folder}: {' '.join(flags(changes))}", flush=True)
     link_stages(Path(s.out), folder, changes)
     starts = {row.start for row in ALL_ROWS if row.name in rows}
     stages = ["llm_source", "llm_target", "vit", *sorted(starts & {*STAGES})]
-    s = replace(s, out=str(folder), stages=",".join(stages), threads=threads, **changes)
+    s = replace(s, out=str(folder), stages=",".join(stages), **changes)
     run("train.py", *flags(asdict(s)))
 
 
-def transfer(folder, rows, threads, **budget):
+def transfer(s, folder, rows, **budget):
     """The scores of some rows of transfer.py, {row: scores}; budget: steps and rate of stage 2,
     if they are not the usual ones."""
-    run("transfer.py", *flags({"out": folder, "rows": ",".join(rows), "threads": threads} | budget))
+    run("transfer.py",
+        *flags({"out": folder, "rows": ",".join(rows), "threads": s.threads} | budget))
     name = "transfer_steps{steps}_rate{rate:g}.json" if budget else "transfer.json"
     return {row["name"]: row["scores"] for row in read_json(folder / name.format(**budget))["rows"]}
 
 
 # ---- what is measured ---------------------------------------------------------------------------
 
-def sweep(s, name, threads):
+@torch.no_grad()
+def own_weight(vlm, features, data):
+    """The share of |weight| that an object's patches put on its own words."""
+    shares = []
+    for seen, beta in data.seen("test", vlm.adapter.weights(features).abs()):
+        weights = dict(zip(vlm.adapter.tokens, beta.sum(0).tolist()))
+        own = sum(weights.get(token(word), 0.0) for word in seen.words.values())
+        shares.append(own / max(sum(weights.values()), 1e-9))
+    return sum(shares) / len(shares)
+
+
+def sweep(s, name):
     """One setting varies: for each point its adapter, aligned on the source LLM, and its rows."""
     rows, points = ROWS.get(name, ["zero_shot_langbridge", "transferred_langbridge"]), []
-    align = "mlp_align" if name == "mlp" else "langbridge_align"
     for title, changes in SWEEPS[name].items():
         folder = Path(s.out) / "sweeps" / name / title.replace(", ", "_").replace(" ", "_")
-        make_stages(s, folder, changes, rows, threads)
-        scores = {stage: read_json(folder / stage / "config.json")["scores"]
-                  for stage in ("vit", align)}
-        measured = {"on_the_source_llm": scores[align]} | transfer(folder, rows, threads)
-        (_, vlm), test = load_vlm(folder, align), held_out(folder, splits=["test"])["test"]
-        words = getattr(vlm.adapter, "tokens", None)  # an MLP has none
+        make_stages(s, folder, changes, rows)
+        aligned = read_json(folder / "langbridge_align" / "config.json")
+        measured = {"on_the_source_llm": aligned["scores"]} | transfer(s, folder, rows)
+        _, vlm = load_vlm(folder, "langbridge_align")
+        test = held_out(folder, splits=["test"])["test"]
         points.append({
-            "value": title, "K": words and len(words), "params": size_of(vlm.adapter),
-            "own_weight": words and round(own_weight(vlm, test, s.dataset), 4),
-            "vit": {probe: scores["vit"][probe] for probe in ("probe_color", "probe_shape")},
-            "rows": {row: of_tables(s, its) for row, its in measured.items()}})
-    for point in points:
-        print_rows("{value}: K {K}, {params} parameters, own weight {own_weight}".format(**point),
-                   point["rows"])
+            "value": title, "K": len(vlm.adapter.tokens), "params": size_of(vlm.adapter),
+            "own_weight": round(own_weight(vlm, test, s.dataset), 4), "rows": measured})
     return {"what": name, "seed": s.seed, "points": points}
 
 
-def sweep_budgets(s, name, threads):
+def sweep_budgets(s):
     """Each length has a learning-rate schedule of its own: no run is the middle of a longer one."""
-    folder, starts = Path(s.out) / "sweeps" / name, [row for row in BUDGETS.values() if row]
-    make_stages(s, folder, {}, [*BUDGETS, *starts], threads)
+    folder, starts = Path(s.out) / "sweeps" / "budgets", [row for row in BUDGETS.values() if row]
+    make_stages(s, folder, {}, [*BUDGETS, *starts])
     middle = LENGTHS[len(LENGTHS) // 2]
-    tried = {rate: transfer(folder, BUDGETS, threads, steps=middle, rate=rate) for rate in RATES}
-    before, points, best = transfer(folder, starts, threads), {}, {}
+    tried = {rate: transfer(s, folder, BUDGETS, steps=middle, rate=rate) for rate in RATES}
+    before, points, best = transfer(s, folder, starts), {}, {}
     for row, start in BUDGETS.items():
-        points[row] = {0: of_tables(s, before[start])} if start else {}
+        points[row] = [{"samples": 0} | before[start]] if start else []
         val = {rate: tried[rate][row]["val"] for rate in RATES}
         best[row] = max(RATES, key=lambda rate: val[rate]["vqa"] + val[rate]["caption_f1"])
     for steps in LENGTHS:
         for rate in {*best.values()}:
-            rows = [row for row in BUDGETS if best[row] == rate]
-            for row, scores in transfer(folder, rows, threads, steps=steps, rate=rate).items():
-                points[row][steps * s.instruct_batch] = of_tables(s, scores)
-    for row in BUDGETS:
-        print_rows(f"{row}, at {best[row]:g} times the learning rates, after samples:", points[row])
-    return {"seed": s.seed, "rows": [{"name": row, "rate": best[row], "points": [
-        {"samples": samples} | scores for samples, scores in points[row].items()]}
-        for row in BUDGETS]}
-
-
-def of_tables(s, scores):
-    """Only the scores that tables show."""
-    return {score: scores[score] for score in s.dataset.SCORES}
-
-
-def print_rows(title, rows):
-    print(f"\n{title}")
-    for row, scores in rows.items():
-        print(f"    {row:<28}" + "".join(f"{score:>14} {x:.3f}" for score, x in scores.items()))
+            rows = [row for row in BUDGETS if best[row] == rate]  # one command makes them all
+            for row, scores in transfer(s, folder, rows, steps=steps, rate=rate).items():
+                points[row].append({"samples": steps * s.instruct_batch} | scores)
+    return {"seed": s.seed, "rows": [{"name": row, "rate": best[row], "points": points[row]}
+                                     for row in BUDGETS]}
 
 
 # ---- python results/sweeps.py NAME --------------------------------------------------------------
@@ -171,10 +153,10 @@ def main():
     parser = Parser(__doc__)
     parser.add_argument("name", choices=[*SWEEPS, "budgets"], help="what varies")
     parser.add_argument("--out", default="out", help="the folder of train.py (default: out)")
-    parser.add_argument("--threads", type=number(0), default=0, help="CPU threads; 0: one per core")
     args = parser.parse_args()
-    make, s = sweep_budgets if args.name == "budgets" else sweep, load_settings(args.out)
-    write_json(Path(args.out) / f"sweep_{args.name}.json", make(s, args.name, args.threads))
+    s, path = load_settings(args.out), Path(args.out) / f"sweep_{args.name}.json"
+    write_json(path, sweep_budgets(s) if args.name == "budgets" else sweep(s, args.name))
+    print(f"\nScores: {path}. As a table: python results/report.py {args.out}")
 
 
 if __name__ == "__main__":

@@ -4,175 +4,109 @@
 
 Kills: `train.py --preset smoke` and then `transfer.py` are killed (kill -9) at random moments and
 started again until they are done; then all weights must be those of a run that was left alone.
-Files: one file of a finished run at a time is damaged in one of six ways, and a command that reads
-it is run. It may refuse in one line, or say what it says about the whole run; a traceback, or
-another answer, is a fault.
+Files: one file of a finished run at a time is cut, emptied, zeroed (all or a block), replaced by
+another one or gets a bit flipped, and a command that reads it is run. It may refuse in one line, or
+say what it says about the whole run; a traceback, or another answer, is a fault.
 """
 import argparse
 import collections
-import json
+import functools
+import hashlib
 import random
 import shutil
 import subprocess
 import sys
 import tempfile
-import time
-from contextlib import contextmanager
 from pathlib import Path
 
-from conftest import command, run_here
+from conftest import ROOT, command, run, run_here
 
 TRAIN = ("train.py", "--preset", "smoke", "--save_every", 0)
 TRANSFER = ("transfer.py", "--rows", "zero_shot_langbridge,transferred_langbridge,native_mlp")
-QUESTION = "what color is the circle?"
-UNFINISHED = "blind_instruct"  # by the time that files are damaged
+QUESTION = "what do you see?"
 
 
 # ---- kills ---------------------------------------------------------------------------------------
 
 def weights_of(out):
     """The hash of each file of weights in a finished run: {path in out: SHA-256}"""
-    found = {}
-    for path in sorted(out.rglob("config.json")):
-        files = json.loads(path.read_text(encoding="utf-8"))["files"]
-        found |= {str((path.parent / name).relative_to(out)): digest
-                  for name, digest in files.items() if name.endswith(".pt")}
-    return found
-
-
-def survive(out, commands, kills, rng):
-    """Start each command until it ends by itself; the first `kills` times it is killed before that.
-    Returns how many kills there were."""
-    done = 0
-    for script, *flags in commands:
-        while True:
-            process = subprocess.Popen(command(script, "--out", out, *flags),
-                                       stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True)
-            seconds = rng.uniform(2, 6)  # the first two are spent on imports
-            try:
-                _, said = process.communicate(timeout=seconds if done < kills else None)
-            except subprocess.TimeoutExpired:
-                process.kill()
-                process.communicate()  # its output ends when its last lane has ended
-                done += 1
-                continue
-            if process.returncode:
-                raise RuntimeError(f"{script}, started again after a kill: {said}")
-            break
-    return done
+    return {path.relative_to(out).as_posix(): hashlib.sha256(path.read_bytes()).hexdigest()
+            for path in out.rglob("*.pt")}
 
 
 def check_kills(folder, commands, expected, kills, rng):
-    """Returns (runs, kills); raises if weights are not the expected ones."""
-    runs = done = 0
-    while done < kills:
-        out = folder / f"killed{runs}"
-        done += survive(out, commands, kills - done, rng)
-        runs += 1
-        found = weights_of(out)
-        different = sorted({name for name, _ in expected.items() ^ found.items()})
+    """Make runs; as long as there are kills left, a command is killed before its end, and started
+    again. Returns how many runs it took. Raises if weights are not the expected ones."""
+    runs = 0
+    while kills > 0:
+        out, unfinished = folder / f"killed{runs}", [*commands]
+        while unfinished:
+            script, *flags = unfinished[0]
+            seconds = rng.uniform(2, 6) if kills > 0 else None  # two are spent on imports
+            try:
+                subprocess.run(command(script, "--out", out, *flags), check=True, timeout=seconds,
+                               stdout=subprocess.DEVNULL)
+                unfinished.pop(0)
+            except subprocess.TimeoutExpired:  # it has been killed
+                kills -= 1
+        different = sorted({name for name, _ in expected.items() ^ weights_of(out).items()})
         if different:
-            raise RuntimeError(f"after {done} kills these weights differ: {different}")
-        shutil.rmtree(out)
-    return runs, done
+            raise RuntimeError(f"run {runs} was killed, and these weights differ: {different}")
+        runs += 1
+    return runs
 
 
 # ---- files ---------------------------------------------------------------------------------------
 
-def damage(raw, other, rng):
-    """One of six kinds of damage: (its name, bytes). `other` is another file's bytes."""
-    at = rng.randrange(max(1, len(raw)))
-    kinds = {
-        "a bit flipped": raw[:at] + bytes([raw[at] ^ 1 << rng.randrange(8)]) + raw[at + 1:],
-        "cut": raw[:at], "emptied": b"", "zeroed": bytes(len(raw)),
-        "a block zeroed": raw[:at] + bytes(min(512, len(raw) - at)) + raw[at + 512:],
-        "another one's": other}
-    kind = rng.choice(list(kinds))
-    return kind, kinds[kind]
-
-
-@contextmanager
-def changed(path, raw):
-    """A file has other bytes for a while; then its folder's files are again what they were."""
-    before = {p: p.read_bytes() for p in path.parent.iterdir() if p.is_file()}
-    path.write_bytes(raw)
-    try:
-        yield
-    finally:
-        for p in path.parent.iterdir():
-            if p.is_file():
-                p.unlink()
-        for p, its in before.items():
-            p.write_bytes(its)
-
-
-def break_off(out, stage):
-    """Make a finished stage unfinished: with a checkpoint, and without its result."""
-    shutil.rmtree(out / stage)
-    process = subprocess.Popen(command(*TRAIN, "--out", out, "--stages", stage, "--threads", "1"),
-                               stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
-    while not (out / stage / "state.pt").exists():
-        if process.poll() is not None:
-            raise RuntimeError(f"{stage} ended before its first checkpoint")
-        time.sleep(0.001)
-    process.kill()
-    process.wait()
-
-
-def use(path, out, picture):
-    """Run a command that reads a file of a run. Returns its exit code, what it said or made, and
-    its complaints."""
-    if path == picture:
-        script = ["evaluate.py", "--image", picture, "--ask", QUESTION]
+def use(out, name):
+    """Run a command that reads a file of a run: (its exit code, what it said, its complaints)"""
+    stage = Path(name).parts[0]
+    if stage in ("settings.json", "llm_target", "transfer", "on_llm_target"):
+        script, *flags = *TRANSFER, "--threads", 1  # in this process
+    elif stage == name != "picture.png":
+        script, *flags = *TRAIN, "--stages", "llm_source", "--threads", 1
     else:
-        name = path.relative_to(out).parts[0]
-        if name == UNFINISHED:
-            script = [*TRAIN, "--stages", name]
-        elif name in ("settings.json", "llm_target", "transfer", "on_llm_target"):
-            script = [*TRANSFER]
-        elif path.parent == out:
-            script = [*TRAIN, "--stages", "llm_source"]
-        else:
-            script = ["evaluate.py", "--image", picture, "--ask", QUESTION]
-            if name not in ("llm_source", "vit"):
-                script += ["--model", name]
-    if script[0] != "evaluate.py":
-        script += ["--threads", "1"]  # in this process
-    done = run_here(script[0], "--out", out, *script[1:])
+        script, *flags = "evaluate.py", "--image", out / "picture.png", "--ask", QUESTION
+        if stage not in ("llm_source", "vit", name):
+            flags += ["--model", stage]
+    done = run_here(script, "--out", out, *flags)
     said = [line for line in done.stdout.splitlines() if " minutes" not in line]
-    if path.name.startswith("state"):
-        said = weights_of(path.parent)
     return done.returncode, said, done.stderr
 
 
-def check_files(out, picture, files, rng):
-    """Damage so many files, one at a time. Returns {(kind of damage, what came of it): times}."""
-    run_here(*TRANSFER, "--out", out, "--threads", "1")
-    break_off(out, UNFINISHED)
-    paths = [path for path in sorted(out.rglob("*"))
-             if path.is_file() and path.name != "lock" and path.suffix != ".new"]
-    paths.append(picture)
-    outcomes, usual = collections.Counter(), {}
-    for _ in range(files):
-        path = rng.choice(paths)
-        raw = path.read_bytes()
-        if path not in usual:
-            with changed(path, raw):
-                usual[path] = use(path, out, picture)[1]
-        others = [p for p in paths if p.suffix == path.suffix and p != path] or [path]
-        kind, damaged = damage(raw, rng.choice(others).read_bytes(), rng)
-        with changed(path, damaged):
-            try:
-                code, said, complained = use(path, out, picture)
-            except Exception as error:  # a traceback, if this were a process of its own
-                outcomes[kind, f"FAULT: {path.name}: {error!r}"] += 1
-                continue
+def check_files(out, files, rng):
+    """Damage so many files, each in a copy of a run. Returns {what came of it: times}."""
+    run_here(*TRANSFER, "--out", out, "--threads", 1)
+    shutil.copy(ROOT / "results" / "picture.png", out)
+    names = [path.relative_to(out).as_posix() for path in sorted(out.rglob("*"))
+             if path.is_file() and path.name != "lock"]
+    outcomes, copy = collections.Counter(), out.with_name("damaged")
+
+    @functools.cache
+    def answer(name, raw):
+        shutil.rmtree(copy, ignore_errors=True)
+        shutil.copytree(out, copy)
+        (copy / name).write_bytes(raw)
+        return use(copy, name)
+
+    for name in rng.choices(names, k=files):
+        alike = [other for other in names if Path(other).suffix == Path(name).suffix]
+        whole, other = ((out / its).read_bytes() for its in (name, rng.choice(alike)))
+        at = rng.randrange(len(whole))
+        raw = rng.choice([whole[:at], b"", bytes(len(whole)), other,
+                          whole[:at] + bytes(min(512, len(whole) - at)) + whole[at + 512:],
+                          whole[:at] + bytes([whole[at] ^ 1 << rng.randrange(8)]) + whole[at + 1:]])
+        _, usual, _ = answer(name, whole)
+        try:
+            code, said, complained = answer(name, raw)
+        except Exception as error:  # a traceback, if this were a process of its own
+            code, said, complained = 1, [], repr(error)
+        what = f"FAULT: {name}: {code} {said} {complained[-200:]}"
         if code == 2 and complained.splitlines()[-1].startswith("error: "):
-            outcomes[kind, "refused in one line"] += 1
-        elif code == 0 and said == usual[path]:
-            outcomes[kind, "the same answer"] += 1
-        else:
-            outcomes[kind, f"FAULT: {path.name}: {code} {said} {complained[-200:]}"] += 1
+            what = "refused in one line"
+        elif code == 0 and said == usual:
+            what = "the same answer"
+        outcomes[what] += 1
     return outcomes
 
 
@@ -182,27 +116,20 @@ def main():
     parser.add_argument("--kills", type=int, default=5, help="(default: 5)")
     parser.add_argument("--files", type=int, default=50, help="(default: 50)")
     parser.add_argument("--seed", type=int, default=0, help="of moments and damages (default: 0)")
-    parser.add_argument("--out", type=Path, help="a folder for faults.json (default: none is made)")
     args = parser.parse_args()
-    rng, began = random.Random(args.seed), time.time()
+    rng = random.Random(args.seed)
     with tempfile.TemporaryDirectory() as folder:
-        folder = Path(folder)
-        out, picture = folder / "left-alone", folder / "picture.png"
-        survive(out, (TRAIN, TRANSFER), 0, rng)
-        runs, done = check_kills(folder, (TRAIN, TRANSFER), weights_of(out), args.kills, rng)
-        print(f"{done} kills in {runs} runs: all weights are those of a run that was left alone "
-              f"({time.time() - began:.0f} s)", flush=True)
-        shutil.copy(Path(__file__).parent.parent / "results" / "picture.png", picture)
-        outcomes = check_files(out, picture, args.files, rng)
-    for (kind, what), times in sorted(outcomes.items()):
-        print(f"{times:5} {kind}: {what}")
-    faults = sum(times for (_, what), times in outcomes.items() if what.startswith("FAULT"))
-    print(f"{args.files} damaged files, {faults} faults ({time.time() - began:.0f} s)")
-    if args.out:
-        args.out.mkdir(parents=True, exist_ok=True)
-        result = {"kills": done, "runs": runs, "files": args.files, "outcomes": [
-            [kind, what, times] for (kind, what), times in sorted(outcomes.items())]}
-        (args.out / "faults.json").write_text(json.dumps(result, indent=1), encoding="utf-8")
+        out = Path(folder) / "left-alone"
+        for script, *flags in (TRAIN, TRANSFER):
+            run(script, "--out", out, *flags)
+        runs = check_kills(Path(folder), (TRAIN, TRANSFER), weights_of(out), args.kills, rng)
+        print(f"{args.kills} kills in {runs} runs: all weights are those of a run that was left "
+              "alone", flush=True)
+        outcomes = check_files(out, args.files, rng)
+    for what, times in sorted(outcomes.items()):
+        print(f"{times:5} {what}")
+    faults = sum(times for what, times in outcomes.items() if what.startswith("FAULT"))
+    print(f"{args.files} damaged files, {faults} faults")
     sys.exit(faults > 0)
 
 

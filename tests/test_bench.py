@@ -4,7 +4,6 @@ from dataclasses import replace
 
 import pytest
 import torch
-from conftest import run_here
 
 from model import GPT, GPTConfig
 from results import bench
@@ -19,15 +18,9 @@ def test_the_rival_is_a_language_model_as_large_as_ours():
     assert 0.85 < size_of(rival) / size_of(GPT(GPTConfig(V=512))) < 1  # head and embedding are one
 
 
-def test_two_things_and_their_ratio(out, monkeypatch):
-    s, asked = load_settings(out), []
-    with monkeypatch.context() as patch:
-        patch.setattr(bench, "TIMES", 1)
-        patch.setattr(bench.subprocess, "run", lambda command, **_: asked.append(command))
-        for name, things in {"step": ["ours", "gpt2"], "generate": ["uncached", "cached"],
-                             "ask": ["ask", "import_torch"]}.items():
-            assert [*bench.BENCHES[name](s)] == [*things, "ratio"]
-    run_here("evaluate.py", *asked[0][2:]).check_returncode()
+def test_a_step_of_each_is_timed(out):
+    step = bench.bench_step(load_settings(out))
+    assert step["ratio"] == step["ours"] / step["gpt2"] > 0
 
 
 def test_skill_resumes(out, tmp_path, monkeypatch, capsys):
@@ -37,7 +30,6 @@ def test_skill_resumes(out, tmp_path, monkeypatch, capsys):
         documents = iter([bench.documents_of(s, bench.new_llm(s)[2], i) for i in range(3)])
         patch.setattr(bench, "documents_of", lambda *_: next(documents))
         bench.bench_skill(s)
-    designs = bench.bench_skill(s)["designs"]
+    designs = bench.bench_skill(s)
     assert "bench/ours: resuming from step 3" in capsys.readouterr().out
     assert [len(design["curve"]) for design in designs.values()] == [6, 16]
-    assert {*designs["ours"]} == {"params", "steps", "seconds", "seconds_to_goal", "curve"}

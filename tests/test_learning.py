@@ -30,10 +30,10 @@ REQUESTS = {"source": "what is this?", "target": "name the thing."}
 class Tiny:
     """The data of this world, as data/dataset.py describes them."""
     SPLITS, EXAM, SCORES = ("train", "val", "test"), ("val", "test"), ("exact",)
-    kinds, sums, alt_V, sampled = {}, {}, 280, 50
+    kinds, sums, alt_V, sampled, request = {}, {}, 280, 50, REQUESTS["source"]
 
     def config(self):
-        return {"kind": "tiny"}
+        return {}
 
     def count(self, split):
         return 400 if split == "train" else 40
@@ -57,13 +57,13 @@ class Tiny:
     def alt_texts(self, seed, n):
         return [f" {word}" for word in WORDS]
 
-    def pairs(self, seed, step, n, of):
+    def pairs(self, seed, step, n):
         words = random.Random(step).sample(WORDS, n)
         return (np.stack([self.draw(word, (step + k) % 9) for k, word in enumerate(words)]),
                 [f" {word}" for word in words])
 
-    def test_pairs(self, split, k, of):
-        return self.pairs(0, k, len(WORDS), of)
+    def test_pairs(self, split):
+        return self.pairs(0, 0, len(WORDS))
 
     def document(self, dialect, seed, i, *_):
         word, tile = self.scene(f"{dialect}/{seed}", i)
@@ -76,20 +76,16 @@ class Tiny:
         return ["".join(text for text, _ in self.document(dialect, seed, i)).replace(BOS, "")
                 for i in range(200)]
 
-    def examine_reading(self, answer, dialect):
-        return {"val": {}}
+    def description(self, i, rng, *_, turns=1):
+        return turn(self.request, self.scene("train", i)[0])
 
-    def description(self, i, rng):
-        return turn(REQUESTS["source"], self.scene("train", i)[0])
+    def example_questions(self):
+        return [self.request]
 
-    def conversation(self, i, rng, turns, captions=0.3):
-        return self.description(i, rng)
-
-    def examine(self, answer, pictures):
+    def nothing(self, *_):
         return {}
 
-    def score(self, said):
-        return {"val": {}}
+    conversation, examine, examine_reading, score = description, nothing, nothing, nothing
 
 
 @pytest.fixture(scope="module")
@@ -100,7 +96,7 @@ def world(tmp_path_factory):
         out=str(tmp_path_factory.mktemp("learning")), device="cpu", precision="fp32",
         llm_source_V=340, llm_source_C=32, llm_source_layers=1, llm_source_steps=200,
         llm_target_V=360, llm_target_C=32, llm_target_layers=2, llm_target_steps=250, llm_batch=16,
-        llm_H=2, vit_size=18, vit_patch=6, vit_D=32, vit_H=2, vit_layers=1, vit_steps=150,
+        H=2, vit_size=18, vit_patch=6, vit_D=32, vit_layers=1, vit_steps=150,
         vit_batch=8, align_hidden=64, align_sampled=0.5, align_steps=300, align_batch=16)
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(Settings, "dataset", Tiny())

@@ -5,6 +5,7 @@ import math
 import re
 import sys
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -14,10 +15,10 @@ from conftest import ROOT, WORDS, make_llm
 
 from adapter import LangBridge, MLPAdapter
 from data.files import Refused
-from model import GPT, VLM, GPTConfig, ShortConv, attention, same_length
+from model import GPT, VLM, GPTConfig, ShortConv, attention, pick, same_length
 from train import optimizers_of
 from transfer import Probe, TopWords
-from vision import CLIP, ViT, ViTConfig, Wordless, linear_probe
+from vision import CLIP, ViT, ViTConfig, probe
 
 ENCODING = make_llm("source", 32)[1]
 SMALL = ViTConfig(D=16, H=4, layers=1)
@@ -60,7 +61,7 @@ def test_attention_written_out_is_the_fused_kernel_also_after_a_cache(queries):
 
 def test_a_short_convolution_is_the_sum_that_it_says():
     conv, x = ShortConv(3), torch.randn(2, 9, 3)
-    y = conv(x, None, "")
+    y = conv(x, None)
     for t in range(9):
         past = sum(conv.weight[i] * x[:, t - i] for i in range(min(6, t + 1)))
         assert torch.allclose(y[:, t], x[:, t] + past, atol=1e-6)
@@ -82,7 +83,7 @@ def test_a_cache_goes_on_with_several_tokens_and_rows_can_be_picked_twice(llm):
     x, y, z = (llm.embed(some_ids(n, T)) for n, T in ((2, 7), (3, 4), (2, 3)))
     cache, rows = llm.new_cache(), [1, 1, 0]
     llm.hidden(x, cache)
-    for some, begun, more in ((x[rows], cache.pick(rows), y), (x, cache, z)):
+    for some, begun, more in ((x[rows], pick(cache, rows), y), (x, cache, z)):
         expected = llm(torch.cat([some, more], dim=1))[:, 7:]
         assert torch.allclose(llm(more, begun), expected, atol=1e-4)
 
@@ -100,7 +101,7 @@ def test_the_first_loss_is_that_of_guessing():
 
 
 def test_muon_gets_every_matrix_between_embedding_and_head(llm):
-    for model in (llm, CLIP(SMALL, 9), Wordless(SMALL)):
+    for model in (llm, CLIP(SMALL, 9)):
         inside = {id(p) for name, p in model.named_parameters()
                   if re.search(r"blocks\.(?!.*conv).*weight", name) and p.ndim == 2}
         assert inside == {*map(id, optimizers_of(0.1, 0.1, model)[0].param_groups[0]["params"])}
@@ -167,17 +168,18 @@ def test_the_score_of_a_text_is_what_its_words_find_whatever_the_padding(padding
             assert s[i, j].item() == pytest.approx(40 * sum(found) / 6, abs=1e-3)
 
 
-def test_without_words_a_picture_is_nearest_to_itself():
-    model, pictures, order = Wordless(SMALL), some_pictures(6), torch.tensor([3, 1, 5, 0, 2, 4])
-    assert model(pictures, pictures[order]).argmax(0).tolist() == order.tolist()
-    assert model.loss(pictures, pictures) < model.loss(pictures, pictures[order])
+def test_a_probe_reads_what_is_linear_and_not_what_is_absent():
+    class Data:
+        kinds = {"color": ["red", "green", "blue"]}
 
+        def seen(self, split, features):
+            for i, patches in enumerate(features):
+                yield SimpleNamespace(words={"color": self.kinds["color"][i % 3]}), patches
 
-def test_a_linear_probe_reads_what_is_linear_and_not_what_is_absent():
-    noise, y, directions = torch.randn(1200, 16), torch.randint(0, 4, (1200,)), torch.randn(4, 16)
-    x = noise + 3 * directions[y]
-    assert linear_probe(x[:800], y[:800], x[800:], y[800:], 4) > 0.95
-    assert linear_probe(x[:800], y[:800], noise[800:], y[800:], 4) < 0.4
+    directions, noise = torch.randn(3, 2, 16), torch.randn(900, 2, 16)
+    x = noise + 2 * directions[torch.arange(900) % 3]
+    accuracy = probe({"train": x[:600], "val": x[600:], "test": noise[600:]}, Data())
+    assert accuracy["val"]["probe_color"] > 0.95 and accuracy["test"]["probe_color"] < 0.5
 
 
 # ---- shapes --------------------------------------------------------------------------------------
@@ -211,8 +213,7 @@ def test_lines_that_end_with_a_shape_make_a_tensor_of_that_shape(llm):
     vlm(x, ids)
     vlm.answer(x, [(1, "what?")])
     CLIP(SMALL, 300).loss(some_pictures(2), ids, ids >= 0)
-    Wordless(SMALL).loss(some_pictures(2), some_pictures(2))
     TopWords(bridge)(x)
-    Probe(16, WORDS).fit(x, torch.rand(2, 9, 6)).set_basis(llm, ENCODING)(x)
+    Probe(WORDS, x, torch.rand(2, 9, 6)).set_basis(llm, ENCODING)(x)
     sys.settrace(None)
     assert len(checked) > 60
