@@ -5,23 +5,21 @@
                                  words: another LLM needs another E, and W stays the same
 
 The method is that of Liao et al. 2025, 'LangBridge' (arXiv 2503.19404). Their released code
-multiplies the raw outputs of W by the embeddings. Ours differs: the weights of a patch sum to 1,
-W reads whitened features and starts at the empty word, and in stage 1 some patches pass one word.
+multiplies the raw outputs of W by the embeddings. Ours differs: a softmax makes the weights of a
+patch sum to 1, and W has two layers, reads whitened features and starts at the empty word.
 """
 import copy
 import hashlib
-import math
 from pathlib import Path
 
 import torch
 import torch.nn as nn
-import torch.nn.functional as F
 
 from data import corpus
 from data.files import Refused, load_module, save_module
 
 EMPTY = corpus.EMPTY.encode()  # the empty word, ' .': an empty tile of the grids that LLMs read
-COEFFICIENTS = ("softplus", "softmax", "linear")
+START = {"softmax": 3.0, "linear": 1.0}  # W's output for the empty word before training
 
 
 class MLPAdapter(nn.Module):
@@ -55,17 +53,13 @@ class LangBridge(nn.Module):
 
     tokens        the K words as byte strings: the adapter knows words, not ids, and looks up
                   their ids in the tokenizer at hand
-    coefficients  how the outputs l of W become weights:
-                      softplus  ln(1 + e^l) / their sum
-                      softmax   e^l / their sum
-                      linear    l: raw weights, as in the paper's code
-    sampled       in training, this share of the patches passes one word, sampled with its weight
-                  as probability, instead of a mixture. Needs weights that sum to 1
+    coefficients  how the outputs l of W become weights: softmax, e^l / their sum, or linear: l
+                  itself, raw weights as in the paper's code
     """
 
-    def __init__(self, D, tokens, hidden=256, coefficients="softplus", sampled=0.0):
+    def __init__(self, D, tokens, hidden=256, coefficients="softmax"):
         super().__init__()
-        self.D, self.hidden, self.coefficients, self.sampled = D, hidden, coefficients, sampled
+        self.D, self.hidden, self.coefficients = D, hidden, coefficients
         self.tokens = list(tokens)
         self.missing = []  # the words that the LLM lacks
         self.W = nn.Sequential(nn.Linear(D, hidden), nn.GELU(), nn.Linear(hidden, len(tokens)))
@@ -81,15 +75,11 @@ class LangBridge(nn.Module):
         Equal weights would not learn: their mixture is the mean of all words, the same for every
         patch and unlike any text.
         """
-        every, empty = {  # the bias of each word, and of the empty word
-            "softplus": (-math.log(len(self.tokens)), 4.0),  # all words weigh about 1, that one 4
-            "softmax": (0.0, 3.0),  # K - 1 together, against 20
-            "linear": (0.0, 1.0),
-        }[self.coefficients]
         nn.init.normal_(self.W[-1].weight, std=0.02)
-        nn.init.constant_(self.W[-1].bias, every)
+        nn.init.zeros_(self.W[-1].bias)
+        start = START[self.coefficients]
         if EMPTY in self.tokens:
-            nn.init.constant_(self.W[-1].bias[self.tokens.index(EMPTY)], empty)
+            nn.init.constant_(self.W[-1].bias[self.tokens.index(EMPTY)], start)
 
     def whiten(self, x, floor=0.1):
         """Let W read (x - mean) S^(-1/2), S the covariance of features x (n, D), no labels needed.
@@ -108,7 +98,7 @@ class LangBridge(nn.Module):
         """What save_adapter stores and load_adapter rebuilds from."""
         tokens = [t.decode("latin-1") for t in self.tokens]
         return {"kind": "langbridge", "D": self.D, "tokens": tokens, "hidden": self.hidden,
-                "coefficients": self.coefficients, "sampled": self.sampled}
+                "coefficients": self.coefficients}
 
     def set_basis(self, llm, encoding):
         """Use this LLM from now on: E becomes its embeddings of the words; W is untouched.
@@ -142,28 +132,12 @@ class LangBridge(nn.Module):
         logits = self.W((x - self.mean) @ self.scale).float()  # (B, N, K)
         if self.coefficients == "softmax":
             return logits.masked_fill(~self.present, -torch.inf).softmax(-1)  # (B, N, K)
-        if self.coefficients == "softplus":
-            w = F.softplus(logits) * self.present  # (B, N, K)
-            return w / w.sum(-1, keepdim=True)
         return logits * self.present
 
     def forward(self, x):
         """x (B, N, D) -> v (B, N, C)"""
         beta = self.weights(x)  # (B, N, K)
-        if self.training and self.sampled > 0:
-            beta = self.sample_words(beta)  # (B, N, K)
         return beta @ self.E  # (B, N, C)
-
-    def sample_words(self, beta):
-        """A share of the patches passes one word, sampled by weight: beta (B, N, K) -> (B, N, K)
-
-        The value is the word's; the gradient is the mixture's (straight-through).
-        """
-        B, N, K = beta.shape
-        word = torch.multinomial(beta.detach().flatten(0, 1), 1).view(B, N)
-        alone = torch.rand(B, N, 1, device=beta.device) < self.sampled  # the patches that sample
-        one_word = F.one_hot(word, K).to(beta.dtype)  # (B, N, K)
-        return beta + (alone * (one_word - beta)).detach()
 
 
 def token(word):

@@ -99,8 +99,6 @@ def score_llm(llm, encoding, data, dialect):
 def examine_vlm(vlm, features, data):
     """What a VLM answers in the exam; all answers are generated, none is picked from a list.
     features: {split: (pictures, N, D)}"""
-    vlm.eval()  # a LangBridge in training would sample words
-
     def answer(split, items):
         return vlm.answer(features[split], [(i, qa.question) for i, qa in items])
 
@@ -214,23 +212,20 @@ def subspace(vlm, features, data, pictures=100):
       explained_random: the same for as many random words of the vocabulary
     Each is [mean, half-width of its 95% interval over pictures].
     """
-    v = vlm.adapter.eval()(features[:pictures])  # (B, N, C)
-    vlm.adapter.train()  # stage 1 goes on
+    v = vlm.adapter(features[:pictures])  # (B, N, C)
     v = v - v.mean((0, 1))
-
-    def embeddings(words):
-        """One embedding per word: of its token, or the mean over its tokens."""
-        return torch.stack([vlm.embed(vlm.encoding.encode(f" {word}"))[0].mean(0)
-                            for word in words])  # (words, C)
-
-    def explained(patches, words):
-        basis = torch.linalg.qr((embeddings(words) - mean).T)[0]  # (C, words), orthonormal
-        return ((patches @ basis).square().sum() / patches.square().sum()).item()
-
     names = [word for words in data.kinds.values() for word in words]
     vocabulary = readable(vlm.encoding.token_byte_values())
-    mean = embeddings(vocabulary).mean(0)  # (C,)
-    unit = F.normalize(embeddings(names) - mean, dim=-1)  # (names, C)
+    E = {word: vlm.embed(vlm.encoding.encode(f" {word}"))[0].mean(0)  # (C,), over its tokens
+         for word in {*vocabulary, *names, *data.place_words}}
+    mean = torch.stack([E[word] for word in vocabulary]).mean(0)  # (C,)
+    E = {word: e - mean for word, e in E.items()}
+    unit = F.normalize(torch.stack([E[name] for name in names]), dim=-1)  # (names, C)
+
+    def explained(patches, words):
+        basis = torch.linalg.qr(torch.stack([E[word] for word in words]).T)[0]  # (C, words)
+        return ((patches @ basis).square().sum() / patches.square().sum()).item()
+
     measured, rng = defaultdict(list), np.random.default_rng(0)
     for _, objects in groupby(data.seen("test", v), key=lambda pair: pair[0].picture):
         seen, patches = zip(*objects)  # what they are, and the patches of each (patches, C)

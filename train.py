@@ -35,7 +35,7 @@ import torch.nn as nn
 import torch.nn.functional as F
 from tqdm import tqdm
 
-from adapter import (COEFFICIENTS, EMPTY, LangBridge, MLPAdapter, fingerprint, load_adapter,
+from adapter import (EMPTY, START, LangBridge, MLPAdapter, fingerprint, load_adapter,
                      save_adapter)
 from data.bpe import PATTERNS, load_encoding, tokens_of, train_bpe
 from data.corpus import DIALECTS, encode, prompt, vocabulary
@@ -88,17 +88,17 @@ class Settings:
     llm_source_V: int = setting(512, "its vocabulary (of a public one: at least)", least=300)
     llm_source_C: int = setting(128, "width")
     llm_source_layers: int = setting(2, "depth")
-    llm_source_steps: int = setting(1300, "pretraining steps")
+    llm_source_steps: int = setting(1200, "pretraining steps")
     llm_target_tokenizer: str = setting("bpe", "of the target LLM", ["bpe", *PUBLIC])
     llm_target_V: int = setting(640, "its vocabulary", least=300)
     llm_target_C: int = setting(160, "width")
     llm_target_layers: int = setting(3, "depth")
-    llm_target_steps: int = setting(1200, "pretraining steps")
+    llm_target_steps: int = setting(1100, "pretraining steps")
     llm_target_dialect: str = setting("target", "how its texts are written", list(DIALECTS)[1:])
     llm_batch: int = setting(10, "documents per step; many small steps beat a few large ones")
-    llm_turns: int = setting(10, "questions and captions per scene, at most")
+    llm_turns: int = setting(6, "questions and captions per scene, at most")
     llm_captions: float = setting(0.3, "probability that a turn is the caption (one at most)")
-    llm_rasters: float = setting(0.6, "share of scenes given as a grid of words, not in sentences")
+    llm_rasters: float = setting(0.75, "share of scenes given as a grid of words, not in sentences")
     llm_text_weight: float = setting(0.1, "loss weight of tokens outside answers")
     llm_matrix_lr: float = setting(0.03, "learning rate of the hidden matrices (Muon)")
     llm_lr: float = setting(0.006, "learning rate of everything else (AdamW)")
@@ -114,9 +114,8 @@ class Settings:
     # stage 1: the adapter on captions
     align_K: int = setting(0, "words of a LangBridge; 0: all that conversations use", least=0)
     align_hidden: int = setting(256, "hidden width of a LangBridge")
-    align_coefficients: str = setting("softplus", "how outputs become weights", COEFFICIENTS)
+    align_coefficients: str = setting("softmax", "how outputs become weights", [*START])
     align_whiten: bool = setting(True, "whether a LangBridge reads whitened features")
-    align_sampled: float = setting(0.25, "share of patches that pass one sampled word in training")
     align_steps: int = setting(400, "steps")
     align_batch: int = setting(32, "pictures per step")
     align_matrix_lr: float = setting(0.02, "learning rate of the adapter's matrices (Muon)")
@@ -191,8 +190,6 @@ def check(s):
         expect(name, getattr(s, name) % (2 * s.H) == 0, f"a multiple of twice the {s.H} heads")
     expect("vit_size", s.vit_size % (3 * s.vit_patch) == 0 and s.vit_size <= 16 * s.vit_patch,
            f"3, 6, .. or 15 times --vit_patch {s.vit_patch}; 6 is best, as in rasters")
-    expect("align_sampled", s.align_sampled == 0 or s.align_coefficients != "linear",
-           "0: words cannot be sampled by raw (linear) weights, which do not sum to 1")
 
 
 def load_settings(out):
@@ -361,13 +358,11 @@ class Run:
 
     def save(self):
         kept = {name: getattr(self, name) for name in self.KEPT}
-        self.stage.save_state(parts=[part.state_dict() for part in self.parts], kept=kept,
-                              random=torch.get_rng_state())  # words are sampled
+        self.stage.save_state(parts=[part.state_dict() for part in self.parts], kept=kept)
 
     def resume(self, state):
         for part, saved in zip(self.parts, state["parts"], strict=True):
             part.load_state_dict(saved)
-        torch.set_rng_state(state["random"].cpu())
         self.__dict__.update(state["kept"])
         say(f"{self.stage.name}: resuming from step {self.step}")
 
@@ -570,8 +565,7 @@ def new_adapter(s, kind, llm, encoding):
     torch.manual_seed(s.seed)
     if kind == "mlp":
         return MLPAdapter(s.vit_D, llm.config.C).to(s.device)
-    adapter = LangBridge(s.vit_D, words_of(s, encoding), s.align_hidden, s.align_coefficients,
-                         s.align_sampled)
+    adapter = LangBridge(s.vit_D, words_of(s, encoding), s.align_hidden, s.align_coefficients)
     if s.align_whiten:
         adapter.whiten(training_features(s)[:1000].float().flatten(0, 1))
     return adapter.to(s.device).set_basis(llm, encoding)
@@ -602,8 +596,6 @@ def train_vlm(s, stage, kind, phase, llm_name="llm_source", adapter=None):
         if adapter is None and kind != "blind":
             adapter = load_adapter(stage.folder.with_name(f"{kind}_align")).to(s.device)
             adapter.set_basis(llm, encoding)
-        if isinstance(adapter, LangBridge):
-            adapter.sampled = 0.0  # only in stage 1: here it would cost caption F1
         trained = [module for module in (adapter, llm) if module]
     vlm, exam = VLM(adapter, llm, encoding), held_out(s.out, s.device, data=data)
     room = vlm.room(features.size(1))

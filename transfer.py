@@ -17,7 +17,7 @@
     blind                      no picture                                                  yes
 
     with --rows all
-    paper_zero_shot, paper_transferred   raw weights, nothing whitened or sampled: the paper's form
+    paper_zero_shot, paper_transferred   raw weights of plain features, as in the paper's code
     tuned_linear_map, tuned_nearest_words, tuned_shuffled   as above              no       yes
     fresh_langbridge, _mlp     untrained                                          no       yes
     zero_shot_blind            no picture                                         no       no
@@ -52,7 +52,7 @@ from vision import ridge, with_one
 
 RIDGES = [0.1, 0.3, 1.0, 3.0]  # of the linear map; one is chosen on val
 PROBED = 1500  # labelled pictures that the probe has seen
-PAPER = dict(align_coefficients="linear", align_whiten=False, align_sampled=0.0)
+PAPER = dict(align_coefficients="linear", align_whiten=False)
 
 
 # ---- swap the embeddings, and controls ----------------------------------------------------------

@@ -25,7 +25,11 @@ PATTERNS = {  # the chunks of a text; the two LLMs cut differently, as GPT-2 and
 
 
 def merge(ids, pair, new_id):
-    """Replace each occurrence of a pair: merge((1, 2, 3, 1, 2), (1, 2), 9) -> (9, 3, 9)"""
+    """Replace each occurrence of a pair:
+
+    >>> merge((1, 1, 1, 2, 1, 1), (1, 1), 9)
+    (9, 1, 2, 9)
+    """
     out, i = [], 0
     while i < len(ids):
         if ids[i:i + 2] == pair:
@@ -53,22 +57,22 @@ def train_bpe(texts, vocab_size, pattern, seed=0, name="bpe"):
     times = list(chunks.values())  # that each of the words occurs
     pairs = Counter()  # neighbours in the words -> how often they occur
     holders = defaultdict(set)  # neighbours -> the words that have them, or had them once
-    for i, ids in enumerate(words):
-        for pair in pairwise(ids):
-            pairs[pair] += times[i]
+
+    def count(i, sign):
+        """Add word i to the counts, or, if sign is -1, take it out."""
+        for pair in pairwise(words[i]):
+            pairs[pair] += sign * times[i]
             holders[pair].add(i)
-    while pairs and len(token_bytes) < vocab_size - 1:  # BOS will be the last one
+
+    for i in range(len(words)):
+        count(i, 1)
+    while any(pairs.values()) and len(token_bytes) < vocab_size - 1:  # BOS will be the last one
         most = max(pairs.values())
         best = max(pair for pair, n in pairs.items() if n == most)  # the pair itself breaks ties
         for i in holders.pop(best):  # in all other words nothing changes
-            for pair in pairwise(words[i]):
-                pairs[pair] -= times[i]
-                if pairs[pair] == 0:
-                    del pairs[pair]
+            count(i, -1)
             words[i] = merge(words[i], best, len(token_bytes))
-            for pair in pairwise(words[i]):
-                pairs[pair] += times[i]
-                holders[pair].add(i)
+            count(i, 1)
         left, right = best
         token_bytes.append(token_bytes[left] + token_bytes[right])
     return make_encoding(name, pattern, token_bytes)
@@ -101,15 +105,12 @@ def save_encoding(encoding, path):
 def load_encoding(path):
     """The vocabulary that save_encoding wrote."""
     data = read_json(path)
-    tokens = []
-    for token in data["tokens"]:
-        is_text = isinstance(token, str)
-        tokens.append(token.encode("utf-8") if is_text else bytes.fromhex(token["hex"]))
+    tokens = [token.encode("utf-8") if isinstance(token, str) else bytes.fromhex(token["hex"])
+              for token in data["tokens"]]
     return make_encoding(data["name"], data["pattern"], tokens)
 
 
 def line_ends(encoding):
     """The ids that end a line of text: tokens that hold a newline, and special tokens."""
-    ends = [token for token in encoding.token_byte_values() if b"\n" in token]
-    return [encoding.encode_single_token(token)
-            for token in [*ends, *encoding.special_tokens_set]]
+    ends = {token for token in encoding.token_byte_values() if b"\n" in token}
+    return [encoding.encode_single_token(token) for token in ends | encoding.special_tokens_set]

@@ -22,6 +22,7 @@ same tokens in training and in use.
 """
 import functools
 import random
+import re
 from typing import NamedTuple
 
 from data.bpe import BOS, PATTERNS, train_bpe
@@ -36,41 +37,37 @@ PREFIX = f"{BOS}scene:\n"  # comes before the words, or the patches, of a scene
 class Dialect(NamedTuple):
     """How the texts of an LLM are written."""
     pattern: str  # the chunks of its tokenizer
-    sentences: list  # how an object is told in prose
+    sentences: list  # how an object is described in prose
     stories: list  # who, what, to what, when: words that only one of the vocabularies gets
     empty: str = EMPTY  # an empty tile of its rasters
     lines: int = 2  # of a raster, for each row of the board
     stop: str = "."  # ends a sentence of a story
 
 
-SOURCE = Dialect(
-    PATTERNS["source"],
-    ["there is a {object} at the {place}.", "a {object} at the {place}.",
-     "we have a {object} at the {place}."],
-    [["anna", "ben", "clara", "david", "the teacher", "my sister", "our neighbor"],
-     ["paints", "draws", "sketches", "colors", "folds", "cuts out", "glues", "shows"],
-     ["paper boats", "a birthday card", "funny animals", "the old bridge", "two kittens",
-      "flowers"],
-     ["in the garden", "at school", "on monday", "after lunch", "with crayons",
-      "before breakfast", "every evening"]])
-TARGET = Dialect(
-    PATTERNS["target"],
-    ["one sees a {object} at the {place}.", "the {object} at the {place}.",
-     "here is the {object} at the {place}."],
-    [["the curator", "inspector moore", "this museum", "the archive", "doctor lindqvist",
-      "a visitor"],
-     ["catalogs", "borrows", "examines", "restores", "photographs", "describes", "measures"],
-     ["bronze statues", "three manuscripts", "a marble figure", "the second exhibit",
-      "ancient coins", "silk maps"],
-     ["during winter", "for the gallery", "under glass", "by request", "without gloves",
-      "since the flood"]])
-OTHER_WORDINGS = ["a {object} lies in the {place} part.", "in the {place} part, a {object}."]
+SOURCE = Dialect(PATTERNS["source"], sentences=[
+    "there is a {object} at the {place}.", "a {object} at the {place}.",
+    "we have a {object} at the {place}."], stories=[
+    ["anna", "ben", "clara", "david", "the teacher", "my sister", "our neighbor"],
+    ["paints", "draws", "sketches", "colors", "folds", "cuts out", "glues", "shows"],
+    ["paper boats", "a birthday card", "funny animals", "the old bridge", "two kittens", "flowers"],
+    ["in the garden", "at school", "on monday", "after lunch", "with crayons", "before breakfast",
+     "every evening"]])
+TARGET = Dialect(PATTERNS["target"], sentences=[
+    "one sees a {object} at the {place}.", "the {object} at the {place}.",
+    "here is the {object} at the {place}."], stories=[
+    ["the curator", "inspector moore", "this museum", "the archive", "doctor lindqvist",
+     "a visitor"],
+    ["catalogs", "borrows", "examines", "restores", "photographs", "describes", "measures"],
+    ["bronze statues", "three manuscripts", "a marble figure", "the second exhibit",
+     "ancient coins", "silk maps"],
+    ["during winter", "for the gallery", "under glass", "by request", "without gloves",
+     "since the flood"]])
 DIALECTS = {
-    "source": SOURCE,
-    "target": TARGET,
+    "source": SOURCE, "target": TARGET,
     # a target that was not made to match the source: ' -' is its empty word, ' .' a full stop; its
     # grids have 3 lines of 6 words
-    "foreign": TARGET._replace(empty=" -", stop=" .", lines=1, sentences=OTHER_WORDINGS)}
+    "foreign": TARGET._replace(empty=" -", stop=" .", lines=1, sentences=[
+        "a {object} lies in the {place} part.", "in the {place} part, a {object}."])}
 
 
 def raster(scene, rng, dialect="source"):
@@ -80,40 +77,31 @@ def raster(scene, rng, dialect="source"):
     tiles = [[empty] * GRID for _ in range(3 * lines)]
     for obj in scene:
         for line in tiles[lines * obj.row:lines * (obj.row + 1)]:
-            words = [f" {obj.color}", f" {obj.shape}"]
-            line[2 * obj.col:2 * obj.col + 2] = rng.sample(words, 2)
+            line[2 * obj.col:2 * obj.col + 2] = rng.sample([f" {word}" for word in obj.pair], 2)
     return "".join("".join(line) + "\n" for line in tiles)
 
 
 def sentences(scene, dialect, rng):
     """The scene in prose, in the order of its objects."""
-    said = []
-    for o in scene:
-        wording = rng.choice(DIALECTS[dialect].sentences)
-        said.append(wording.format(object=f"{o.color} {o.shape}", place=PLACES[o.place]))
+    wordings = DIALECTS[dialect].sentences
+    said = [rng.choice(wordings).format(object=f"{o.color} {o.shape}", place=PLACES[o.place])
+            for o in scene]
     return " " + " ".join(said) + "\n"
 
 
-def in_lines(text):
-    """A text that is only read, as pieces. Newlines are pieces of their own, as they are tokens of
-    their own after patches: some vocabularies would join them to what comes before."""
-    pieces = []
-    for line in text.split("\n"):
-        pieces += [(line, 0.0), ("\n", 0.0)]
-    return [piece for piece in pieces[:-1] if piece[0]]
-
-
 def in_scene(body):
-    """A scene in words, to be read before what is asked about it."""
-    return [(PREFIX, 0.0), *in_lines(body)]
+    """A scene in words, to be read before what is asked about it. Newlines are pieces of their own,
+    as they are tokens of their own after patches: some vocabularies would join them to what comes
+    before."""
+    pieces = re.split("(\n)", body)
+    return [(PREFIX, 0.0)] + [(piece, 0.0) for piece in pieces if piece]
 
 
 def story(dialect, rng):
     """A few lines about something else, as a document."""
     its = DIALECTS[dialect]
-    lines = []
-    for _ in range(rng.randint(2, 4)):
-        lines.append(" ".join(rng.choice(words) for words in its.stories) + its.stop)
+    lines = [" ".join(rng.choice(words) for words in its.stories) + its.stop
+             for _ in range(rng.randint(2, 4))]
     return [(BOS + " ".join(lines) + "\n", 0.0)]
 
 
@@ -139,27 +127,24 @@ def conversation(scene, rng, turns, captions=0.3, pairs=PAIRS):
     Nothing is asked twice: copying the first answer is easier to learn than looking at the scene,
     and would be learned instead.
     """
-    pieces, told = [], set()
+    asked = {}  # what a turn is about -> the turn
     for _ in range(3 * turns):  # a small scene may not have enough different questions
+        if len(asked) == turns:
+            break
         if rng.random() < captions:
-            about, new = "caption", description(scene, rng)
+            asked.setdefault("caption", description(scene, rng))
         else:
             qa = ask_any(scene, rng, pairs)
-            about, new = qa.about, turn(qa.question, qa.answer)
-        if about not in told:
-            told.add(about)
-            pieces += new
-        if len(told) == turns:
-            break
-    return pieces
+            asked.setdefault(qa.about, turn(qa.question, qa.answer))
+    return [piece for pieces in asked.values() for piece in pieces]
 
 
-def document(dialect, seed, index, rasters=0.6, turns=8, captions=0.3, stories=0.05):
-    """Document `index` of an LLM's corpus: a scene in words and a conversation about it, or, with
-    probability `stories`, a story. A share `rasters` of the scenes are rasters. The rest are prose,
-    with the objects in random order, and their descriptions keep that order."""
+def document(dialect, seed, index, rasters=0.6, turns=8, captions=0.3):
+    """Document `index` of an LLM's corpus: a scene in words and a conversation about it, or now and
+    then a story. A share `rasters` of the scenes are rasters. The rest are prose, with the objects
+    in random order, and their descriptions keep that order."""
     rng = random.Random(f"document/{dialect}/{seed}/{index}")
-    if rng.random() < stories:
+    if rng.random() < 0.05:
         return story(dialect, rng)
     scene = make_scene(f"text:{dialect}", seed, index)
     if rng.random() < rasters:

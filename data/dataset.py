@@ -16,8 +16,10 @@ OwnData (own.py) answers the same for files of your own; a third kind would be a
 """
 import math
 import random
+from collections import defaultdict
 from dataclasses import asdict, dataclass
 from functools import partial
+from statistics import mode
 from typing import NamedTuple
 
 import numpy as np
@@ -25,8 +27,8 @@ import numpy as np
 from data import corpus, scoring
 from data.files import Refused
 from data.own import open_own
-from data.world import (CAPTION_REQUESTS, COLORS, COMP_PAIRS, PLACES, SEEN_PAIRS, SHAPES, draw,
-                        keywords, make_scene, patches_of, twin)
+from data.world import (CAPTION_REQUESTS, COLORS, COMP_PAIRS, PLACES, SEEN_PAIRS, SHAPES, ask_any,
+                        draw, keywords, make_scene, patches_of, twin)
 
 
 class SeenObject(NamedTuple):
@@ -57,7 +59,6 @@ class Shapes:
     document = staticmethod(corpus.document)
     examine = staticmethod(scoring.examine)
     score = staticmethod(scoring.summarize)
-    counts = staticmethod(scoring.counts)
 
     def config(self):
         return {"kind": "shapes", **asdict(self)}
@@ -98,10 +99,34 @@ class Shapes:
     def conversation(self, index, rng, turns, captions=0.3):
         return corpus.conversation(make_scene("train", 0, index), rng, turns, captions, SEEN_PAIRS)
 
+    def counts(self, said):
+        """What each picture adds to the scores, for intervals; nothing is reported on val."""
+        return scoring.join_splits({split: scoring.counts(its) for split, its in said.items()
+                                    if split != "val"})
+
     def guesses(self, pictures):
-        """The scores of guessing, {split: number of pictures} -> {how: scores}"""
-        return {"majority": scoring.score_majority(pictures, self.train_pictures),
-                "chance": scoring.score_chance(pictures)}
+        """The scores of guessing about so many pictures of each split. 'majority' gives the answer
+        that a question most often has about training pictures; if never asked there, the one that
+        its type most often has. 'chance' gives the answer to a random training question of its
+        type; a caption, then, is that of a training picture."""
+        rng = random.Random("majority")
+        answers = defaultdict(list)  # question, or type of question -> its answers
+        for i in range(self.train_pictures):
+            scene = make_scene("train", 0, i)
+            asked = [ask_any(scene, rng, SEEN_PAIRS) for _ in range(4)]
+            for qa in [scoring.caption_of(scene), *asked]:
+                answers[qa.question].append(qa.answer)
+                answers[qa.type].append(qa.answer)
+        usual = {question: mode(its) for question, its in answers.items()}  # the most frequent
+
+        def majority(split, items):
+            return [usual.get(qa.question, usual[qa.type]) for _, qa in items]
+
+        def chance(split, items):
+            return [rng.choice(answers[qa.type]) for _, qa in items]
+
+        return {"majority": self.score(self.examine(majority, pictures)),
+                "chance": self.score(self.examine(chance, pictures))}
 
     def example_questions(self):
         """One of each type."""

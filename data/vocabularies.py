@@ -41,16 +41,15 @@ def merge_path(token, ranks):
     >>> merge_path(b" red", {b"re": 256, b"ed": 257, b" re": 258, b" red": 259})
     [b're', b' re', b' red']
     """
-    pieces = [bytes([byte]) for byte in token]
-    path = []
+    pieces, path = [bytes([byte]) for byte in token], []
     while True:
         joined = [left + right for left, right in pairwise(pieces)]
-        possible = [piece for piece in joined if piece in ranks]
+        possible = [i for i, piece in enumerate(joined) if piece in ranks]
         if not possible:
             return path
-        path.append(min(possible, key=ranks.get))
-        i = joined.index(path[-1])
-        pieces[i:i + 2] = [path[-1]]
+        i = min(possible, key=lambda i: ranks[joined[i]])
+        path.append(joined[i])
+        pieces[i:i + 2] = [joined[i]]
 
 
 def keep_used(encoding, texts, vocab_size, name):
@@ -70,12 +69,9 @@ def keep_used(encoding, texts, vocab_size, name):
     The texts are to be cut as they will be later: a chunk does not cross from one into the next.
     """
     ranks = encoding._mergeable_ranks  # bytes -> id; the lower, the earlier it is merged
-    used = set()
-    for text in texts:
-        used.update(encoding.encode_ordinary(text))
+    used = {id for text in texts for id in encoding.encode_ordinary(text)}
     kept = {bytes([byte]) for byte in range(256)}
-    for id in used:
-        token = encoding.decode_single_token_bytes(id)
+    for token in encoding.decode_tokens_bytes(list(used)):
         kept.add(token)  # tiktoken takes a chunk that is a token as it is, merged or not
         kept.update(merge_path(token, ranks))
     in_order = sorted(ranks, key=ranks.get)

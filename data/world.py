@@ -31,7 +31,10 @@ PAINTS = {"red": (0, 0.95, 0.95), "brown": (24, 0.75, 0.48), "yellow": (54, 0.95
           "purple": (275, 0.85, 0.75), "pink": (330, 0.45, 1.0)}  # hue (degrees), saturation, value
 COLORS = list(PAINTS)
 SHAPES = ["circle", "square", "triangle", "diamond", "star", "cross"]
+# The outer and inner corners of a star in turn: how far from the centre, and in which direction
+STAR = [(1.15 if i % 2 == 0 else 0.5, math.pi * (i / 5 - 1 / 2)) for i in range(10)]
 CORNERS = {  # x and y, in radii from the centre; all shapes cover a similar area
+    "star": [(reach * math.cos(angle), reach * math.sin(angle)) for reach, angle in STAR],
     "square": [(-0.84, -0.84), (0.84, -0.84), (0.84, 0.84), (-0.84, 0.84)],
     "triangle": [(0, -1), (1, 0.8), (-1, 0.8)],
     "diamond": [(0, -1.1), (0.8, 0), (0, 1.1), (-0.8, 0)],
@@ -39,8 +42,7 @@ CORNERS = {  # x and y, in radii from the centre; all shapes cover a similar are
               (0.34, 1), (-0.34, 1), (-0.34, 0.34), (-1, 0.34), (-1, -0.34), (-0.34, -0.34)]}
 ROWS, COLS = ["top", "middle", "bottom"], ["left", "center", "right"]
 PLACES = [f"{row} {col}" for row in ROWS for col in COLS]  # in raster order
-NUMBERS = ["zero", "one", "two", "three"]
-MAX_OBJECTS = 3  # in a scene
+NUMBERS = ["zero", "one", "two", "three"]  # of objects: a scene has three at most
 
 PAIRS = [(color, shape) for color in COLORS for shape in SHAPES]
 # One pair per colour, and every shape is in one or two. Both words are common in other pairs, so a
@@ -50,6 +52,7 @@ SEEN_PAIRS = [pair for pair in PAIRS if pair not in COMP_PAIRS]
 SIDES = ["train"] * 6 + ["val", "test", "text:val", "text:test"]  # a tenth of all scenes each
 
 QUESTION_TYPES = ["color", "shape", "where", "count", "exists", "absent"]
+TAUGHT = QUESTION_TYPES[:5] * 2 + ["where", "absent"]  # how often: where is the hardest to learn
 WAYS = {"color": ["shape"], "shape": ["color"],  # what a question names a thing by
         "where": ["both", "both", "color", "shape"], "exists": ["both", "both", "color", "shape"]}
 QUESTIONS = {  # two wordings each
@@ -82,15 +85,9 @@ class Object(NamedTuple):
 
 # ---- scenes and splits -------------------------------------------------------------------------
 
-def side_of(scene):
-    """The one of SIDES that a scene is on, by a hash of its objects, whatever their order."""
-    text = "; ".join(f"{o.color} {o.shape} {o.place}" for o in sorted(scene))
-    digest = hashlib.sha256(text.encode()).digest()
-    return SIDES[int.from_bytes(digest[:4], "big") % len(SIDES)]
-
-
 def belongs(scene, split):
-    """Whether a scene is one of a split's.
+    """Whether a scene is one of a split's. Its side, one of SIDES, is decided by a hash of its
+    objects, whatever their order.
 
     split                       side         pairs of colour and shape
     train, val, test            the same     none of COMP_PAIRS
@@ -98,17 +95,19 @@ def belongs(scene, split):
     text:val, text:test         the same     any; read by no LLM in training
     text: and a dialect         train        any; an LLM's corpus
     """
-    side = "test" if split == "comp" else split if split in SIDES else "train"
+    text = "; ".join(f"{o.color} {o.shape} {o.place}" for o in sorted(scene))
+    digest = hashlib.sha256(text.encode()).digest()
+    side = SIDES[int.from_bytes(digest[:4], "big") % len(SIDES)]
+    needed = "test" if split == "comp" else split if split in SIDES else "train"
     unseen = any(o.pair in COMP_PAIRS for o in scene)
     allowed = split.startswith("text:") or unseen == (split == "comp")
-    return allowed and side_of(scene) == side
+    return allowed and side == needed
 
 
 def make_scene(split, seed, index):
-    """Scene `index` of a split: 1 to MAX_OBJECTS objects in raster order, in distinct places, no
-    two alike."""
+    """Scene `index` of a split: its objects in raster order, in distinct places, no two alike."""
     rng = random.Random(f"{split}/{seed}/{index}")
-    n = rng.randint(1, MAX_OBJECTS)
+    n = rng.randint(1, len(NUMBERS) - 1)
     while True:
         pairs, places = rng.sample(PAIRS, n), sorted(rng.sample(range(9), n))
         scene = [Object(*pair, place) for pair, place in zip(pairs, places)]
@@ -120,28 +119,15 @@ def twin(scene, rng):
     """A training scene with one attribute changed: a shape (the likeliest), a colour, a place."""
     values = {"shape": SHAPES, "color": COLORS, "place": range(9)}
     while True:
-        i, attribute = rng.randrange(len(scene)), rng.choice(["shape", "shape", "color", "place"])
-        new = list(scene)
-        new[i] = scene[i]._replace(**{attribute: rng.choice(values[attribute])})
-        pairs, places = {o.pair for o in new}, {o.place for o in new}
-        distinct = len(pairs) == len(places) == len(new)
-        if new != scene and distinct and belongs(new, "train"):
-            return sorted(new, key=lambda o: o.place)
+        old, attribute = rng.choice(scene), rng.choice(["shape", "shape", "color", "place"])
+        new = old._replace(**{attribute: rng.choice(values[attribute])})
+        rest = [o for o in scene if o != old]
+        distinct = all(o.pair != new.pair and o.place != new.place for o in rest)
+        if new != old and distinct and belongs(rest + [new], "train"):
+            return sorted(rest + [new], key=lambda o: o.place)
 
 
 # ---- pictures ----------------------------------------------------------------------------------
-
-def outline(shape, x, y, r):
-    """The corners of a shape of radius r around (x, y). A circle has none: it is an ellipse."""
-    if shape != "star":
-        return [(x + across * r, y + down * r) for across, down in CORNERS[shape]]
-    corners = []
-    for i in range(10):  # outer and inner corners in turn
-        angle = math.pi * i / 5 - math.pi / 2
-        reach = 1.15 * r if i % 2 == 0 else 0.5 * r
-        corners.append((x + reach * math.cos(angle), y + reach * math.sin(angle)))
-    return corners
-
 
 def rgb(hue, saturation, value):
     """A colour for Pillow, 0 to 255 each, from hue, saturation and value between 0 and 1."""
@@ -150,8 +136,7 @@ def rgb(hue, saturation, value):
 
 def paint(obj, pen, cell, rng):
     """Draw an object in its place, `cell` pixels wide, with jitter in position, size and colour."""
-    x = (obj.col + 0.5 + rng.uniform(-0.08, 0.08)) * cell
-    y = (obj.row + 0.5 + rng.uniform(-0.08, 0.08)) * cell
+    x, y = ((k + 0.5 + rng.uniform(-0.08, 0.08)) * cell for k in (obj.col, obj.row))
     r = rng.uniform(0.36, 0.46) * cell
     hue, saturation, value = PAINTS[obj.color]
     hue = (hue + rng.uniform(-6, 6)) / 360 % 1
@@ -159,20 +144,19 @@ def paint(obj, pen, cell, rng):
     if obj.shape == "circle":
         pen.ellipse([x - 0.95 * r, y - 0.95 * r, x + 0.95 * r, y + 0.95 * r], fill=fill)
     else:
-        pen.polygon(outline(obj.shape, x, y, r), fill=fill)
+        pen.polygon([(x + dx * r, y + dy * r) for dx, dy in CORNERS[obj.shape]], fill=fill)
 
 
 def draw(scene, seed, size=48):
     """A picture of the scene, (size, size, 3) uint8: anti-aliased, each object jittered, on a
     background with its own tint, brightness, gradient and noise, all by `seed`, any text."""
     rng = random.Random(f"draw/{seed}")
-    fine = 3 * size  # drawn at three times the size and shrunk: that is the anti-aliasing
     brightness, tint = rng.uniform(0.05, 0.95), rng.random()
-    picture = Image.new("RGB", (fine, fine), rgb(tint, rng.uniform(0, 0.15), brightness))
+    picture = Image.new("RGB", (3 * size, 3 * size), rgb(tint, rng.uniform(0, 0.15), brightness))
     pen = ImageDraw.Draw(picture)
     for obj in scene:
-        paint(obj, pen, fine / 3, rng)
-    pixels = np.asarray(picture.reduce(3), dtype=np.float32)
+        paint(obj, pen, size, rng)  # one of the 3 x 3 places
+    pixels = np.asarray(picture.reduce(3), dtype=np.float32)  # shrunk: that is the anti-aliasing
     noise = np.random.default_rng(rng.getrandbits(64))
     ramp = np.linspace(-0.5, 0.5, size, dtype=np.float32)
     down = rng.uniform(-24, 24) * ramp[:, None, None]
@@ -191,7 +175,7 @@ def patches_of(place, side):
 # ---- captions ----------------------------------------------------------------------------------
 
 def caption(scene):
-    """The scene in words, its objects in raster order."""
+    """The scene in words, in the order of its objects."""
     return ", ".join(f"a {o.color} {o.shape} at the {PLACES[o.place]}" for o in scene) + "."
 
 
@@ -231,8 +215,10 @@ def score_caption(text, scene):
 # ---- questions ---------------------------------------------------------------------------------
 
 class About(NamedTuple):
-    """What a question is about; None where it names nothing. Two questions about the same thing in
-    a scene have the same answer, however they are worded."""
+    """What a question is about: something of a colour, of a shape, of both, or anything (None).
+
+    The answer follows from this and the scene alone, however the question is worded.
+    """
     type: str
     color: str | None = None
     shape: str | None = None
@@ -246,12 +232,59 @@ class About(NamedTuple):
         """The objects that have this name."""
         return [o for o in scene if self.color in (None, o.color) and self.shape in (None, o.shape)]
 
+    def answer(self, scene):
+        """The right answer about a scene."""
+        its = self.fits(scene)
+        if self.type == "count":
+            return NUMBERS[len(its)]
+        if self.type == "exists":
+            return "yes" if its else "no"
+        if not its:
+            return f"there is no {self.name}"
+        (o,) = its  # nothing is asked about a name that fits several
+        return PLACES[o.place] if self.type == "where" else getattr(o, self.type)
+
 
 class QA(NamedTuple):
-    type: str
+    type: str  # one of QUESTION_TYPES
     question: str
     answer: str
     about: About
+
+
+def named(type, pairs, rng):
+    """What a question of this type calls things of these colours and shapes, all in one way."""
+    way = rng.choice(WAYS[type])
+    return [About(type, None if way == "shape" else color, None if way == "color" else shape)
+            for color, shape in pairs]
+
+
+def missing(scene, type, rng, pairs):
+    """What to ask about that is not there. Of the names with a colour and a shape, these are the
+    hard ones, wherever the pairs have some: one of the two is there, but not both."""
+    names = [about for about in named(type, pairs, rng) if not about.fits(scene)]
+    there = {word for o in scene for word in o.pair}
+    hard = [about for about in names if {about.color, about.shape} & there]
+    return rng.choice(hard or names)
+
+
+def subject(scene, type, rng, pairs):
+    """What a random question of this type is about: an About, or None if the scene has nothing with
+    a name of its own."""
+    shown = [o.pair for o in scene if o.pair in pairs]
+    if type == "count":
+        if rng.random() >= 0.5:
+            return About("count")
+        colors = [o.color for o in scene] if rng.random() < 0.7 else COLORS
+        return About("count", rng.choice(colors))  # of all colours, most would be 'zero'
+    if type == "absent":
+        return missing(scene, rng.choice(["color", "shape", "where"]), rng, pairs)
+    if type == "exists":
+        if rng.random() < 0.5:
+            return missing(scene, type, rng, pairs)
+        return named(type, [rng.choice(shown)], rng)[0]
+    names = [about for about in named(type, shown, rng) if len(about.fits(scene)) == 1]
+    return rng.choice(names) if names else None
 
 
 def ask(scene, type, rng, pairs=PAIRS):
@@ -260,80 +293,14 @@ def ask(scene, type, rng, pairs=PAIRS):
     Only these pairs of colour and shape are asked about, and denied: if unseen pairs were denied in
     training, where none is ever there, their names alone would come to mean 'no'.
     """
-    if type not in FIND:
-        raise ValueError(f"unknown question type {type!r}, expected one of {', '.join(FIND)}")
-    found = FIND[type](scene, type, rng, pairs)
-    if found is None:
+    about = subject(scene, type, rng, pairs)
+    if about is None:
         return None
-    about, answer = found
     key = "anything" if type == "exists" and not about.shape else about.type
     question = rng.choice(QUESTIONS[key]).format(name=about.name, color=about.color)
-    return QA(type, question, answer, about)
+    return QA(type, question, about.answer(scene), about)
 
 
-def ask_any(scene, rng, pairs=PAIRS, types=QUESTION_TYPES):
-    """A random question of a random type that this scene can answer."""
-    while True:
-        qa = ask(scene, rng.choice(types), rng, pairs)
-        if qa:
-            return qa
-
-
-# A function (scene, type, rng, pairs) -> (About, answer) for each type of question; None if it has
-# no such question.
-
-def named(type, pair, way):
-    """What names something of this colour and shape, by 'both', 'color', or 'shape'."""
-    color, shape = pair
-    return About(type, None if way == "shape" else color, None if way == "color" else shape)
-
-
-def find_one(scene, type, rng, pairs):
-    """Its colour, shape or place is asked of a thing whose name fits nothing else."""
-    way = rng.choice(WAYS[type])
-    names = [named(type, o.pair, way) for o in scene if o.pair in pairs]
-    names = [about for about in names if len(about.fits(scene)) == 1]
-    if not names:
-        return None
-    about = rng.choice(names)
-    (o,) = about.fits(scene)
-    return about, {"color": o.color, "shape": o.shape, "where": PLACES[o.place]}[type]
-
-
-def find_count(scene, type, rng, pairs):
-    colors = [o.color for o in scene]
-    if rng.random() >= 0.5:
-        return About("count"), NUMBERS[len(scene)]
-    color = rng.choice(colors if rng.random() < 0.7 else COLORS)  # else most would be 'zero'
-    return About("count", color), NUMBERS[colors.count(color)]
-
-
-def find_exists(scene, type, rng, pairs):
-    if rng.random() < 0.5:
-        return missing(scene, type, rng, pairs), "no"
-    o = rng.choice([o for o in scene if o.pair in pairs])
-    return named(type, o.pair, rng.choice(WAYS[type])), "yes"
-
-
-def find_absent(scene, type, rng, pairs):
-    """A question about what is not there."""
-    about = missing(scene, rng.choice(["color", "shape", "where"]), rng, pairs)
-    return about, f"there is no {about.name}"
-
-
-def missing(scene, type, rng, pairs):
-    """The name of something that is not there. Of a colour and a shape, wherever these pairs have
-    such a one, one of the two is there, but not both: that is harder."""
-    way = rng.choice(WAYS[type])
-    names = [named(type, pair, way) for pair in pairs]
-    names = [about for about in names if not about.fits(scene)]
-    there = {word for o in scene for word in o.pair}
-    hard = [about for about in names if about.color in there or about.shape in there]
-    return rng.choice(hard or names)
-
-
-FIND = {"color": find_one, "shape": find_one, "where": find_one, "count": find_count,
-        "exists": find_exists, "absent": find_absent}
-ANSWERS = {"color": COLORS, "shape": SHAPES, "where": PLACES, "count": NUMBERS,
-           "exists": ["yes", "no"],
-           "absent": [f"there is no {About('', *pair).name}" for pair in PAIRS]}
+def ask_any(scene, rng, pairs=PAIRS, types=TAUGHT):
+    """A random question of a random type; of another one where the scene has none."""
+    return ask(scene, rng.choice(types), rng, pairs) or ask_any(scene, rng, pairs, types)

@@ -3,7 +3,7 @@
     python results/sweeps.py NAME       after train.py and transfer.py
 
     name           what varies
-    coefficients   how W's outputs become weights, and whether words are sampled in stage 1
+    coefficients   how W's outputs become weights, and whether it reads whitened features
     K, hidden      how many words, and how wide W is
     target         targets less like the source: foreign has another empty word, another grid and
                    other sentences; in pieces many of the adapter's words are several tokens
@@ -35,11 +35,10 @@ from transfer import all_rows
 
 SWEEPS = {  # name: {point: the flags of train.py that it changes}
     "coefficients": {
-        "softplus": dict(align_coefficients="softplus", align_sampled=0.25),
-        "softmax": dict(align_coefficients="softmax", align_sampled=0.25),
-        "softplus, nothing sampled": dict(align_coefficients="softplus", align_sampled=0.0),
-        "softmax, nothing sampled": dict(align_coefficients="softmax", align_sampled=0.0),
-        "raw weights, nothing sampled": dict(align_coefficients="linear", align_sampled=0.0)},
+        "softmax": dict(align_coefficients="softmax", align_whiten=True),
+        "softmax, not whitened": dict(align_coefficients="softmax", align_whiten=False),
+        "raw weights": dict(align_coefficients="linear", align_whiten=True),
+        "raw weights, not whitened": dict(align_coefficients="linear", align_whiten=False)},
     "K": {"16": dict(align_K=16), "32": dict(align_K=32), "used": dict(align_K=0)},
     "hidden": {width: dict(align_hidden=int(width)) for width in ("16", "64", "256")},
     "target": {"target": dict(llm_target_dialect="target"),

@@ -64,12 +64,6 @@ def assert_refused(done, says):
     assert done.stderr.count("\n") == 1, done.stderr
 
 
-def losses_of(out, stage):
-    """The losses in a stage's log."""
-    lines = (out / stage / "log.csv").read_text(encoding="utf-8").splitlines()[1:]
-    return [float(line.split(",")[1]) for line in lines]
-
-
 # ---- what they are run on ------------------------------------------------------------------------
 
 @pytest.fixture(scope="session")

@@ -8,7 +8,7 @@ import torch.nn as nn
 from conftest import WORDS, make_llm
 
 import adapter as adapter_module
-from adapter import COEFFICIENTS, LangBridge, MLPAdapter, fingerprint, load_adapter, save_adapter
+from adapter import START, LangBridge, MLPAdapter, fingerprint, load_adapter, save_adapter
 from data.bpe import PATTERNS, make_encoding
 from data.files import Refused, write_json
 from model import GPT
@@ -16,10 +16,10 @@ from model import GPT
 SOURCE, TARGET = make_llm("source", 32), make_llm("target", 48)
 
 
-def bridge(coefficients="softplus", tokens=WORDS, **arguments):
+def bridge(coefficients="softmax", tokens=WORDS):
     """A LangBridge on the source LLM whose last layer is large, as if it were trained."""
     torch.manual_seed(2)
-    adapter = LangBridge(16, tokens, 24, coefficients, **arguments)
+    adapter = LangBridge(16, tokens, 24, coefficients)
     nn.init.normal_(adapter.W[-1].weight)
     return adapter.set_basis(*SOURCE)
 
@@ -40,7 +40,7 @@ def test_the_examples_of_the_docstrings_are_true():
 
 # ---- weights and words ---------------------------------------------------------------------------
 
-@pytest.mark.parametrize("coefficients", COEFFICIENTS)
+@pytest.mark.parametrize("coefficients", START)
 def test_a_visual_token_mixes_words_by_weights_that_sum_to_one_unless_raw(coefficients):
     adapter, x = bridge(coefficients), some_features(2)
     weights = adapter.weights(x)
@@ -49,15 +49,10 @@ def test_a_visual_token_mixes_words_by_weights_that_sum_to_one_unless_raw(coeffi
     assert sums_to_one == (weights >= 0).all() == (coefficients != "linear")
 
 
-@pytest.mark.parametrize("coefficients", COEFFICIENTS)
+@pytest.mark.parametrize("coefficients", START)
 def test_an_untrained_bridge_starts_at_the_empty_word(coefficients):
     weights = LangBridge(16, WORDS, 24, coefficients).set_basis(*SOURCE).weights(some_features())
     assert (weights.argmax(-1) == WORDS.index(b" .")).all()
-
-
-def test_a_centered_basis_is_words_without_their_mean():
-    adapter, E = bridge(tokens=[*WORDS, b" yeti"], basis="centered"), embeddings_of_words(*SOURCE)
-    assert torch.allclose(adapter.E[:-1], E - E.mean(0)) and not adapter.E[-1].any()
 
 
 def test_whitened_features_differ_as_much_in_every_direction():
@@ -66,34 +61,6 @@ def test_whitened_features_differ_as_much_in_every_direction():
     white = (x - adapter.mean) @ adapter.scale
     assert torch.allclose(white.T.cov(), torch.eye(16), atol=0.02)
     assert white.mean(0).abs().max() < 1e-3 and torch.allclose(adapter.scale, adapter.scale.T)
-
-
-# ---- sampled words -------------------------------------------------------------------------------
-
-@pytest.mark.parametrize("coefficients", ["softplus", "softmax"])
-def test_words_are_sampled_by_their_weights_and_in_training_only(coefficients):
-    adapter, x = bridge(coefficients, sampled=1.0).eval(), some_features().expand(3000, -1, -1)
-    mixtures = adapter(x)
-    assert torch.equal(mixtures, adapter.weights(x) @ adapter.E)
-    words = adapter.train()(x)
-    assert (torch.cdist(words[0], adapter.E).min(-1).values < 1e-2).all()  # one for each patch
-    assert (words.mean(0) - mixtures[0]).abs().mean() < 0.05 * mixtures.abs().mean()
-
-
-def test_the_share_of_patches_that_sample_is_as_asked():
-    adapter, x = bridge(sampled=0.25), some_features(100)
-    mixtures, words = adapter.eval()(x), adapter.train()(x)
-    assert 0.22 < (words != mixtures).any(-1).float().mean() < 0.28
-
-
-def test_the_gradient_of_a_sampled_word_is_that_of_the_mixture():
-    x, direction, grads = some_features(), torch.randn(36, 32), []
-    for sampled in (0.0, 1.0):
-        adapter = bridge(sampled=sampled)
-        (adapter(x) * direction).sum().backward()
-        grads.append([p.grad for p in adapter.parameters()])
-    for of_mixture, of_word in zip(*grads):
-        assert of_mixture.any() and torch.allclose(of_mixture, of_word, atol=1e-3)
 
 
 # ---- the swap ------------------------------------------------------------------------------------
@@ -132,7 +99,7 @@ def test_other_ids_give_the_same_words():
     assert torch.equal(renumbered(x), adapter(x))
 
 
-@pytest.mark.parametrize("coefficients", COEFFICIENTS)
+@pytest.mark.parametrize("coefficients", START)
 def test_words_that_an_llm_lacks_are_listed_and_get_no_weight(coefficients):
     adapter, x = bridge(coefficients, [*WORDS, b" yeti"]), some_features()
     assert adapter.missing == [b" yeti"]
@@ -148,19 +115,11 @@ def test_an_adapter_that_does_not_fit_an_llm_is_refused():
         LangBridge(16, WORDS)(some_features())
 
 
-# ---- arguments and files -------------------------------------------------------------------------
-
-@pytest.mark.parametrize("arguments, says", [
-    (dict(coefficients="sigmoid"), "softplus"), (dict(basis="whitened"), "centered"),
-    (dict(coefficients="linear", sampled=0.25), "sampled must be 0")])
-def test_an_argument_without_a_meaning_is_refused(arguments, says):
-    with pytest.raises(ValueError, match=says):
-        LangBridge(16, WORDS, 24, **arguments)
-
+# ---- files -------------------------------------------------------------------------
 
 @pytest.mark.parametrize("adapter", [
     MLPAdapter(16, 32), MLPAdapter(16, 32, 64), bridge("linear").whiten(torch.randn(50, 16) + 1),
-    bridge("softmax", [*WORDS, b"\xff"], basis="centered", sampled=0.25)])
+    bridge("softmax", [*WORDS, b"\xff"])])
 def test_a_saved_adapter_is_the_same_adapter(tmp_path, adapter):
     save_adapter(adapter, tmp_path)
     loaded, x = load_adapter(tmp_path).eval().set_basis(*SOURCE), some_features()

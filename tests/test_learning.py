@@ -2,7 +2,8 @@
 
 A picture has 3 x 3 tiles; one of them holds a colour, or a white shape. Two tiny LLMs with
 different vocabularies learn to read grids of words, a ViT learns to see, and a LangBridge that was
-aligned on one LLM is used on the other.
+aligned on one LLM is used on the other. In a grid the word may stand in several tiles: a ViT lets
+all patches know what one of them shows, so visual tokens repeat it.
 """
 import random
 from pathlib import Path
@@ -29,7 +30,7 @@ REQUESTS = {"source": "what is this?", "target": "name the thing."}
 
 class Tiny:
     """The data of this world, as data/dataset.py describes them."""
-    SPLITS, EXAM, SCORES = ("train", "val", "test"), ("val", "test"), ("exact",)
+    SPLITS, EXAM = ("train", "val", "test"), ("val", "test")
     kinds, sums, alt_V, sampled, request = {}, {}, 280, 50, REQUESTS["source"]
 
     def config(self):
@@ -67,7 +68,7 @@ class Tiny:
 
     def document(self, dialect, seed, i, *_):
         word, tile = self.scene(f"{dialect}/{seed}", i)
-        tiles = [EMPTY] * 9
+        tiles = random.Random(i).choices([EMPTY, f" {word}"], k=9)
         tiles[tile] = f" {word}"
         raster = "".join("".join(tiles[k:k + 3]) + "\n" for k in (0, 3, 6))
         return in_scene(raster) + turn(REQUESTS[dialect], word)
@@ -94,10 +95,10 @@ def world(tmp_path_factory):
     torch.set_num_threads(1)
     s = Settings(
         out=str(tmp_path_factory.mktemp("learning")), device="cpu", precision="fp32",
-        llm_source_V=340, llm_source_C=32, llm_source_layers=1, llm_source_steps=200,
-        llm_target_V=360, llm_target_C=32, llm_target_layers=2, llm_target_steps=250, llm_batch=16,
+        llm_source_V=340, llm_source_C=32, llm_source_layers=1, llm_source_steps=150,
+        llm_target_V=360, llm_target_C=32, llm_target_layers=2, llm_target_steps=200, llm_batch=16,
         H=2, vit_size=18, vit_patch=6, vit_D=32, vit_layers=1, vit_steps=150,
-        vit_batch=8, align_hidden=64, align_sampled=0.5, align_steps=300, align_batch=16)
+        vit_batch=8, align_hidden=64, align_steps=200, align_batch=16)
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(Settings, "dataset", Tiny())
         for name, make in (("llm_source", pretrain_llm), ("llm_target", pretrain_llm),
@@ -107,18 +108,13 @@ def world(tmp_path_factory):
         yield s
 
 
-def share_right(s, vlm, dialect):
-    """How many test pictures an LLM names, asked as its texts ask."""
-    features, n = held_out(s.out, data=Tiny())["test"], Tiny().count("test")
-    answers = vlm.eval().answer(features, [(i, REQUESTS[dialect]) for i in range(n)])
-    return np.mean([answers[i] == Tiny().scene("test", i)[0] for i in range(n)])
-
-
 def named(s, llm, make, start="langbridge_align"):
-    """The share of pictures that an LLM names with an adapter that was made for it."""
+    """The share of test pictures that an LLM names with an adapter that was made for it."""
     source, other = (load_llm(f"{s.out}/{name}") for name in ("llm_source", llm))
-    adapter = make(s, load_adapter(Path(s.out) / start), source, other)
-    return share_right(s, VLM(adapter, *other), llm.removeprefix("llm_"))
+    vlm = VLM(make(s, load_adapter(Path(s.out) / start), source, other), *other).eval()
+    features, request = held_out(s.out, data=Tiny())["test"], REQUESTS[llm.removeprefix("llm_")]
+    answers = vlm.answer(features, [(i, request) for i in range(len(features))])
+    return np.mean([answer == Tiny().scene("test", i)[0] for i, answer in enumerate(answers)])
 
 
 def do_not_swap(s, adapter, source, target):
@@ -130,7 +126,7 @@ def test_an_adapter_learns_to_name_things_in_an_llms_words(world):
 
 
 def test_swapped_embeddings_let_another_llm_name_them(world):
-    assert named(world, "llm_target", swap_embeddings) >= 0.85
+    assert named(world, "llm_target", swap_embeddings) >= 0.9
 
 
 @pytest.mark.parametrize("broken", [shuffle_words, do_not_swap])

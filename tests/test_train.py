@@ -256,14 +256,6 @@ def test_other_settings_in_the_same_folder_are_refused(out):
     assert_refused(done, "vit_steps was 20, now 21")
 
 
-def test_in_the_bfloat16_of_a_gpu_the_first_model_can_be_asked_before_others_are_made(tmp_path):
-    done = run_here("train.py", "--preset", "smoke", "--precision", "bf16", "--pictures", "24",
-                    "--align_K", "3", "--llm_source_V", "300", "--threads", "1", "--device", "cpu",
-                    "--out", tmp_path, "--stages", ",".join([*STAGES][:4]))
-    assert done.returncode == 0, done.stderr
-    assert "query the first model" in done.stdout.partition("\nlangbridge_instruct: vqa")[2]
-
-
 @pytest.mark.parametrize("args, says", [
     (["--vit_stepz", "3"], "did you mean --vit_steps?"),
     (["--preset", "desktop"], "laptop"),
