@@ -5,7 +5,7 @@
 
 What is unusual about our GPT, for a reader who knows GPT-2:
     forward() takes embeddings, not token ids, so visual tokens need no special case
-    a short convolution before attention and MLP, so that a token knows its neighbours at once
+    a short convolution begins each block, so that a token knows its neighbours at once
     norms have no gain; embeddings, queries and keys are normalised too: training stays stable
     rotary positions say how far apart two tokens are, learned ones where a token is
     squared ReLU, no biases, no dropout
@@ -82,15 +82,13 @@ class ShortConv(nn.Module):
         super().__init__()
         self.weight = nn.Parameter(torch.empty(self.width, C).uniform_(-0.5, 0.5))  # w_0, w_1, ..
 
-    def forward(self, x, cache, name):
+    def forward(self, x, cache):
         """x (B, T, C) -> (B, T, C); a cache (a dict, or None) keeps the inputs that the next
-        token's window needs, under this name."""
-        past = x.new_zeros(x.size(0), self.width - 1, x.size(2))
-        if cache and name in cache:
-            past = cache[name]
+        token's window needs."""
+        past = cache["inputs"] if cache else x.new_zeros(x.size(0), self.width - 1, x.size(2))
         window = torch.cat([past, x], dim=1)  # (B, width - 1 + T, C)
         if cache is not None:
-            cache[name] = window[:, x.size(1):]  # (B, width - 1, C)
+            cache["inputs"] = window[:, x.size(1):]  # (B, width - 1, C)
         kernel = self.weight.flip(0).T[:, None]  # (C, 1, width)
         return x + F.conv1d(window.mT, kernel, groups=x.size(2)).mT  # (B, T, C)
 
@@ -130,22 +128,20 @@ class MLP(nn.Module):
 
 
 class Block(nn.Module):
-    """x + attention(conv(norm(x))), then + mlp(conv(norm(x)))"""
+    """x + conv(x), then + attention(norm(x)), then + mlp(norm(x))"""
 
     def __init__(self, config):
         super().__init__()
-        self.norm = Norm()
-        self.conv1, self.attention = ShortConv(config.C), Attention(config)
-        self.conv2, self.mlp = ShortConv(config.C), MLP(config)
+        self.norm, self.conv = Norm(), ShortConv(config.C)
+        self.attention, self.mlp = Attention(config), MLP(config)
 
     def forward(self, x, turns, cache=None, last=None):
         """x (B, T, C) -> (B, T, C), or of the `last` positions only (B, last, C)"""
-        h = self.conv1(self.norm(x), cache, "before attention")  # (B, T, C)
-        x = x + self.attention(h, turns, cache)
-        h = self.conv2(self.norm(x), cache, "before the MLP")  # (B, T, C)
+        x = self.conv(x, cache)
+        x = x + self.attention(self.norm(x), turns, cache)
         if last:
-            x, h = x[:, -last:], h[:, -last:]  # 2 x (B, last, C)
-        return x + self.mlp(h)
+            x = x[:, -last:]  # (B, last, C)
+        return x + self.mlp(self.norm(x))
 
 
 class GPT(nn.Module):

@@ -23,7 +23,7 @@
     zero_shot_blind            no picture                                         no       no
     zero_shot_after_instruct, transferred_after_instruct    from the source's adapter after stage 2
 
-Stage 2 has the same budget in every row, by default two fifths of train.py's: short enough for the
+Stage 2 has the same budget in every row, by default half of train.py's: short enough for the
 start to matter. Finished rows are kept. Writes transfer.json into --out.
 """
 import math
@@ -330,7 +330,7 @@ def main():
     add("--out", default="out", help="the folder that train.py wrote (default: out)")
     add("--reverse", action="store_true", help="from the target LLM to the source LLM")
     add("--rows", type=rows_asked, default="headline", help="headline (default), all, or names")
-    add("--steps", type=number(1), help="steps of stage 2 (default: two fifths of train.py's)")
+    add("--steps", type=number(1), help="steps of stage 2 (default: half of train.py's)")
     add("--rate", type=number(0, 100, float), default=1.0, help="times stage 2's learning rates")
     add("--threads", type=number(0), default=0, help="CPU threads in all; 0: as many as cores")
     add("--device", help="cpu, cuda or mps (default: what train.py used)")
@@ -338,7 +338,7 @@ def main():
     s = load_settings(args.out)
     s.threads, s.device = args.threads or os.cpu_count(), args.device or s.device
     rates = {name: args.rate * getattr(s, name) for name in ("instruct_lr", "instruct_matrix_lr")}
-    tuned = replace(s, instruct_steps=args.steps or s.instruct_steps * 2 // 5, **rates)
+    tuned = replace(s, instruct_steps=args.steps or s.instruct_steps // 2, **rates)
     check(tuned)
     torch.set_num_threads(s.threads)
     lock(s.out)

@@ -135,7 +135,8 @@ def conversation(scene, rng, turns, captions=0.3, pairs=PAIRS):
             asked.setdefault("caption", description(scene, rng))
         else:
             qa = ask_any(scene, rng, pairs)
-            asked.setdefault(qa.about, turn(qa.question, qa.answer))
+            about = qa.answer if qa.type == "where" else qa.about  # whatever a thing is called
+            asked.setdefault(about, turn(qa.question, qa.answer))
     return [piece for pieces in asked.values() for piece in pieces]
 
 

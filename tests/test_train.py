@@ -36,7 +36,7 @@ def tiny_run(folder, at=None, happens=None):
     optimizers = [Muon([model.weight], 0.02), torch.optim.AdamW([model.bias], 0.01)]
     run = Run(s, stage, [model], optimizers, 200)
     for step in run:
-        x = torch.randn(8, 4)
+        x = torch.randn(8, 4, generator=torch.Generator().manual_seed(step))
         loss = (model(x) - x).square().mean()
         if step == at:
             loss = happens(loss)
@@ -47,11 +47,11 @@ def tiny_run(folder, at=None, happens=None):
 
 
 @pytest.mark.parametrize("happens, says", [
-    (lambda loss: loss * torch.nan, "the loss is nan, the largest gradient nan"),
+    (lambda loss: loss + torch.inf, "the loss is inf, the largest gradient 1"),
     (lambda loss: (0 * loss).sqrt(), "the loss is 0.0, the largest gradient nan")])
 def test_a_run_stops_at_what_is_no_number_and_resumes_bit_for_bit(tmp_path, capsys, happens, says):
     whole = tiny_run(tmp_path / "whole")
-    with pytest.raises(Refused, match=f"tiny: at step 23 {says}; .*lower learning rates"):
+    with pytest.raises(Refused, match=f"tiny: at step 23 {says}.*lower learning rates"):
         tiny_run(tmp_path / "stopped", 23, happens)
     assert tiny_run(tmp_path / "stopped") == whole
     assert "tiny: resuming from step 23\ntiny: step 24 of 200, loss 1." in capsys.readouterr().out
@@ -149,11 +149,6 @@ def test_stage_1_trains_the_adapter_alone_and_stage_2_the_llm_too(out):
         assert fingerprint(load_adapter(before)) != fingerprint(load_adapter(after))
         assert not (before / "llm.pt").exists()
         assert not torch.equal(load_llm(after)[0].head.weight, untuned)
-
-
-def test_words_are_sampled_in_stage_1_only(out):
-    sampled = [load_adapter(out / f"langbridge_{phase}").sampled for phase in ("align", "instruct")]
-    assert sampled == [0.25, 0.0]
 
 
 @pytest.mark.parametrize("name", STAGES)
@@ -263,7 +258,6 @@ def test_other_settings_in_the_same_folder_are_refused(out):
     (["--vit_steps", "0"], "--vit_steps: '0': expected a whole number, 1 to 1000000"),
     (["--llm_captions", "7"], "--llm_captions: '7': expected 0 to 1"),
     (["--device", "cuda:77"], "--device cpu"),
-    (["--align_coefficients", "linear"], "--align_sampled 0.25: expected 0"),
     (["--stages", "vision"], "llm_source"),
     (["--H", "7"], "--llm_source_C 128: expected a multiple of twice the 7"),
     (["--vit_size", "50"], "6 is best"),
