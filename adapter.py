@@ -1,8 +1,8 @@
 """The two adapters, side by side: from patch features (B, N, D) to visual tokens (B, N, C).
 
     MLPAdapter   v = mlp(x)      ends in one LLM's width: another LLM needs another adapter
-    LangBridge   v = W(x) @ E    one weight for each word; E holds the LLM's own embeddings of these
-                                 words: another LLM needs another E, and W stays the same
+    LangBridge   v = softmax(W(x)) @ E    one weight for each word; E holds the LLM's own embeddings
+                 of these words: another LLM needs another E, and W stays the same
 
 The method is that of Liao et al. 2025, 'LangBridge' (arXiv 2503.19404). Their released code
 multiplies the raw outputs of W by the embeddings. Ours differs: a softmax makes the weights of a
@@ -47,14 +47,13 @@ class MLPAdapter(nn.Module):
 
 
 class LangBridge(nn.Module):
-    """Each patch as a mixture of words: v = W(x) @ E.
+    """Each patch as a mixture of words: v = softmax(W(x)) @ E.
 
     x (B, N, D) -> v (B, N, C);  W: Linear(D, hidden), GELU, Linear(hidden, K)
 
     tokens        the K words as byte strings: the adapter knows words, not ids, and looks up
                   their ids in the tokenizer at hand
-    coefficients  how the outputs l of W become weights: softmax, e^l / their sum, or linear: l
-                  itself, raw weights as in the paper's code
+    coefficients  softmax, or linear: v = W(x) @ E, raw weights as in the paper's code
     """
 
     def __init__(self, D, tokens, hidden=256, coefficients="softmax"):

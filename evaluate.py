@@ -34,7 +34,7 @@ from data.dataset import load_data
 from data.files import Refused, read_json, read_tensors, write_json
 from data.own import open_own
 from data.pictures import contact_sheet, read_picture, word_map
-from data.run import Parser, run_command
+from data.run import Parser, command
 from data.scoring import intervals
 from model import GPT, VLM, load_llm, same_length
 from vision import ViT, encode_pictures, load_vit
@@ -490,4 +490,5 @@ def main():
 
 
 if __name__ == "__main__":
-    run_command(main)
+    with command():
+        main()

@@ -40,11 +40,9 @@ class GPTConfig:
     context: int = 512  # longest sequence
 
 
-class Norm(nn.Module):
+def norm(x):
     """RMSNorm without a gain: x / sqrt(mean(x^2))"""
-
-    def forward(self, x):
-        return F.rms_norm(x, (x.size(-1),))
+    return F.rms_norm(x, x.shape[-1:])
 
 
 def rotate(x, turns):
@@ -96,14 +94,14 @@ class ShortConv(nn.Module):
 class Attention(nn.Module):
     def __init__(self, config):
         super().__init__()
-        self.H, self.norm = config.H, Norm()
+        self.H = config.H
         self.qkv = nn.Linear(config.C, 3 * config.C, bias=False)
         self.out = nn.Linear(config.C, config.C, bias=False)
 
     def forward(self, x, turns, cache):
         qkv = self.qkv(x).unflatten(2, (3, self.H, -1))  # (B, T, 3, H, c)
         qkv = qkv.permute(2, 0, 3, 1, 4)  # (3, B, H, T, c)
-        q, k = rotate(self.norm(qkv[:2]), turns)  # 2 x (B, H, T, c)
+        q, k = rotate(norm(qkv[:2]), turns)  # 2 x (B, H, T, c)
         v = qkv[2]
         if cache is not None:
             if "keys" in cache:
@@ -132,16 +130,15 @@ class Block(nn.Module):
 
     def __init__(self, config):
         super().__init__()
-        self.norm, self.conv = Norm(), ShortConv(config.C)
-        self.attention, self.mlp = Attention(config), MLP(config)
+        self.conv, self.attention, self.mlp = ShortConv(config.C), Attention(config), MLP(config)
 
     def forward(self, x, turns, cache=None, last=None):
         """x (B, T, C) -> (B, T, C), or of the `last` positions only (B, last, C)"""
         x = self.conv(x, cache)
-        x = x + self.attention(self.norm(x), turns, cache)
+        x = x + self.attention(norm(x), turns, cache)
         if last:
             x = x[:, -last:]  # (B, last, C)
-        return x + self.mlp(self.norm(x))
+        return x + self.mlp(norm(x))
 
 
 class GPT(nn.Module):
@@ -149,7 +146,7 @@ class GPT(nn.Module):
 
     def __init__(self, config):
         super().__init__()
-        self.config, self.norm = config, Norm()
+        self.config = config
         self.embedding = nn.Embedding(config.V, config.C)
         self.position = nn.Parameter(torch.zeros(config.context, config.C))
         self.blocks = nn.ModuleList(Block(config) for _ in range(config.layers))
@@ -174,7 +171,7 @@ class GPT(nn.Module):
 
     def embed(self, ids):
         """Input embeddings of token ids, all of one size: (..., T) -> (..., T, C)"""
-        return self.norm(self.embedding(ids))
+        return norm(self.embedding(ids.to(self.embedding.weight.device)))
 
     def forward(self, x, cache=None):
         """x (B, T, C) -> logits (B, T, V)"""
@@ -197,7 +194,7 @@ class GPT(nn.Module):
         for i, block in enumerate(self.blocks):
             is_last = i == len(self.blocks) - 1
             x = block(x, turns, cache[i] if cache else None, last if is_last else None)
-        return self.norm(x)  # (B, T, C), (B, last, C) if that is given
+        return norm(x)  # (B, T, C), (B, last, C) if that is given
 
     def new_cache(self):
         """What an LLM keeps of the tokens read so far, so that the next one costs only itself: a
@@ -280,16 +277,14 @@ class VLM(nn.Module):
 
     def __init__(self, adapter, llm, encoding):
         super().__init__()
-        self.adapter = adapter
-        self.llm = llm
-        self.encoding = encoding
+        self.adapter, self.llm, self.encoding = adapter, llm, encoding
         self.newline = encoding.encode_single_token(b"\n")
         self.stops = line_ends(encoding)
         self.prefix = encoding.encode(PREFIX, allowed_special={BOS})
 
     def embed(self, ids):
         """The LLM's embeddings of a list of ids, for a batch of one: (1, T, C)"""
-        return self.llm.embed(torch.tensor([ids], device=self.llm.embedding.weight.device))
+        return self.llm.embed(torch.tensor([ids]))
 
     def room(self, N):
         """How many tokens of text the context holds after a picture of N patches."""
@@ -345,7 +340,7 @@ class VLM(nn.Module):
                     raise Refused(f"a question of {ids.size(1)} tokens does not fit into this "
                                   f"LLM's context; at most {ids.size(1) + room - 1} do")
                 begun = pick(cache, [row[asked[k][0]] for k in ks])
-                text = self.llm.embed(ids.to(self.llm.embedding.weight.device))  # (n, T, C)
+                text = self.llm.embed(ids)  # (n, T, C)
                 for k, tokens in zip(ks, self.llm.generate(text, self.stops, cache=begun)):
                     answers[k] = self.encoding.decode(tokens).strip()
         return answers

@@ -43,7 +43,7 @@ from data.dataset import Shapes
 from data.files import (Refused, Stage, lock, read_json, read_tensors, write_json, write_tensors,
                         write_text)
 from data.own import open_own
-from data.run import (Job, Parser, Signals, Stopped, lane, make_stages, number, run_command, say)
+from data.run import (Job, Parser, Signals, Stopped, lane, make_stages, number, command, say)
 from data.scoring import join_splits
 from data.vocabularies import PUBLIC, open_encoding
 from evaluate import (guesses, held_out, load_vlm, score_line, score_llm, score_vlm, show_mistakes,
@@ -57,11 +57,7 @@ from vision import CLIP, ViTConfig, encode_pictures, probe, save_vit
 def setting(default, help, choices=None, least=1, most=10 ** 6):
     """A field of Settings: its name becomes a flag, `help` what --help says of it. Whole numbers
     are `least` to `most`, others 0 to 1."""
-    kind = type(default)
-    if kind is int:
-        kind = number(least, most)
-    elif kind is float:
-        kind = number(0, 1, float)
+    kind = {int: number(least, most), float: number(0, 1, float)}.get(type(default), str)
     return field(default=default, metadata={"help": help, "choices": choices, "type": kind})
 
 
@@ -266,7 +262,8 @@ def orthogonal(x):
 
 
 def optimizers_of(matrix_lr, lr, *modules):
-    """Muon for the hidden matrices, AdamW for the rest: biases, and what comes first or last."""
+    """Muon for the weight of every nn.Linear but those named embed, project or head. AdamW for
+    these, and for biases, embeddings, positions and convolutions."""
     outer = ("embed", "project", "head")
     matrices = [part.weight for module in modules for name, part in module.named_modules()
                 if isinstance(part, nn.Linear) and not name.endswith(outer)]
@@ -314,12 +311,15 @@ class Run:
         stage.folder.mkdir(parents=True, exist_ok=True)
         state = stage.load_state(s.device)
         if state:
-            self.resume(state)
+            for part, saved in zip(self.parts, state["parts"], strict=True):
+                part.load_state_dict(saved)
+            self.__dict__.update(state["kept"])
+            say(f"{stage.name}: resuming from step {self.step}")
 
     def __iter__(self):
-        self.bar = tqdm(desc=self.stage.name, initial=self.step, total=self.steps, leave=False,
+        stage, saved = self.stage, time.perf_counter()
+        self.bar = tqdm(desc=stage.name, initial=self.step, total=self.steps, leave=False,
                         mininterval=1, dynamic_ncols=True, position=lane(), disable=None)
-        saved = time.perf_counter()
         while self.step < self.steps:
             for optimizer, rate in zip(self.optimizers, self.rates):
                 optimizer.param_groups[0]["lr"] = rate * schedule(self.step, self.steps)
@@ -329,17 +329,16 @@ class Run:
             self.step += 1
             self.bar.update()
             if Signals.asked or time.perf_counter() - saved > self.s.save_every:
-                self.save()
+                stage.save_state(parts=[part.state_dict() for part in self.parts],
+                                 kept={name: getattr(self, name) for name in self.KEPT})
                 saved = time.perf_counter()
                 if self.bar.disable:  # no terminal: a log
-                    say(f"{self.stage.name}: step {self.step} of {self.steps}, loss "
-                        f"{self.smooth:.3f}")
+                    say(f"{stage.name}: step {self.step} of {self.steps}, loss {self.smooth:.3f}")
             Signals.in_step = False
             if Signals.asked:
                 raise Stopped(128 + Signals.asked)
         self.bar.close()
-        lines = [f"{step},{loss},{smooth},{lr:.6g}\n" for step, loss, smooth, lr in self.log]
-        write_text(self.stage.folder / "log.csv", "step,loss,smoothed,lr\n" + "".join(lines))
+        write_text(stage.folder / "log.csv", "".join(["step,loss,smoothed,lr\n", *self.log]))
 
     def record(self, loss):
         """Note the loss of a step. Raises Refused, before it reaches a weight, if the loss or a
@@ -354,17 +353,7 @@ class Run:
         self.bar.set_postfix_str(f"loss {self.smooth:.3f}", refresh=False)
         if self.step % 10 == 0 or self.step < 5 or self.step == self.steps - 1:
             lr = self.optimizers[-1].param_groups[0]["lr"]
-            self.log.append([self.step, round(loss, 5), round(self.smooth, 5), lr])
-
-    def save(self):
-        kept = {name: getattr(self, name) for name in self.KEPT}
-        self.stage.save_state(parts=[part.state_dict() for part in self.parts], kept=kept)
-
-    def resume(self, state):
-        for part, saved in zip(self.parts, state["parts"], strict=True):
-            part.load_state_dict(saved)
-        self.__dict__.update(state["kept"])
-        say(f"{self.stage.name}: resuming from step {self.step}")
+            self.log.append(f"{self.step},{loss:.5f},{self.smooth:.5f},{lr:.6g}\n")
 
 
 def autocast(s):
@@ -423,7 +412,7 @@ def text_loss(s, llm, part):
     """The summed loss of predicting each token of some texts from those before it."""
     ids, weights = padded(part)  # 2 x (B, T)
     with autocast(s):
-        hidden = llm.hidden(llm.embed(ids[:, :-1].to(s.device)))  # (B, T - 1, C)
+        hidden = llm.hidden(llm.embed(ids[:, :-1]))  # (B, T - 1, C)
         return weighted_loss(llm.head, hidden, ids[:, 1:], weights[:, 1:])
 
 
@@ -435,7 +424,7 @@ def answer_loss(s, vlm, part, features):
     ids, weights = padded(part)  # 2 x (B, T)
     x = features[[sample.picture for sample in part]].float().to(s.device)  # (B, N, D)
     with autocast(s):
-        hidden = vlm(x, ids.to(s.device))  # (B, T, C)
+        hidden = vlm(x, ids)  # (B, T, C)
         return weighted_loss(vlm.llm.head, hidden, ids, weights)
 
 
@@ -571,12 +560,13 @@ def new_adapter(s, kind, llm, encoding):
     return adapter.to(s.device).set_basis(llm, encoding)
 
 
-def train_vlm(s, stage, kind, phase, llm_name="llm_source", adapter=None):
-    """Stage 1 (align) or stage 2 (instruct) of a mlp, a langbridge, or blind: without a picture.
+def train_vlm(s, stage, phase, kind=None, llm_name="llm_source", adapter=None):
+    """Stage 1 (align) or stage 2 (instruct) of a VLM.
 
-        align       the adapter alone learns to caption pictures; the LLM is frozen
-        instruct    adapter and LLM learn from conversations. The adapter is the one that align
-                    left beside this stage, unless one is given
+        align       a new adapter, `kind` mlp or langbridge, learns to caption pictures; the LLM is
+                    frozen
+        instruct    adapter and LLM learn from conversations: the adapter that align left beside
+                    this stage, if a kind is given, else the given one; None is blind
 
     In stage 2 the basis E of a LangBridge stays what it was: a copy of the embeddings of the
     untuned LLM. So words keep the meaning that they had for W. In stage 1 it is measured on the way
@@ -585,15 +575,14 @@ def train_vlm(s, stage, kind, phase, llm_name="llm_source", adapter=None):
     data, features = s.dataset, training_features(s)  # (pictures, N, D)
     llm, encoding = load_llm(Path(s.out) / llm_name)
     llm.to(s.device)
+    steps, size, *rates = (getattr(s, f"{phase}_{what}")
+                           for what in ("steps", "batch", "matrix_lr", "lr"))
     if phase == "align":
-        steps, size, rates = s.align_steps, s.align_batch, (s.align_matrix_lr, s.align_lr)
         adapter = new_adapter(s, kind, llm, encoding)
         llm.requires_grad_(False)
         trained = [adapter]
     else:
-        steps, size = s.instruct_steps, s.instruct_batch
-        rates = s.instruct_matrix_lr, s.instruct_lr
-        if adapter is None and kind != "blind":
+        if kind:
             adapter = load_adapter(stage.folder.with_name(f"{kind}_align")).to(s.device)
             adapter.set_basis(llm, encoding)
         trained = [module for module in (adapter, llm) if module]
@@ -609,14 +598,13 @@ def train_vlm(s, stage, kind, phase, llm_name="llm_source", adapter=None):
         f"(adapter {size_of(adapter):,}, LLM {size_of(llm):,}), on {steps} x {size} of "
         f"{len(features)} pictures; the first sample ([answers] are learned):\n"
         f"[picture] {marked(text_about(0, random.Random(0)))}")
-    study_at = {0, steps} | {int(steps ** (i / 8)) for i in range(8)}  # evenly on a log axis
-    if phase == "instruct" or not data.kinds:  # what objects there are may not be known
-        study_at = ()
+    studied = phase == "align" and data.kinds  # of other data it is not known what objects show
+    study_at = {0, *(int(steps ** (i / 8)) for i in range(8))} if studied else ()  # on a log axis
     optimizers = optimizers_of(*rates, *trained)
     run = Run(s, stage, trained, optimizers, steps)
     for step in run:
-        if run.step in study_at:
-            run.measured.append([run.step, subspace(vlm, exam["test"], data)])
+        if step in study_at:
+            run.measured.append([step, subspace(vlm, exam["test"], data)])
         rng = random.Random(f"{phase}/{s.seed}/{step}")  # all adapters meet the same samples
         pictures = [rng.randrange(len(features)) for _ in range(size)]
         samples = [Sample(*encode(encoding, text_about(i, rng), room), i) for i in pictures]
@@ -627,7 +615,7 @@ def train_vlm(s, stage, kind, phase, llm_name="llm_source", adapter=None):
             total += loss.item()
         run.record(total)
         update(optimizers)
-    if steps in study_at:
+    if studied:
         run.measured.append([steps, subspace(vlm, exam["test"], data)])
     if phase == "instruct":
         save_llm(llm, encoding, stage.folder)
@@ -642,14 +630,14 @@ def train_vlm(s, stage, kind, phase, llm_name="llm_source", adapter=None):
 STAGES = {  # name: (how it is made, with what, after which), the most urgent first
     "llm_source": (pretrain_llm, {}, []),
     "vit": (pretrain_vit, {}, []),
-    "langbridge_align": (train_vlm, {"kind": "langbridge", "phase": "align"},
+    "langbridge_align": (train_vlm, dict(phase="align", kind="langbridge"),
                          ["llm_source", "vit"]),
-    "langbridge_instruct": (train_vlm, {"kind": "langbridge", "phase": "instruct"},
+    "langbridge_instruct": (train_vlm, dict(phase="instruct", kind="langbridge"),
                             ["langbridge_align"]),
     "llm_target": (pretrain_llm, {}, []),
-    "mlp_align": (train_vlm, {"kind": "mlp", "phase": "align"}, ["llm_source", "vit"]),
-    "mlp_instruct": (train_vlm, {"kind": "mlp", "phase": "instruct"}, ["mlp_align"]),
-    "blind_instruct": (train_vlm, {"kind": "blind", "phase": "instruct"}, ["llm_source", "vit"]),
+    "mlp_align": (train_vlm, dict(phase="align", kind="mlp"), ["llm_source", "vit"]),
+    "mlp_instruct": (train_vlm, dict(phase="instruct", kind="mlp"), ["mlp_align"]),
+    "blind_instruct": (train_vlm, dict(phase="instruct"), ["llm_source", "vit"]),
 }
 
 
@@ -680,7 +668,7 @@ def main():
                 f"model, in another terminal, while the rest is trained:\n{query}\n")
 
     wanted = STAGES if s.stages == "all" else s.stages.split(",")
-    jobs = [Job(partial(make, s), stages[name], arguments, after)
+    jobs = [Job(partial(make, s, **arguments), stages[name], after)
             for name, (make, arguments, after) in STAGES.items() if name in wanted]
     make_stages(s, jobs, finished)
     if s.stages != "all":
@@ -725,4 +713,5 @@ def results_of(s, stages, seconds):
 
 
 if __name__ == "__main__":
-    run_command(main)
+    with command():
+        main()

@@ -42,13 +42,13 @@ import torch.nn.functional as F
 from adapter import EMPTY, LangBridge, MLPAdapter, fingerprint, load_adapter, token, written
 from data.corpus import GRID
 from data.files import Refused, lock, write_json
-from data.run import Job, Parser, make_stages, number, run_command, say
+from data.run import Job, Parser, make_stages, number, command, say
 from evaluate import (TEMPERATURES, best_adapter, guesses, held_out, nearest_words, score_line,
                       score_vlm)
 from model import VLM, load_llm
 from train import (check, load_settings, new_adapter, open_stage, say_scores, train_vlm,
                    training_features, words_of)
-from vision import ridge, with_one
+from vision import ridge
 
 RIDGES = [0.1, 0.3, 1.0, 3.0]  # of the linear map; one is chosen on val
 PROBED = 1500  # labelled pictures that the probe has seen
@@ -61,23 +61,18 @@ PAPER = dict(align_coefficients="linear", align_whiten=False)
 # source LLM (or, in native rows, on the target). source and target are (LLM, Encoding).
 
 def swap_embeddings(s, adapter, source, target):
-    """The target's embeddings of the same words; W stays as it is. A native adapter started there,
-    and stays as it is altogether."""
+    """The target's embeddings of the same words; W stays as it is. (For a native adapter this
+    changes nothing.)"""
     return adapter.set_basis(*target)
 
 
 def shuffle_words(s, adapter, source, target):
-    """Control: the same weights, each for another word."""
-    adapter.tokens = shuffled(adapter.tokens, s.seed)
+    """Control: the same weights, each for another word. The empty word keeps its place, so it is
+    still seen where something is."""
+    words = [t for t in adapter.tokens if t != EMPTY]
+    random.Random(s.seed).shuffle(words)
+    adapter.tokens = [t if t == EMPTY else words.pop() for t in adapter.tokens]
     return adapter.set_basis(*target)
-
-
-def shuffled(tokens, seed):
-    """The words in another order. The empty word keeps its place, so it is still seen where
-    something is."""
-    words = [t for t in tokens if t != EMPTY]
-    random.Random(seed).shuffle(words)
-    return [t if t == EMPTY else words.pop() for t in tokens]
 
 
 def fresh(s, adapter, source, target, kind):
@@ -177,14 +172,9 @@ def from_tiles(x):
     return x.flatten(1, 2)[:, moved.argsort()]  # (B, N, ..)
 
 
-def write_text(s, adapter, source, target, make):
-    """The adapter of another row, as text."""
-    return TopWords(make(s, adapter, source, target))
-
-
 class Probe(LangBridge):
     """A classifier that needs labels: ridge regression from a tile's 2 x 2 patches to the words for
-    what it shows.
+    what it shows. (A LangBridge whose weights come from `solution`; its W is not used.)
 
     x (n, N, D); words: those of each tile (n, tiles, K), 1 for those that it shows
     """
@@ -196,7 +186,7 @@ class Probe(LangBridge):
 
     def tiles(self, x):
         """x (B, N, D) -> (B, tiles, 4 D + 1)"""
-        return with_one(in_tiles(x).flatten(2))
+        return F.pad(in_tiles(x).flatten(2), (0, 1), value=1.0)  # a 1 at the end: an offset
 
     def weights(self, x):
         """x (B, N, D) -> (B, N, K); the patches of a tile have the same"""
@@ -226,6 +216,7 @@ class Row(NamedTuple):
     start: str = ""  # the stage that holds the adapter
     stage1: bool = False  # on the target
     stage2: bool = False
+    text: bool = False  # its TopWords, in place of the adapter
     headline: bool = True
     changes: dict = {}  # settings other than the run's
 
@@ -248,9 +239,9 @@ def all_rows(source, target):
         Row("blind", blind, stage2=True),  # long jobs first: the short ones fill the end
         Row("zero_shot_linear_map", map_linearly, mlp),
         Row("zero_shot_nearest_words", mix_nearest_words, mlp),
-        Row("text_langbridge", partial(write_text, make=swap_embeddings), bridge),
-        Row("text_mlp", partial(write_text, make=mix_nearest_words), mlp),
-        Row("text_probe", partial(write_text, make=probe)),
+        Row("text_langbridge", swap_embeddings, bridge, text=True),
+        Row("text_mlp", mix_nearest_words, mlp, text=True),
+        Row("text_probe", probe, text=True),
         Row("paper_zero_shot", swap_embeddings, **paper, headline=False),
         Row("paper_transferred", swap_embeddings, **paper, stage2=True, headline=False),
         Row("tuned_linear_map", map_linearly, mlp, stage2=True, headline=False),
@@ -265,8 +256,8 @@ def all_rows(source, target):
 
 def can_be_made(row, s):
     """Text is laid out for 6 x 6 patches, and a probe needs labels."""
-    needs_raster = row.name.startswith("text_") and s.vit_size != GRID * s.vit_patch
-    return not (needs_raster or row.name == "text_probe" and not s.dataset.kinds)
+    needs_raster = row.text and s.vit_size != GRID * s.vit_patch
+    return not (needs_raster or row.make == probe and not s.dataset.kinds)
 
 
 def make_row(s, row, source, target, stage):
@@ -275,10 +266,11 @@ def make_row(s, row, source, target, stage):
     source_llm[0].to(s.device), llm[0].to(s.device)
     adapter = load_adapter(Path(s.out) / row.start).to(s.device) if row.start else None
     adapter = row.make(s, adapter, source_llm, llm)
+    adapter = TopWords(adapter) if row.text else adapter
     if getattr(adapter, "missing", []):  # they get no weight
         say(f"{row.name}: {target} lacks {', '.join(map(written, adapter.missing[:10]))}")
-    if row.stage2:  # "blind": no adapter is looked for, where none is given
-        return train_vlm(s, stage, "blind", "instruct", target, adapter)
+    if row.stage2:
+        return train_vlm(s, stage, "instruct", llm_name=target, adapter=adapter)
     scores = score_vlm(VLM(adapter, *llm), held_out(s.out, s.device, data=s.dataset), s.dataset)
     stage.finish(base=target, seconds=0.0, hash=fingerprint(adapter), scores=scores)
 
@@ -380,4 +372,5 @@ def main():
 
 
 if __name__ == "__main__":
-    run_command(main)
+    with command():
+        main()

@@ -38,14 +38,11 @@ class EncoderBlock(nn.Module):
         self.up, self.down = nn.Linear(D, 4 * D), nn.Linear(4 * D, D)
 
     def forward(self, x, mask=None):
-        """x (B, N, D) -> (B, N, D); mask (B, N) is true where there is a token"""
-        B, N, D = x.shape
-        qkv = self.qkv(self.norm1(x)).view(B, N, 3, self.H, D // self.H)
+        """x (B, N, D) -> (B, N, D); mask (B, 1, 1, N) is true where there is a token"""
+        qkv = self.qkv(self.norm1(x)).unflatten(2, (3, self.H, -1))  # (B, N, 3, H, D/H)
         q, k, v = qkv.permute(2, 0, 3, 1, 4)  # 3 x (B, H, N, D/H)
-        if mask is not None:
-            mask = mask[:, None, None, :]  # (B, 1, 1, N): the same for all heads and queries
         y = F.scaled_dot_product_attention(q, k, v, attn_mask=mask)  # (B, H, N, D/H)
-        x = x + self.out(y.transpose(1, 2).reshape(B, N, D))
+        x = x + self.out(y.transpose(1, 2).flatten(2))
         return x + self.down(F.gelu(self.up(self.norm2(x))))
 
 
@@ -89,19 +86,20 @@ class ViT(nn.Module):
 class TextTower(nn.Module):
     """One vector for each token of a text; it exists only to teach the ViT."""
 
-    def __init__(self, V, D, H, layers=1, context=128):
+    context = 128  # tokens
+
+    def __init__(self, V, D, H):
         super().__init__()
         self.embed = nn.Embedding(V, D)
-        self.position = nn.Parameter(torch.empty(context, D).normal_(std=0.02))
-        self.blocks = nn.ModuleList(EncoderBlock(D, H) for _ in range(layers))
+        self.position = nn.Parameter(torch.empty(self.context, D).normal_(std=0.02))
+        self.block = EncoderBlock(D, H)
         self.norm = nn.LayerNorm(D)
         self.project = nn.Linear(D, D, bias=False)
 
     def forward(self, ids, mask):
         """ids (B, T), mask (B, T) -> (B, T, D)"""
         x = self.embed(ids) + self.position[:ids.size(1)]  # (B, T, D)
-        for block in self.blocks:
-            x = block(x, mask)
+        x = self.block(x, mask[:, None, None])  # the same mask for all heads and queries
         return self.project(self.norm(x))  # (B, T, D)
 
 
@@ -179,11 +177,6 @@ def ridge(x, y, strength=1e-3):
     return torch.linalg.solve(gram, x.T @ y)
 
 
-def with_one(x):
-    """Features with a constant 1 at the end, so that a linear map has an offset."""
-    return F.pad(x, (0, 1), value=1.0)
-
-
 def probe(features, data, train_pictures=3000):
     """Linear probes: can an object's colour, and its shape, be read off its patches, concatenated?
     A probe is ridge regression to one-hot targets.
@@ -195,7 +188,7 @@ def probe(features, data, train_pictures=3000):
         seen = list(data.seen(split, features[split][:pictures]))
         x = torch.stack([patches.flatten() for _, patches in seen])  # (objects, its patches * D)
         y = torch.tensor([data.kinds[kind].index(its.words[kind]) for its, _ in seen])
-        return with_one(x.double()), y
+        return F.pad(x.double(), (0, 1), value=1.0), y  # a 1 at the end: the map has an offset
 
     accuracy = {split: {} for split in features if split != "train"}
     for kind, words in data.kinds.items():

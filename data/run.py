@@ -1,16 +1,16 @@
 """Commands: errors in one line, signals that save first, and stages side by side."""
 import difflib
-import math
 import multiprocessing
 import os
 import re
 import signal
 import sys
 import threading
-from argparse import (SUPPRESS, ArgumentParser, ArgumentTypeError, BooleanOptionalAction,
+from argparse import (SUPPRESS, ArgumentParser, BooleanOptionalAction,
                       RawDescriptionHelpFormatter)
 from concurrent.futures import FIRST_COMPLETED, ProcessPoolExecutor, wait
 from concurrent.futures.process import BrokenProcessPool
+from contextlib import contextmanager
 from dataclasses import fields
 from typing import Any, Callable, NamedTuple
 
@@ -52,14 +52,12 @@ class Parser(ArgumentParser):
 def number(low, high=10 ** 6, kind=int):
     """A type for flags: a number in this range, whole by default"""
     def parse(text):
-        try:
-            value = kind(text)
-        except ValueError:
-            value = math.nan
+        value = kind(text)
         if not low <= value <= high:
-            what = "a whole number, " if kind is int else ""
-            raise ArgumentTypeError(f"{text!r}: expected {what}{low} to {high}")
+            raise ValueError
         return value
+
+    parse.__name__ = f"number from {low} to {high}"  # argparse tells it: "invalid number from .."
     return parse
 
 
@@ -88,13 +86,14 @@ def on_signal(number, frame):
         raise Stopped(128 + number)
 
 
-def run_command(main):
-    """Run a command; what a user can fix is told in one line."""
+@contextmanager
+def command():
+    """Around a command: what a user can fix is told in one line."""
     Signals.asked, Signals.in_step = None, False
     signal.signal(signal.SIGTERM, on_signal)
     signal.signal(signal.SIGINT, on_signal)
     try:
-        main()
+        yield
     except Stopped as stopped:
         name = signal.Signals(stopped.code - 128).name
         print(f"stopped by {name}; run the same command again to continue", file=sys.stderr)
@@ -112,10 +111,9 @@ def run_command(main):
 # ---- stages side by side ------------------------------------------------------------------------
 
 class Job(NamedTuple):
-    """A stage to be made, make(stage, **arguments), when those in `after` are finished."""
+    """A stage to be made, make(stage), when those in `after` are finished."""
     make: Callable
     stage: Any
-    arguments: dict = {}
     after: tuple = ()  # names of stages
 
 
@@ -131,7 +129,7 @@ def make_stages(s, jobs, finished):
     lanes = min(s.threads, LANES) if s.device == "cpu" else 1
     if lanes == 1 or not jobs:
         for job in jobs:
-            job.make(job.stage, **job.arguments)
+            job.make(job.stage)
             finished(job.stage)
         return
     # otherwise glibc returns large blocks to the system and refetches them at every step
@@ -145,7 +143,7 @@ def make_stages(s, jobs, finished):
                 ready = [job for job in jobs if not unfinished & {*job.after}]
                 for job in ready[:lanes - len(running)]:
                     jobs.remove(job)
-                    running[pool.submit(job.make, job.stage, **job.arguments)] = job
+                    running[pool.submit(job.make, job.stage)] = job
                 for future in wait(running, return_when=FIRST_COMPLETED).done:
                     job = running.pop(future)
                     future.result()  # raises what the stage raised

@@ -26,7 +26,7 @@ sys.path.insert(0, str(Path(__file__).parent.parent))  # the project, one folder
 import train
 from data.corpus import encode, in_scene, raster, turn
 from data.files import Stage, write_json
-from data.run import Job, Parser, make_stages, run_command, say
+from data.run import Job, Parser, make_stages, command, say
 from data.world import ask_any, make_scene
 
 RATES = [0.000125, 0.00025, 0.0005, 0.001, 0.002, 0.004]  # of AdamW, for the rival
@@ -142,7 +142,7 @@ def bench_skill(s):
     for name, rate, longer in [("ours", None, 1)] + [(f"gpt2-{r}-3x", r, 3) for r in RATES]:
         about = {"rate": rate, "steps": longer * s.llm_source_steps}
         stage = Stage(s.out, f"bench/{name}", settings | about)
-        jobs.append(Job(partial(learn_to_read, s), stage, about))
+        jobs.append(Job(partial(learn_to_read, s, **about), stage))
     make_stages(s, jobs, train.say_scores)
     return {job.stage.folder.name: job.stage.config()["design"] for job in jobs}
 
@@ -162,4 +162,5 @@ def main():
 
 
 if __name__ == "__main__":
-    run_command(main)
+    with command():
+        main()

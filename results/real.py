@@ -37,7 +37,7 @@ from data.corpus import GRID, prompt, raster
 from data.files import Refused, Stage, hash_of, lock, read_json, write_json
 from data.gguf import GGUF, read_encoding, read_weights, sizes_of
 from data.pictures import read_picture
-from data.run import Job, Parser, make_stages, number, run_command, say
+from data.run import Job, Parser, make_stages, number, command, say
 from data.scoring import benchmark, caption_of
 from evaluate import (TEMPERATURES, as_asked, ask, chat, draw_word_map, held_out, load_vlm,
                       nearest_words, score_vlm)
@@ -90,7 +90,7 @@ class Llama:
         """From now on every text begins with these ids. They are read once."""
         if ids != self.begun:
             self.begun, self.before, cache = [], {}, self.new_cache()
-            self.hidden(self.embed(torch.tensor([ids], device=self.embedding.weight.device)), cache)
+            self.hidden(self.embed(torch.tensor([ids])), cache)
             for name, read in zip(self.blocks, cache):
                 self.before[name] = read["keys"][0], read["values"][0]  # (G, P, c) each
             self.begun = ids
@@ -99,7 +99,7 @@ class Llama:
         """Raises Refused for a byte that is no token of this LLM (data/gguf.py)."""
         if ids.max() >= self.config.V:
             raise Refused("a byte of this text is no token of this LLM: leave it out")
-        return self.embedding(ids)  # (.., T, C)
+        return self.embedding(ids.to(self.embedding.weight.device))  # (.., T, C)
 
     def head(self, x):
         return F.linear(x, self.weights.get("output.weight", self.embedding.weight))  # (.., V)
@@ -305,7 +305,7 @@ def compare(s, args, file):
     stages = {row: Stage(s.out, f"real/{name}/{row}", open_stage(s, row).settings | about)
               for row in [*TEXTS, *BRIDGES, *MLPS]}  # two files of one name are two LLMs
     first = {stages["reads_list"].name}  # it chooses the examples
-    make_stages(s, [Job(partial(make_row, s), stage, {"path": args.file}, first - {stage.name})
+    make_stages(s, [Job(partial(make_row, s, path=args.file), stage, first - {stage.name})
                     for stage in stages.values()], lambda stage: say(f"{stage.name}: done"))
     facts = ("scores", "chosen", "tried", "hash", "commit")
     rows = [{"name": row} | {fact: stage.config()[fact] for fact in facts}
@@ -368,4 +368,5 @@ def main():
 
 
 if __name__ == "__main__":
-    run_command(main)
+    with command():
+        main()

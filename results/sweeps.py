@@ -28,7 +28,7 @@ import torch
 
 from adapter import token
 from data.files import Refused, read_json, write_json
-from data.run import Parser, run_command
+from data.run import Parser, command
 from evaluate import held_out, load_vlm
 from train import STAGES, load_settings, size_of
 from transfer import all_rows
@@ -159,4 +159,5 @@ def main():
 
 
 if __name__ == "__main__":
-    run_command(main)
+    with command():
+        main()

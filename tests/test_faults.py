@@ -21,7 +21,7 @@ from adapter import MLPAdapter, load_adapter, save_adapter
 from data.files import (LOCK, Refused, Stage, lock, read_json, read_tensors, write_json,
                         write_tensors)
 from data.pictures import read_picture
-from data.run import run_command
+from data.run import command as told
 from train import STAGES
 
 
@@ -179,10 +179,12 @@ def test_a_signal_in_each_stage_saves_its_step_and_the_run_goes_on(out, tmp_path
                                       "--device", "cpu", "--threads", "1"])
     for number in [signal.SIGTERM, signal.SIGINT] * 4:  # one for each stage
         with pytest.raises(SystemExit, match=str(128 + number)):
-            run_command(train.main)
+            with told():
+                train.main()
         (state,) = folder.rglob("state.pt")
     assert sent == {*STAGES}
-    run_command(train.main)
+    with told():
+        train.main()
     weights = faults.weights_of(folder)
     assert weights.items() <= faults.weights_of(out).items() and len(weights) > 10
 

@@ -6,6 +6,7 @@ import random
 import subprocess
 import time
 from dataclasses import replace
+from functools import partial
 
 import pytest
 import torch
@@ -47,19 +48,20 @@ def tiny_run(folder, at=None, happens=None):
 
 
 @pytest.mark.parametrize("happens, says", [
-    (lambda loss: loss + torch.inf, "the loss is inf, the largest gradient 1"),
+    (lambda loss: loss + torch.inf, "the loss is inf, the largest gradient 0.4"),
     (lambda loss: (0 * loss).sqrt(), "the loss is 0.0, the largest gradient nan")])
 def test_a_run_stops_at_what_is_no_number_and_resumes_bit_for_bit(tmp_path, capsys, happens, says):
     whole = tiny_run(tmp_path / "whole")
     with pytest.raises(Refused, match=f"tiny: at step 23 {says}.*lower learning rates"):
         tiny_run(tmp_path / "stopped", 23, happens)
     assert tiny_run(tmp_path / "stopped") == whole
-    assert "tiny: resuming from step 23\ntiny: step 24 of 200, loss 1." in capsys.readouterr().out
+    assert "tiny: resuming from step 23\ntiny: step 24 of 200, loss " in capsys.readouterr().out
 
 
 def test_a_run_learns_and_its_rates_go_up_stay_and_go_down(tmp_path):
-    losses_and_rates = {step: (loss, lr) for step, loss, _, lr in tiny_run(tmp_path)[1]}
-    losses, rates = zip(*(losses_and_rates[step] for step in (0, 50, 100, 150, 199)))
+    rows = {int(row.split(",")[0]): row.split(",") for row in tiny_run(tmp_path)[1]}
+    losses, rates = zip(*((float(rows[step][1]), float(rows[step][3]))
+                          for step in (0, 50, 100, 150, 199)))
     assert losses[-1] < 0.1 * losses[0]
     assert rates == pytest.approx([0.0002, 0.01, 0.01, 0.005, 0.0001])
 
@@ -185,8 +187,8 @@ def fail(stage):
 def test_a_stage_waits_for_those_it_needs_and_others_do_not(tmp_path, threads):
     stages = [Stage(tmp_path, name, {}) for name in ("first", "second", "other", "bad")]
     first, second, other, bad = stages
-    jobs, told = [Job(note, first, {"seconds": 1.0}), Job(note, second, {}, ["first"]),
-                  Job(note, other), Job(fail, bad, {}, ["second"])], []
+    jobs, told = [Job(partial(note, seconds=1.0), first), Job(note, second, ["first"]),
+                  Job(note, other), Job(fail, bad, ["second"])], []
     with pytest.raises(Refused, match="bad cannot work"):  # told as if there were no lanes
         make_stages(smoke("--threads", str(threads)), jobs, lambda stage: told.append(stage.name))
     began, ended, pids, used = zip(*(stage.config()["noted"] for stage in stages[:3]))
@@ -249,6 +251,7 @@ def test_lanes_end_when_the_command_is_killed(tmp_path):
 def test_other_settings_in_the_same_folder_are_refused(out):
     done = run_here("train.py", "--preset", "smoke", "--out", out, "--vit_steps", "21")
     assert_refused(done, "vit_steps was 20, now 21")
+    assert load_settings(out).vit_steps == 20
 
 
 @pytest.mark.parametrize("args, says", [
@@ -259,15 +262,16 @@ def test_other_settings_in_the_same_folder_are_refused(out):
     (["--llm_captions", "7"], "--llm_captions: '7': expected 0 to 1"),
     (["--device", "cuda:77"], "--device cpu"),
     (["--stages", "vision"], "llm_source"),
-    (["--H", "7"], "--llm_source_C 128: expected a multiple of twice the 7"),
+    (["--H", "7"], "--llm_source_C 32: expected a multiple of twice the 7"),
     (["--vit_size", "50"], "6 is best"),
     (["--vit_size", "306", "--vit_patch", "6"], "3, 6, .. or 15 times --vit_patch 6"),
     (["--data", "x.json"], "--data FILE and --images DIR go together"),
     (["--val", "x.json"], "--data FILE and --images DIR go together"),
 ])
 def test_a_wrong_setting_is_answered_in_one_line(tmp_path, args, says):
-    assert_refused(run_here("train.py", "--out", tmp_path / "new", *args), says)
-    assert not (tmp_path / "new").exists()
+    new = tmp_path / "new"
+    assert_refused(run_here("train.py", "--preset", "smoke", "--out", new, *args), says)
+    assert not new.exists()
 
 
 def test_a_flag_beats_the_preset_and_the_preset_beats_the_default():
