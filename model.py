@@ -206,10 +206,14 @@ class GPT(nn.Module):
         """Greedy continuations of the prompts x (B, T, C): B lists of token ids, up to the first of
         `stops` (ids) and without it.
 
-        All prompts have the same length. A given cache holds what precedes them.
+        All prompts have the same length. A given cache holds what precedes them. Raises Refused if
+        there is no room for an answer.
         """
         cache = cache or self.new_cache()
         room = self.config.context - length(cache) - x.size(1)
+        if room < 1:
+            raise Refused(f"a question of {x.size(1)} tokens does not fit into this LLM's context; "
+                          f"at most {x.size(1) + room - 1} do")
         answers = [[] for _ in x]
         rows = torch.arange(len(x), device=x.device)  # the prompts still being answered
         stops = torch.tensor(stops, device=x.device)
@@ -326,8 +330,7 @@ class VLM(nn.Module):
         """Greedy answers (strings) to questions about pictures; one for each in `asked`.
 
         features (B, N, D), asked: [(picture's index, question), ..]. A picture is read once,
-        however many questions it gets: each continues from a copy of its cache. Raises Refused if
-        a question leaves no room for an answer.
+        however many questions it gets: each continues from a copy of its cache.
         """
         prompts = [self.encoding.encode(prompt(question)) for _, question in asked]
         answers = [""] * len(asked)
@@ -335,10 +338,6 @@ class VLM(nn.Module):
             row = {i: row for row, i in enumerate(pictures)}
             about = {k: prompts[k] for k, (i, _) in enumerate(asked) if i in row}
             for ks, ids in same_length(about, self.batch):
-                room = self.llm.config.context - length(cache) - ids.size(1)
-                if room < 1:
-                    raise Refused(f"a question of {ids.size(1)} tokens does not fit into this "
-                                  f"LLM's context; at most {ids.size(1) + room - 1} do")
                 begun = pick(cache, [row[asked[k][0]] for k in ks])
                 text = self.llm.embed(ids)  # (n, T, C)
                 for k, tokens in zip(ks, self.llm.generate(text, self.stops, cache=begun)):

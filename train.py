@@ -23,7 +23,6 @@ import random
 import re
 import sys
 import time
-from contextlib import nullcontext
 from dataclasses import asdict, dataclass, field
 from functools import partial
 from pathlib import Path
@@ -179,9 +178,8 @@ def check(s):
         raise Refused("--data FILE and --images DIR go together, and --val FILE with both")
     expect("stages", s.stages == "all" or {*s.stages.split(",")} <= {*STAGES},
            f"some of {', '.join(STAGES)}, or all")
-    for name in (s.llm_source_tokenizer, s.llm_target_tokenizer):
-        if name != "bpe":
-            open_encoding(name)  # refused now, not after training
+    for name in {s.llm_source_tokenizer, s.llm_target_tokenizer} - {"bpe"}:
+        open_encoding(name)  # refused now, not after training
     for name in ("llm_source_C", "llm_target_C", "vit_D"):
         expect(name, getattr(s, name) % (2 * s.H) == 0, f"a multiple of twice the {s.H} heads")
     expect("vit_size", s.vit_size % (3 * s.vit_patch) == 0 and s.vit_size <= 16 * s.vit_patch,
@@ -358,9 +356,7 @@ class Run:
 
 def autocast(s):
     """bfloat16 if the settings ask for it."""
-    if s.precision != "bf16":
-        return nullcontext()
-    return torch.autocast(torch.device(s.device).type, torch.bfloat16)
+    return torch.autocast(torch.device(s.device).type, torch.bfloat16, s.precision == "bf16")
 
 
 def size_of(module):
@@ -659,7 +655,8 @@ def main():
     write_json(out / "settings.json", asdict(s))
     say(f"nanoLangBridge: preset {s.preset}, device {s.device}, {s.precision}, {s.threads} "
         f"threads, torch {torch.__version__}, into {out}/")
-    query = f"  python evaluate.py --out {out} --image {example_picture(s)}"
+    picture = "PICTURE" if s.data else "results/picture.png"
+    query = f"  python evaluate.py --out {out} --image {picture}"
 
     def finished(stage):
         say_scores(stage)
@@ -684,10 +681,6 @@ def main():
     show_mistakes(out / "samples.png", vlm, test, s.dataset, count=6)
     print(f"\n{result['seconds']['total'] / 60:.1f} minutes. Scores: {out}/results.json. Try "
           f"next:\n{query}\n  python transfer.py --out {out}")
-
-
-def example_picture(s):
-    return "PICTURE" if s.data else "results/picture.png"
 
 
 def results_of(s, stages, seconds):

@@ -14,6 +14,7 @@ import argparse
 import json
 import subprocess
 import sys
+from collections import Counter
 from pathlib import Path
 
 HERE = Path(__file__).resolve().parent
@@ -22,14 +23,10 @@ EXAM = HERE / "strangers"
 
 def answers_to(picture, questions, out):
     """What evaluate.py says to each of these questions about a picture."""
-    done = subprocess.run([sys.executable, str(HERE.parent / "evaluate.py"), "--out", out,
-                           "--image", str(picture)], input="".join(q + "\n" for q in questions),
-                          capture_output=True, encoding="utf-8")
-    answers = done.stdout.splitlines()
-    if done.returncode or len(answers) != len(questions):
-        sys.exit(f"evaluate.py gave {len(answers)} lines for {len(questions)} questions about "
-                 f"{picture.name}:\n{done.stdout}{done.stderr}")
-    return [answer.strip() for answer in answers]
+    command = [sys.executable, HERE.parent / "evaluate.py", "--out", out, "--image", picture]
+    done = subprocess.run(command, input="".join(f"{question}\n" for question in questions),
+                          stdout=subprocess.PIPE, encoding="utf-8", check=True)
+    return done.stdout.splitlines()
 
 
 def verdict_on(question, answer, truth):
@@ -38,28 +35,22 @@ def verdict_on(question, answer, truth):
         return "right"
     if answer.startswith("("):
         return "refused"
-    yes_or_no = question.lower().split()[:1] == ["is"]
-    denied = answer.startswith("there is no") or yes_or_no and answer in ("no", "zero")
-    return "denied" if denied else "WRONG"
+    is_no = question.lower().startswith("is ") and answer == "no"
+    return "denied" if is_no or answer.startswith("there is no") else "WRONG"
 
 
 def main():
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--out", default="out", help="the folder of a finished run")
-    out = parser.parse_args().out
-    verdicts = {True: [], False: []}  # of what can be answered, and of what cannot
+    out, verdicts = parser.parse_args().out, {True: Counter(), False: Counter()}
     for name, picture in json.loads((EXAM / "questions.json").read_text(encoding="utf-8")).items():
-        questions = [question for question, _ in picture["questions"]]
+        questions, truths = zip(*picture["questions"])
         answers = answers_to(EXAM / name, questions, out)
-        for (question, truth), answer in zip(picture["questions"], answers):
+        for question, answer, truth in zip(questions, answers, truths, strict=True):
             verdict = verdict_on(question, answer, truth)
-            verdicts[truth is not None].append(verdict)
+            verdicts[truth is not None][verdict] += 1
             print(f"{verdict:8} {name}  {question!r}  {answer}  (truth: {truth or 'no answer'})")
-    can, cannot = verdicts[True], verdicts[False]
-    right, wrong, answered = can.count("right"), can.count("WRONG"), cannot.count("WRONG")
-    print(f"{len(can)} that can be answered: {right} right, {wrong} wrong, "
-          f"{len(can) - right - wrong} refused or denied; {len(cannot)} that cannot: "
-          f"{len(cannot) - answered} refused or denied, {answered} answered")
+    print(f"what can be answered: {dict(verdicts[True])}; what cannot: {dict(verdicts[False])}")
 
 
 if __name__ == "__main__":

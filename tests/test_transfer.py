@@ -157,7 +157,7 @@ def test_again_redoes_nothing_and_another_budget_has_files_of_its_own(moved, arg
     r, new = read_json(moved / f"{name}.json"), sorted({*moved.rglob("config.json")} - {*before})
     assert [read_json(path)["settings"]["instruct_lr"] for path in new] == rates
     assert (r["source"] == "llm_target") == ("--reverse" in args)
-    assert r["stage2_samples"] == (3 * 8 if "--steps" in args else 8 * 8)
+    assert r["stage2_samples"] == (3 * 8 if "--steps" in args else 10 * 8)
 
 
 # ---- mistakes ------------------------------------------------------------------------------------
