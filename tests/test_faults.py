@@ -17,7 +17,6 @@ import torch
 from conftest import ROOT, assert_refused, command, run_here
 
 import train
-from adapter import MLPAdapter, load_adapter, save_adapter
 from data.files import (LOCK, Refused, Stage, lock, read_json, read_tensors, write_json,
                         write_tensors)
 from data.pictures import read_picture

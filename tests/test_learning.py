@@ -104,7 +104,7 @@ def world(tmp_path_factory):
         for name, make in (("llm_source", pretrain_llm), ("llm_target", pretrain_llm),
                            ("vit", pretrain_vit)):
             make(s, Stage(s.out, name, {}))
-        train_vlm(s, Stage(s.out, "langbridge_align", {}), "langbridge", "align")
+        train_vlm(s, Stage(s.out, "langbridge_align", {}), "align", "langbridge")
         yield s
 
 
@@ -138,5 +138,5 @@ def test_without_a_gradient_for_w_it_fails(world, monkeypatch):
     weights = LangBridge.weights
     monkeypatch.setattr(LangBridge, "weights",
                         lambda self, x: weights(self, x).detach() + 0 * weights(self, x))
-    train_vlm(world, Stage(world.out, "broken/langbridge_align", {}), "langbridge", "align")
+    train_vlm(world, Stage(world.out, "broken/langbridge_align", {}), "align", "langbridge")
     assert named(world, "llm_source", swap_embeddings, "broken/langbridge_align") <= 0.5

@@ -20,6 +20,7 @@ from vision import CLIP, ViT, ViTConfig, probe
 
 ENCODING = make_llm("source", 32)[1]
 SMALL = ViTConfig(D=16, H=4, layers=1)
+PICTURES = torch.randint(0, 255, (2, 48, 48, 3), dtype=torch.uint8)
 
 
 @pytest.fixture
@@ -34,10 +35,6 @@ def llm():
 
 def some_ids(*shape):
     return torch.randint(0, 300, shape)
-
-
-def some_pictures(n):
-    return torch.randint(0, 255, (n, 48, 48, 3), dtype=torch.uint8)
 
 
 # ---- the GPT -------------------------------------------------------------------------------------
@@ -123,23 +120,23 @@ def test_answers_about_many_pictures_are_those_about_each_alone(llm):
 # ---- the ViT -------------------------------------------------------------------------------------
 
 def test_patches_are_in_raster_order_and_show_how_far_pixels_are_from_the_median():
-    picture = some_pictures(1)
-    x = picture[0].float() / 127.5 - 1
+    x = PICTURES[0].float() / 127.5 - 1
     x = torch.cat([x, (x - x.flatten(0, 1).median(0).values).norm(dim=-1, keepdim=True)], dim=-1)
-    for n, patch in enumerate(ViT(SMALL).patches(picture)[0].view(36, 8, 8, 4)):
+    for n, patch in enumerate(ViT(SMALL).patches(PICTURES)[0].view(36, 8, 8, 4)):
         down, across = n // 6 * 8, n % 6 * 8
         assert torch.allclose(patch, x[down:down + 8, across:across + 8], atol=1e-6)
 
 
-def test_the_score_of_a_text_is_what_its_words_find_whatever_the_padding():
-    clip, pictures, ids = CLIP(SMALL, 300), some_pictures(2), some_ids(2, 6)
-    mask = torch.tensor([[True] * 6, [True] * 4 + [False] * 2])
-    s = clip(pictures, ids, mask)
-    for i, v in enumerate(clip.project(clip.vit(pictures))):
+def test_a_score_is_what_words_find_whatever_the_padding_and_the_loss_finds_each_its_own():
+    clip, ids, mask = CLIP(SMALL, 300), some_ids(2, 6), torch.arange(6) < torch.tensor([[6], [4]])
+    s = clip(PICTURES, ids, mask)
+    for i, v in enumerate(clip.project(clip.vit(PICTURES))):
         for j, T in enumerate((6, 4)):
             w = clip.text(ids[j:j + 1, :T], mask[j:j + 1, :T])[0]  # (T, D)
             found = F.cosine_similarity(v[:, None], w, dim=-1).sort(dim=0).values[-4:]  # (4, T)
             assert s[i, j].item() == pytest.approx(40 * found.mean().item(), abs=1e-3)
+    own = (s.log_softmax(0) + s.log_softmax(1)).diagonal()
+    assert clip.loss(PICTURES, ids, mask).item() == pytest.approx(-own.mean().item() / 2)
 
 
 def test_a_probe_reads_what_is_linear_and_not_what_is_absent():
@@ -183,7 +180,7 @@ def test_lines_that_end_with_a_shape_make_a_tensor_of_that_shape(llm):
     vlm = VLM(bridge.set_basis(llm, ENCODING), llm, ENCODING)
     vlm(x, ids)
     vlm.answer(x, [(1, "what?")])
-    CLIP(SMALL, 300).loss(some_pictures(2), ids, ids >= 0)
+    CLIP(SMALL, 300).loss(PICTURES, ids, ids >= 0)
     TopWords(bridge)(x)
     Probe(WORDS, x, torch.rand(2, 9, 6)).set_basis(llm, ENCODING)(x)
     sys.settrace(None)
