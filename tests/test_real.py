@@ -86,7 +86,7 @@ def test_a_file_gets_all_rows_once_and_another_of_this_name_is_refused(
 @pytest.mark.parametrize("args, says", [
     (["PICTURE"], "it is no GGUF file"), (["FILE", "--ask", "what?"], "which picture?"),
     (["FILE", "--image", "PICTURE", "--ask", "\x04"], "no token of this LLM"),
-    (["FILE", "--image", "PICTURE", "--ask", "<|end|>"], "is a special token"),
+    (["FILE", "--image", "PICTURE", "--ask", "<|end|>"], "no question in training had <|end|>"),
     (["SHORT", "--image", "PICTURE"], "tokens are too many for this LLM (600)"),
     (["FILE", "--image", "PICTURE", "--ask", "what color is the circle?"], "")])
 def test_a_picture_is_answered_and_what_cannot_be_asked_refused(out, file, picture, args, says):
