@@ -59,8 +59,7 @@ class LangBridge(nn.Module):
     def __init__(self, D, tokens, hidden=256, coefficients="softmax"):
         super().__init__()
         self.D, self.hidden, self.coefficients = D, hidden, coefficients
-        self.tokens = list(tokens)
-        self.missing = []  # the words that the LLM lacks
+        self.tokens, self.missing = list(tokens), []  # missing: those that the LLM lacks
         self.W = nn.Sequential(nn.Linear(D, hidden), nn.GELU(), nn.Linear(hidden, len(tokens)))
         self.register_buffer("mean", torch.zeros(D))  # from whiten
         self.register_buffer("scale", torch.eye(D))  # (D, D), from whiten
@@ -113,10 +112,9 @@ class LangBridge(nn.Module):
             raise Refused(f"the tokenizer {encoding.name!r} has only {sum(present)} of this "
                           f"adapter's {len(present)} words (it lacks {self.missing[:5]} ..): the "
                           "vocabularies share too little")
-        device = llm.embedding.weight.device
         ids = [encoding.encode_single_token(t) if t in vocabulary else 0 for t in self.tokens]
-        E = llm.embed(torch.tensor(ids, device=device)).detach().clone()  # (K, C)
-        self.present = torch.tensor(present, device=device)  # (K,)
+        E = llm.embed(torch.tensor(ids)).detach().clone()  # (K, C)
+        self.present = torch.tensor(present, device=E.device)  # (K,)
         self.E = E * self.present[:, None]  # (K, C)
         return self
 

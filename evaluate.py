@@ -81,7 +81,7 @@ def load_vlm(out, name):
 
 def score_llm(llm, encoding, data, dialect):
     """Reading comprehension: data.examine_reading with an LLM's greedy answers."""
-    device, stops = llm.embedding.weight.device, line_ends(encoding)
+    stops = line_ends(encoding)
 
     def answer(asked):
         prompts, answers = {}, {}
@@ -89,7 +89,7 @@ def score_llm(llm, encoding, data, dialect):
             ids, _ = encode(encoding, [*in_scene(body), (prompt(question), 0.0)])
             prompts[i] = ids[1 - llm.config.context:]  # a long text loses its beginning
         for indices, ids in same_length(prompts):
-            texts = map(encoding.decode, llm.generate(llm.embed(ids.to(device)), stops))
+            texts = map(encoding.decode, llm.generate(llm.embed(ids), stops))
             answers.update(zip(indices, texts))
         return [answers[i].strip() for i in prompts]
 
@@ -115,9 +115,10 @@ def guesses(data):
     return data.guesses({split: data.count(split) for split in data.EXAM})
 
 
-def score_line(title, scores, data):
-    """A line of a table, with the scores that tables show."""
-    return f"{title:30}" + "".join(f"{scores[name]:14.3f}" for name in data.SCORES)
+def score_line(title, data, scores=None):
+    """A line of a table, with the scores that tables show; without any, the line at its top."""
+    cells = [f"{scores[name]:.3f}" if scores else name for name in data.SCORES]
+    return f"{title:30}" + "".join(f"{cell:>14}" for cell in cells)
 
 
 def best_adapter(adapters, llm, encoding, out, data):
@@ -265,17 +266,17 @@ def swap_words(adapter, text):
 def evaluate(out, names, data, features, path):
     """Scores with intervals, and the words of the adapters, into a JSON file."""
     result, vlms = {"models": {}}, {}
-    print(f"{'with 95% intervals':30}" + "".join(f"{score:>14}" for score in data.SCORES))
+    print(score_line("with 95% intervals", data))
     for name in names:
         _, vlms[name] = load_vlm(out, name)
         said = examine_vlm(vlms[name], features, data)
         scores, bounds = data.score(said), intervals(data.counts(said))
         result["models"][name] = scores | {"intervals": bounds}
-        print(score_line(name, scores, data))
+        print(score_line(name, data, scores))
         print(" " * 30 + "".join("{:8.3f}-{:.3f}".format(*bounds[score]) for score in data.SCORES))
     for how, scores in data.guesses({split: len(x) for split, x in features.items()}).items():
         result[how] = scores
-        print(score_line(how, scores, data))
+        print(score_line(how, data, scores))
     shown = vlms.get("langbridge_instruct", vlms[names[0]])
     show_mistakes(path.with_name("mistakes.png"), shown, features, data, count=10)
     if data.kinds and {*MODELS} <= {*names}:
@@ -465,7 +466,7 @@ def main():
     one_of("--image", type=Path, help="a picture: PNG or JPEG, any size")
     add("--ask", help="a question about it; without one, they are read from standard input")
     add("--trace", action="store_true", help="follow the picture step by step")
-    add("--map", type=lambda p: Path(p).with_suffix(".png"), help="draw each patch's top words")
+    add("--map", type=Path, metavar="PNG", help="draw each patch's top words")
     add("--swap", metavar="WORD=WORD", help="in every patch, the second word instead of the first")
     one_of("--data", type=Path, metavar="JSON", help="score these conversations (LLaVA's format)")
     add("--images", type=Path, metavar="DIR", help="the folder of their pictures")
@@ -476,6 +477,8 @@ def main():
         raise Refused("--data FILE and --images DIR go together")
     if not args.image and (args.ask or args.trace or args.map or args.swap):
         raise Refused("which picture? --ask, --trace, --map and --swap need --image PICTURE")
+    if args.map and args.map.suffix.lower() != ".png":
+        raise Refused(f"--map {args.map}: expected a file name that ends in .png")
     if args.image:
         return look_at(args)
     tuned = sorted(p.parent.relative_to(out).as_posix() for p in out.glob("transfer*/*/llm.pt"))

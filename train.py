@@ -34,15 +34,14 @@ import torch.nn as nn
 import torch.nn.functional as F
 from tqdm import tqdm
 
-from adapter import (EMPTY, START, LangBridge, MLPAdapter, fingerprint, load_adapter,
-                     save_adapter)
+from adapter import EMPTY, START, LangBridge, MLPAdapter, fingerprint, load_adapter, save_adapter
 from data.bpe import PATTERNS, load_encoding, tokens_of, train_bpe
 from data.corpus import DIALECTS, encode, prompt, vocabulary
 from data.dataset import Shapes
 from data.files import (Refused, Stage, lock, read_json, read_tensors, write_json, write_tensors,
                         write_text)
 from data.own import open_own
-from data.run import (Job, Parser, Signals, Stopped, lane, make_stages, number, command, say)
+from data.run import Job, Parser, Signals, Stopped, command, lane, make_stages, number, say
 from data.scoring import join_splits
 from data.vocabularies import PUBLIC, open_encoding
 from evaluate import (guesses, held_out, load_vlm, score_line, score_llm, score_vlm, show_mistakes,
@@ -142,7 +141,8 @@ PRESETS = {
         align_batch=8, instruct_steps=20, instruct_batch=8)}
 OWN = dict(  # with --data: more words, more things to tell apart, shorter texts
     pictures=10 ** 6, llm_source_V=4096, llm_target_V=5120, vit_steps=5000, llm_source_steps=1800,
-    llm_target_steps=1800, llm_batch=24, align_steps=1200, instruct_steps=1200)
+    llm_target_steps=1800, llm_batch=24, llm_turns=10, llm_rasters=0.6, align_steps=1200,
+    align_batch=32, instruct_steps=1200)
 
 
 def parse_settings(argv):
@@ -344,9 +344,9 @@ class Run:
         largest = torch.stack([p.grad.abs().max() for optimizer in self.optimizers
                                for p in optimizer.param_groups[0]["params"]]).max().item()
         if not math.isfinite(loss + largest):  # the largest is nan if one of them is
-            raise Refused(f"{self.stage.name}: at step {self.step} the loss is {loss}, the largest "
-                          f"gradient {largest}; delete {self.stage.folder} and try lower learning "
-                          "rates or --precision fp32")
+            raise Refused(f"{self.stage.name}: at step {self.step} (seed {self.s.seed}) the loss "
+                          f"is {loss}, the largest gradient {largest}; delete {self.stage.folder} "
+                          "and try lower learning rates or --precision fp32")
         self.smooth = loss if self.smooth is None else 0.98 * self.smooth + 0.02 * loss
         self.bar.set_postfix_str(f"loss {self.smooth:.3f}", refresh=False)
         if self.step % 10 == 0 or self.step < 5 or self.step == self.steps - 1:
@@ -672,10 +672,10 @@ def main():
         return
     result = results_of(s, stages, time.perf_counter() - began)
     write_json(out / "results.json", result)
-    print(f"\n{'on the test split':30}" + "".join(f"{x:>14}" for x in s.dataset.SCORES))
+    print(f"\n{score_line('on the test split', s.dataset)}")
     for model, scores in result["vlm"].items():  # an adapter has some after each of its stages
         for phase, its in scores.items() if "align" in scores else [("", scores)]:
-            print(score_line(f"{model} {phase}", its, s.dataset))
+            print(score_line(f"{model} {phase}", s.dataset, its))
     _, vlm = load_vlm(out, "langbridge_instruct")
     test = held_out(out, splits=["test"], data=s.dataset)
     show_mistakes(out / "samples.png", vlm, test, s.dataset, count=6)

@@ -42,7 +42,7 @@ import torch.nn.functional as F
 from adapter import EMPTY, LangBridge, MLPAdapter, fingerprint, load_adapter, token, written
 from data.corpus import GRID
 from data.files import Refused, lock, write_json
-from data.run import Job, Parser, make_stages, number, command, say
+from data.run import Job, Parser, command, make_stages, number, say
 from evaluate import (TEMPERATURES, best_adapter, guesses, held_out, nearest_words, score_line,
                       score_vlm)
 from model import VLM, load_llm
@@ -107,8 +107,7 @@ def map_linearly(s, mlp, source, target):
 
 def embed(llm, encoding, tokens):
     """The embeddings of tokens that the LLM has: (K, C)"""
-    ids = [encoding.encode_single_token(t) for t in tokens]
-    return llm.embed(torch.tensor(ids, device=llm.embedding.weight.device))
+    return llm.embed(torch.tensor([encoding.encode_single_token(t) for t in tokens]))
 
 
 @torch.no_grad()
@@ -339,8 +338,9 @@ def main():
         source, target, name = target, source, "transfer_reverse"
     if args.steps or args.rate != 1:  # another budget than the usual one
         name += f"_steps{tuned.instruct_steps}_rate{args.rate:g}"
-    for made in ("vit", source, target):  # other settings are refused now, not after training
-        open_stage(s, made).config()
+    for made in ("vit", source, target):  # refused now, not after training; so are other settings
+        if open_stage(s, made).config() is None:
+            raise Refused(f"--out {s.out} has no {made}: run 'python train.py --out {s.out}' first")
     rows = [r for r in all_rows(source, target) if r.name in args.rows and can_be_made(r, s)]
     stages, jobs = jobs_for(s, tuned, rows, source, target, name)
     say(f"{source} to {target}: {len(rows)} rows, stage 2 of {tuned.instruct_steps} steps, "
@@ -355,12 +355,12 @@ def main():
         "rows": [{"name": row.name, "stage1": row.stage1, "stage2": row.stage2}
                  | {fact: configs[row.name][fact] for fact in ("seconds", "scores")}
                  for row in rows], **guessed}
-    print(f"\n{'row, and its stages there':30}" + "".join(f"{x:>14}" for x in s.dataset.SCORES))
+    print(f"\n{score_line('row, and its stages there', s.dataset)}")
     for row in result["rows"]:
         made = "+".join(["1"] * row["stage1"] + ["2"] * row["stage2"])
-        print(score_line(f"{row['name']:27}{made}", row["scores"], s.dataset))
+        print(score_line(f"{row['name']:27}{made}", s.dataset, row["scores"]))
     for guess, scores in guessed.items():
-        print(score_line(guess, scores, s.dataset))
+        print(score_line(guess, s.dataset, scores))
     if "zero_shot_langbridge" in configs:
         before = open_stage(s, rows[0].start).config()["hash"]  # that row is always the first
         after = configs["zero_shot_langbridge"]["hash"]

@@ -41,7 +41,7 @@ from data.bpe import BOS
 from data.corpus import EMPTY, in_scene, turn
 from data.files import Refused
 from data.pictures import UNREADABLE, decode_all, redrawn
-from data.scoring import QA, About, Answered, Said, join_splits
+from data.scoring import QA, About, Answered, Said, join_splits, share
 
 REQUEST = "describe the picture."  # where an entry asks nothing
 UNUSABLE = f"[\ufffd\ud800-\udfff]|{re.escape(BOS)}"  # no UTF-8, or no text
@@ -332,7 +332,7 @@ class OwnData:
         return dict(zip(self.SCORES, pairs))
 
     def score(self, said):
-        return join_splits({split: {name: float(np.divide(*pairs.sum(0)))
+        return join_splits({split: {name: share(pairs)
                                     for name, pairs in self.counts(said, split).items()}
                             for split in said})
 

@@ -6,8 +6,7 @@ import re
 import signal
 import sys
 import threading
-from argparse import (SUPPRESS, ArgumentParser, BooleanOptionalAction,
-                      RawDescriptionHelpFormatter)
+from argparse import SUPPRESS, ArgumentParser, BooleanOptionalAction, RawDescriptionHelpFormatter
 from concurrent.futures import FIRST_COMPLETED, ProcessPoolExecutor, wait
 from concurrent.futures.process import BrokenProcessPool
 from contextlib import contextmanager

@@ -17,13 +17,12 @@ import sys
 from collections import Counter
 from pathlib import Path
 
-HERE = Path(__file__).resolve().parent
-EXAM = HERE / "strangers"
+EXAM = Path(__file__).resolve().with_suffix("")  # tests/strangers
 
 
 def answers_to(picture, questions, out):
     """What evaluate.py says to each of these questions about a picture."""
-    command = [sys.executable, HERE.parent / "evaluate.py", "--out", out, "--image", picture]
+    command = [sys.executable, EXAM.parents[1] / "evaluate.py", "--out", out, "--image", picture]
     done = subprocess.run(command, input="".join(f"{question}\n" for question in questions),
                           stdout=subprocess.PIPE, encoding="utf-8", check=True)
     return done.stdout.splitlines()

@@ -125,7 +125,7 @@ def test_a_pipe_gets_an_answer_for_each_line(out, picture, monkeypatch):
 def test_a_map_has_the_mlp_beside_a_langbridge_and_shows_what_was_swapped(out, picture, tmp_path):
     maps = []
     for args in (["mlp_align"], ["langbridge_align"], ["langbridge_align", "--swap", ".=red"]):
-        evaluate_out(out, "--image", picture, "--map", tmp_path / "a", "--model", *args)
+        evaluate_out(out, "--image", picture, "--map", tmp_path / "a.png", "--model", *args)
         maps.append(Image.open(tmp_path / "a.png").convert("RGB"))
     alone, both, swapped = maps
     assert alone.size < both.size == swapped.size and both.tobytes() != swapped.tobytes()
@@ -157,9 +157,9 @@ def test_the_readme_s_python_runs_and_its_trace_is_of_this_code(out, capsys):
 
 @pytest.mark.parametrize("args, says", [
     ("--ask what?", "which picture?"), ("--images data", "go together"), ("--data a", "together"),
-    ("--image P --swap red=yeti", "expected WORD=WORD"), ("--image P --map .", "--map"),
+    ("--image P --swap red=yeti", "expected WORD=WORD"), ("--image P --map a", "ends in .png"),
     ("--image P --trace --model blind_instruct", "sees no picture"), ("--image a", "no picture"),
-    ("--image P --map a --model blind_instruct", "no adapter"), ("--image data", "cannot read"),
+    ("--image P --map a.png --model blind_instruct", "no adapter"), ("--image data", "cannot read"),
     ("--image P --trace --ask größe", "had größe"), ("--model llm_source", "holds no VLM"),
     (f"--image P --ask '{'what? ' * 300}'", "does not fit")])
 def test_a_mistake_is_answered_in_one_line(out, picture, args, says):

@@ -178,7 +178,8 @@ def test_a_signal_in_each_stage_saves_its_step_and_the_run_goes_on(out, tmp_path
     assert weights.items() <= faults.weights_of(out).items() and len(weights) > 10
 
 
-def test_a_signal_ends_lanes_too(tmp_path):
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGKILL])
+def test_a_signal_ends_lanes_too(tmp_path, number):
     process = subprocess.Popen(
         command("train.py", "--preset", "smoke", "--out", tmp_path, "--threads", "2", "--device",
                 "cpu", "--llm_source_steps", "5000", "--vit_steps", "5000"),
@@ -188,10 +189,11 @@ def test_a_signal_ends_lanes_too(tmp_path):
         assert process.poll() is None
         time.sleep(0.05)
     time.sleep(0.5)
-    process.send_signal(signal.SIGTERM)
-    _, said = process.communicate(timeout=30)
-    assert process.returncode == 143 and "Traceback" not in said, said
-    assert all((stage / "state.pt").exists() for stage in stages)
+    process.send_signal(number)
+    _, said = process.communicate(timeout=30)  # ends once the last process that can write has
+    if number == signal.SIGTERM:
+        assert process.returncode == 143 and "Traceback" not in said, said
+        assert all((stage / "state.pt").exists() for stage in stages)
 
 
 # ---- folders -------------------------------------------------------------------------------------

@@ -52,7 +52,7 @@ def tiny_run(folder, at=None, happens=None):
     (lambda loss: (0 * loss).sqrt(), "the loss is 0.0, the largest gradient nan")])
 def test_a_run_stops_at_what_is_no_number_and_resumes_bit_for_bit(tmp_path, capsys, happens, says):
     whole = tiny_run(tmp_path / "whole")
-    with pytest.raises(Refused, match=f"tiny: at step 23 {says}.*lower learning rates"):
+    with pytest.raises(Refused, match=f"tiny: at step 23 .seed 0. {says}.*lower learning rates"):
         tiny_run(tmp_path / "stopped", 23, happens)
     assert tiny_run(tmp_path / "stopped") == whole
     assert "tiny: resuming from step 23\ntiny: step 24 of 200, loss " in capsys.readouterr().out
@@ -226,7 +226,7 @@ def test_running_again_redoes_nothing_and_tells_the_results(out):
     before = made()
     again = run_here("train.py", "--preset", "smoke", "--out", f"{out}/", "--device", "cpu")
     assert again.returncode == 0 and made() == before, again.stderr
-    assert score_line("blind ", before[0]["vlm"]["blind"], open_data(out)) in again.stdout
+    assert score_line("blind ", open_data(out), before[0]["vlm"]["blind"]) in again.stdout
 
 
 def test_other_settings_in_the_same_folder_are_refused_before_they_are_written(out):

@@ -163,7 +163,7 @@ def test_again_redoes_nothing_and_another_budget_has_files_of_its_own(moved, arg
 # ---- mistakes ------------------------------------------------------------------------------------
 
 @pytest.mark.parametrize("args, says", [
-    ("--rows blind,stitched", "expected headline, all, or some of zero_shot_langbridge"),
+    ("--rows blind,deaf", "expected headline, all, or some of zero_shot_langbridge"),
     ("--device cuda:77", "--device cpu"), ("--rate -1", "0 to 100"), ("--row all", "mean --rows")])
 def test_a_wrong_flag_is_answered_in_one_line(out, args, says):
     assert_refused(run_here("transfer.py", "--out", out, *args.split()), says)
