@@ -2,8 +2,9 @@
 
     python tests/strangers.py --out out
 
-The exam lies in tests/strangers, fixed before the training. Each question goes the way that a
-user's goes: through `evaluate.py --image`, four of them a picture, one a line. Each gets a verdict:
+Two exams lie in tests/strangers, each fixed before the training of the model that it was for. Each
+question goes the way that a user's goes: through `evaluate.py --image`, one a line, four of them a
+picture. Each gets a verdict:
 
     right     the true answer, word for word
     refused   a line in brackets
@@ -17,12 +18,12 @@ import sys
 from collections import Counter
 from pathlib import Path
 
-EXAM = Path(__file__).resolve().with_suffix("")  # tests/strangers
+EXAMS = Path(__file__).resolve().with_suffix("")  # tests/strangers
 
 
 def answers_to(picture, questions, out):
     """What evaluate.py says to each of these questions about a picture."""
-    command = [sys.executable, EXAM.parents[1] / "evaluate.py", "--out", out, "--image", picture]
+    command = [sys.executable, EXAMS.parents[1] / "evaluate.py", "--out", out, "--image", picture]
     done = subprocess.run(command, input="".join(f"{question}\n" for question in questions),
                           stdout=subprocess.PIPE, encoding="utf-8", check=True)
     return done.stdout.splitlines()
@@ -38,18 +39,26 @@ def verdict_on(question, answer, truth):
     return "denied" if is_no or answer.startswith("there is no") else "WRONG"
 
 
-def main():
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--out", default="out", help="the folder of a finished run")
-    out, verdicts = parser.parse_args().out, {True: Counter(), False: Counter()}
-    for name, picture in json.loads((EXAM / "questions.json").read_text(encoding="utf-8")).items():
+def examine(exam, out):
+    """The verdicts on the answers to an exam, as a list and counted."""
+    verdicts = {True: Counter(), False: Counter()}
+    for name, picture in json.loads((exam / "questions.json").read_text(encoding="utf-8")).items():
         questions, truths = zip(*picture["questions"])
-        answers = answers_to(EXAM / name, questions, out)
+        answers = answers_to(exam / name, questions, out)
         for question, answer, truth in zip(questions, answers, truths, strict=True):
             verdict = verdict_on(question, answer, truth)
             verdicts[truth is not None][verdict] += 1
             print(f"{verdict:8} {name}  {question!r}  {answer}  (truth: {truth or 'no answer'})")
-    print(f"what can be answered: {dict(verdicts[True])}; what cannot: {dict(verdicts[False])}")
+    print(f"{exam.name} exam, what can be answered: {dict(verdicts[True])}; what cannot: "
+          f"{dict(verdicts[False])}")
+
+
+def main():
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--out", default="out", help="the folder of a finished run")
+    out = parser.parse_args().out
+    for exam in sorted(path for path in EXAMS.iterdir() if path.is_dir()):
+        examine(exam, out)
 
 
 if __name__ == "__main__":
