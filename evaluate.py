@@ -17,6 +17,7 @@ import re
 import sys
 from collections import defaultdict
 from contextlib import suppress
+from difflib import get_close_matches
 from itertools import groupby
 from pathlib import Path
 
@@ -42,6 +43,8 @@ from vision import ViT, encode_pictures, load_vit
 MODELS = ("mlp_align", "langbridge_align", "mlp_instruct", "langbridge_instruct", "blind_instruct")
 TEMPERATURES = [0.03, 0.06, 0.1, 0.2]  # of an MLP's nearest words; one is chosen on val,
 CHOSEN_ON = 150  # by so many pictures
+SYNONYMS = {"thing": "object", "things": "objects", "something": "anything", "an": "a"}
+POLITE = r",? *\b(please|thanks|thank you|(can you |could you )?tell me)\b[,.!:]?"
 
 
 # ---- what lies in a folder ----------------------------------------------------------------------
@@ -384,11 +387,21 @@ def trace(vit, vlm, pixels, question):
 # questions, the "request" for a description, and "examples" of questions.
 
 def as_asked(text, habits):
-    """A user's question as the LLM has read questions; an empty one is the request.
+    """A user's question as the LLM has read questions: no polite words, and a word that it never
+    read becomes one that looks like it. An empty question is the request.
 
-        'Is there  a star ?', 'is there a star'  ->  'is there a star?'
+        'Please, is there  a star ?', 'is there a staar'  ->  'is there a star?'
     """
-    question = " ".join(text.lower().split()).replace(" ?", "?") or habits["request"]
+    def known(match):
+        word = match[0] if match[0] in habits["words"] else SYNONYMS.get(match[0], match[0])
+        alike = [other for other in habits["words"] if other[0] == word[0]]
+        return (get_close_matches(word, alike, n=1, cutoff=0.82) or [word])[0]
+
+    text = re.sub(r"'s\b", " is", text.lower())
+    if "please" not in habits["words"]:
+        text = re.sub(POLITE, "", text)
+    question = " ".join(text.split()).replace(" ?", "?") or habits["request"]
+    question = re.sub(r"\w+", known, question)
     if question[-1].isalnum() and habits["examples"][0].endswith("?"):
         question += "." if f"{question}." == habits["request"] else "?"
     return question

@@ -82,12 +82,12 @@ class Settings:
     llm_source_V: int = setting(512, "its vocabulary (of a public one: at least)", least=300)
     llm_source_C: int = setting(128, "width")
     llm_source_layers: int = setting(2, "depth")
-    llm_source_steps: int = setting(1200, "pretraining steps")
+    llm_source_steps: int = setting(1400, "pretraining steps")
     llm_target_tokenizer: str = setting("bpe", "of the target LLM", ["bpe", *PUBLIC])
     llm_target_V: int = setting(640, "its vocabulary", least=300)
     llm_target_C: int = setting(160, "width")
     llm_target_layers: int = setting(3, "depth")
-    llm_target_steps: int = setting(1100, "pretraining steps")
+    llm_target_steps: int = setting(1250, "pretraining steps")
     llm_target_dialect: str = setting("target", "how its texts are written", list(DIALECTS)[1:])
     llm_batch: int = setting(10, "documents per step; many small steps beat a few large ones")
     llm_turns: int = setting(6, "questions and captions per scene, at most")
@@ -112,14 +112,13 @@ class Settings:
     align_whiten: bool = setting(True, "whether a LangBridge reads whitened features")
     align_steps: int = setting(800, "steps")
     align_batch: int = setting(16, "pictures per step")
-    align_matrix_lr: float = setting(0.02, "learning rate of the adapter's matrices (Muon)")
-    align_lr: float = setting(0.006, "learning rate of its biases (AdamW)")
+    align_lr: float = setting(0.006, "learning rate (AdamW)")
     # stage 2: adapter and LLM on conversations
     instruct_steps: int = setting(400, "steps")
     instruct_batch: int = setting(16, "pictures per step")
     instruct_turns: int = setting(4, "turns of a conversation, at most")
     instruct_captions: float = setting(0.5, "probability that a turn is the caption (one at most)")
-    instruct_matrix_lr: float = setting(0.006, "learning rate of the matrices of both (Muon)")
+    instruct_matrix_lr: float = setting(0.006, "learning rate of the LLM's matrices (Muon)")
     instruct_lr: float = setting(0.001, "learning rate of everything else (AdamW)")
 
     @property
@@ -260,15 +259,14 @@ def orthogonal(x):
 
 
 def optimizers_of(matrix_lr, lr, *modules):
-    """Muon for the weight of every nn.Linear but those named embed, project or head. AdamW for
-    these, and for biases, embeddings, positions and convolutions."""
-    outer = ("embed", "project", "head")
+    """Muon for the matrices in transformer blocks, AdamW for the rest: embeddings, heads, adapters,
+    convolutions, positions and biases."""
     matrices = [part.weight for module in modules for name, part in module.named_modules()
-                if isinstance(part, nn.Linear) and not name.endswith(outer)]
+                if isinstance(part, nn.Linear) and "block" in name]
     hidden = {id(p) for p in matrices}
     others = [p for module in modules for p in module.parameters() if id(p) not in hidden]
     adamw = torch.optim.AdamW(others, lr, betas=(0.9, 0.95), weight_decay=0.0)
-    return [Muon(matrices, matrix_lr), adamw]
+    return [Muon(matrices, matrix_lr), adamw] if matrices else [adamw]
 
 
 def update(optimizers):
@@ -571,8 +569,7 @@ def train_vlm(s, stage, phase, kind=None, llm_name="llm_source", adapter=None):
     data, features = s.dataset, training_features(s)  # (pictures, N, D)
     llm, encoding = load_llm(Path(s.out) / llm_name)
     llm.to(s.device)
-    steps, size, *rates = (getattr(s, f"{phase}_{what}")
-                           for what in ("steps", "batch", "matrix_lr", "lr"))
+    steps, size, lr = (getattr(s, f"{phase}_{what}") for what in ("steps", "batch", "lr"))
     if phase == "align":
         adapter = new_adapter(s, kind, llm, encoding)
         llm.requires_grad_(False)
@@ -596,7 +593,7 @@ def train_vlm(s, stage, phase, kind=None, llm_name="llm_source", adapter=None):
         f"[picture] {marked(text_about(0, random.Random(0)))}")
     studied = phase == "align" and data.kinds  # of other data it is not known what objects show
     study_at = {0, *(int(steps ** (i / 8)) for i in range(8))} if studied else ()  # on a log axis
-    optimizers = optimizers_of(*rates, *trained)
+    optimizers = optimizers_of(s.instruct_matrix_lr, lr, *trained)
     run = Run(s, stage, trained, optimizers, steps)
     for step in run:
         if step in study_at:

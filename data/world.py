@@ -28,7 +28,7 @@ from PIL import Image, ImageDraw
 
 PAINTS = {"red": (0, 0.95, 0.95), "brown": (24, 0.75, 0.48), "yellow": (54, 0.95, 0.95),
           "green": (120, 0.9, 0.7), "cyan": (180, 0.9, 0.95), "blue": (225, 0.9, 0.95),
-          "purple": (275, 0.85, 0.75), "pink": (330, 0.45, 1.0)}  # hue (degrees), saturation, value
+          "purple": (285, 0.85, 0.75), "pink": (330, 0.45, 1.0)}  # hue (degrees), saturation, value
 COLORS = list(PAINTS)
 SHAPES = ["circle", "square", "triangle", "diamond", "star", "cross"]
 # The outer and inner corners of a star in turn: how far from the centre, and in which direction
@@ -54,13 +54,16 @@ SIDES = ["train"] * 6 + ["val", "test", "text:val", "text:test"]  # a tenth of a
 QUESTION_TYPES = ["color", "shape", "where", "count", "exists", "absent"]
 TAUGHT = QUESTION_TYPES[:5] * 2 + ["where", "absent"]  # how often: where is the hardest to learn
 WAYS = {"color": ["shape"], "shape": ["color"],  # what a question names a thing by
+        "count": ["neither", "color", "shape"],
         "where": ["both", "both", "color", "shape"], "exists": ["both", "both", "color", "shape"]}
-QUESTIONS = {  # two wordings each
-    "color": ["what color is the {name}?", "which color does the {name} have?"],
-    "shape": ["what shape is the {name}?", "which shape does the {name} have?"],
+QUESTIONS = {  # several wordings each
+    "color": ["what color is the {name}?", "which color does the {name} have?",
+              "what is the color of the {name}?"],
+    "shape": ["what shape is the {name}?", "which shape does the {name} have?",
+              "what is the shape of the {name}?"],
     "where": ["where is the {name}?", "in which place is the {name}?"],
-    "count": ["how many {name}s are there?", "how many {name}s can you see?"],
-    "exists": ["is there a {name}?", "can you see a {name}?"],
+    "count": ["how many {names} are there?", "how many {names} can you see?"],
+    "exists": ["is there a {name}?", "can you see a {name}?", "are there any {names}?"],
     "anything": ["is there anything {color}?", "can you see anything {color}?"]}
 CAPTION_REQUESTS = ["describe the scene.", "what do you see?"]
 
@@ -130,29 +133,31 @@ def twin(scene, rng):
 # ---- pictures ----------------------------------------------------------------------------------
 
 def rgb(hue, saturation, value):
-    """A colour for Pillow, 0 to 255 each, from hue, saturation and value between 0 and 1."""
-    return tuple(int(255 * v) for v in colorsys.hsv_to_rgb(hue, saturation, value))
+    """A colour for Pillow, 0 to 255 each, from hue, saturation and value, each of 0 to 1."""
+    return tuple(int(255 * v) for v in colorsys.hsv_to_rgb(hue, min(1, saturation), min(1, value)))
 
 
 def paint(obj, pen, cell, rng):
-    """Draw an object in its place, `cell` pixels wide, with jitter in position, size and colour."""
+    """Draw an object in its place, `cell` pixels wide, with jitter in place, size and colour."""
     x, y = ((k + 0.5 + rng.uniform(-0.08, 0.08)) * cell for k in (obj.col, obj.row))
-    r = rng.uniform(0.36, 0.46) * cell
+    size = rng.uniform(0.36, 0.46) * cell
+    rx, ry = size * rng.uniform(0.95, 1.05), size * rng.uniform(0.95, 1.05)
     hue, saturation, value = PAINTS[obj.color]
     hue = (hue + rng.uniform(-6, 6)) / 360 % 1
-    fill = rgb(hue, saturation * rng.uniform(0.9, 1), value * rng.uniform(0.9, 1))
+    fill = rgb(hue, saturation * rng.uniform(0.9, 1.1), value * rng.uniform(0.85, 1.1))
     if obj.shape == "circle":
-        pen.ellipse([x - 0.95 * r, y - 0.95 * r, x + 0.95 * r, y + 0.95 * r], fill=fill)
+        pen.ellipse([x - 0.95 * rx, y - 0.95 * ry, x + 0.95 * rx, y + 0.95 * ry], fill=fill)
     else:
-        pen.polygon([(x + dx * r, y + dy * r) for dx, dy in CORNERS[obj.shape]], fill=fill)
+        pen.polygon([(x + dx * rx, y + dy * ry) for dx, dy in CORNERS[obj.shape]], fill=fill)
 
 
 def draw(scene, seed, size=48):
     """A picture of the scene, (size, size, 3) uint8: anti-aliased, each object jittered, on a
     background with its own tint, brightness, gradient and noise, all by `seed`, any text."""
     rng = random.Random(f"draw/{seed}")
-    brightness, tint = rng.uniform(0.05, 0.95), rng.random()
-    picture = Image.new("RGB", (3 * size, 3 * size), rgb(tint, rng.uniform(0, 0.15), brightness))
+    brightness, tint = rng.random(), rng.random()
+    saturation = rng.uniform(0, 0.1) / max(brightness, 0.01)  # the darker, the more
+    picture = Image.new("RGB", (3 * size, 3 * size), rgb(tint, saturation, brightness))
     pen = ImageDraw.Draw(picture)
     for obj in scene:
         paint(obj, pen, size, rng)  # one of the 3 x 3 places
@@ -228,6 +233,11 @@ class About(NamedTuple):
         """red circle, circle, red object, or object"""
         return " ".join(filter(None, [self.color, self.shape or "object"]))
 
+    @property
+    def names(self):
+        """red circles, .. or crosses"""
+        return self.name + ("es" if self.name.endswith("s") else "s")
+
     def fits(self, scene):
         """The objects that have this name."""
         return [o for o in scene if self.color in (None, o.color) and self.shape in (None, o.shape)]
@@ -255,8 +265,8 @@ class QA(NamedTuple):
 def named(type, pairs, rng):
     """What a question of this type calls things of these colours and shapes, all in one way."""
     way = rng.choice(WAYS[type])
-    return [About(type, None if way == "shape" else color, None if way == "color" else shape)
-            for color, shape in pairs]
+    return [About(type, color if way in ("color", "both") else None,
+                  shape if way in ("shape", "both") else None) for color, shape in pairs]
 
 
 def missing(scene, type, rng, pairs):
@@ -273,10 +283,10 @@ def subject(scene, type, rng, pairs):
     a name of its own."""
     shown = [o.pair for o in scene if o.pair in pairs]
     if type == "count":
-        if rng.random() >= 0.5:
-            return About("count")
-        colors = [o.color for o in scene] if rng.random() < 0.7 else COLORS
-        return About("count", rng.choice(colors))  # of all colours, most would be 'zero'
+        if rng.random() < 0.3:
+            return rng.choice(named(type, PAIRS, rng))  # most often, of these there are none
+        names = named(type, [o.pair for o in scene], rng)
+        return max(names, key=lambda about: len(about.fits(scene)))  # two, where that is possible
     if type == "absent":
         return missing(scene, rng.choice(["color", "shape", "where"]), rng, pairs)
     if type == "exists":
@@ -297,7 +307,8 @@ def ask(scene, type, rng, pairs=PAIRS):
     if about is None:
         return None
     key = "anything" if type == "exists" and not about.shape else about.type
-    question = rng.choice(QUESTIONS[key]).format(name=about.name, color=about.color)
+    question = rng.choice(QUESTIONS[key]).format(
+        name=about.name, names=about.names, color=about.color)
     return QA(type, question, about.answer(scene), about)
 
 
