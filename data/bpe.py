@@ -91,13 +91,8 @@ def tokens_of(encoding):
 
 
 def save_encoding(encoding, path):
-    """Write JSON that people can read: tokens in id order, as {"hex": ".."} if not valid UTF-8."""
-    tokens = []
-    for token in tokens_of(encoding):
-        try:
-            tokens.append(token.decode("utf-8"))
-        except UnicodeDecodeError:
-            tokens.append({"hex": token.hex()})
+    """Write JSON: its pattern, and its tokens in id order, a character for each byte."""
+    tokens = [token.decode("latin-1") for token in tokens_of(encoding)]
     write_json(path, {"name": encoding.name, "pattern": encoding._pat_str, "special": BOS,
                       "tokens": tokens})
 
@@ -105,8 +100,7 @@ def save_encoding(encoding, path):
 def load_encoding(path):
     """The vocabulary that save_encoding wrote."""
     data = read_json(path)
-    tokens = [token.encode("utf-8") if isinstance(token, str) else bytes.fromhex(token["hex"])
-              for token in data["tokens"]]
+    tokens = [token.encode("latin-1") for token in data["tokens"]]
     return make_encoding(data["name"], data["pattern"], tokens)
 
 
