@@ -1,10 +1,11 @@
 """Stages as folders: how the files of a run are written, checked and read.
 
-    config.json   settings, scores, and the SHA-256 of every other file; it is written last, so a
-                  stage that has one is finished
+    config.json   settings and scores
     state.pt      the checkpoint of an unfinished stage
     log.csv       the loss over the steps
     the rest      what the stage has made: weights, tokenizer, features
+    SHA256SUMS    the hashes of all other files, in the format of the command sha256sum; it is
+                  written last, so a stage that has one is finished
 
 A file of a finished stage is compared with its hash before it is used.
 """
@@ -24,6 +25,8 @@ try:
     import fcntl
 except ImportError:
     fcntl = None
+
+SUMS = "SHA256SUMS"
 
 
 class Refused(Exception):
@@ -52,14 +55,7 @@ def write_text(path, text):
 
 
 def write_json(path, data):
-    """Write a dict as JSON, sealed with a hash of itself and of its file's name."""
-    data = json.loads(json.dumps(data))  # as it will be read
-    sealed = {"seal": seal_of(path, data)} | data
-    write_text(path, json.dumps(sealed, ensure_ascii=False, indent=1))
-
-
-def seal_of(path, data):
-    return hashlib.sha256(json.dumps([path.name, data], sort_keys=True).encode()).hexdigest()
+    write_text(path, json.dumps(data, ensure_ascii=False, indent=1))
 
 
 def write_tensors(path, tensors):
@@ -77,8 +73,7 @@ def save_module(module, config, path):
 
 def damaged(path, why):
     """What a user is told about a file that cannot be used."""
-    whole_stage = (path.parent / "config.json").exists()
-    what = f"the folder {str(path.parent)!r}" if whole_stage else "it"
+    what = f"the folder {str(path.parent)!r}" if path.with_name(SUMS).exists() else "it"
     return Refused(f"cannot read {str(path)!r}: {why}; delete {what} and run the command that made "
                    "it again: what else is finished is kept")
 
@@ -90,33 +85,30 @@ def hash_of(path, changed=0):
         return hashlib.file_digest(file, "sha256").hexdigest()
 
 
+def sum_of(path):
+    """A file's line in SHA256SUMS."""
+    return f"{hash_of(path, path.stat().st_mtime_ns)}  {path.name}"
+
+
 def checked(path):
     """The path. Raises Refused if its file is missing or, in a finished stage, not as it was
     left."""
-    config = path.with_name("config.json")
-    if not path.exists() and not config.exists():
+    sums = path.with_name(SUMS)
+    if not path.exists() and not sums.exists():
         raise Refused(f"there is no {str(path)!r}; run 'python train.py --out FOLDER' first")
     if not path.exists():
         raise damaged(path, "it is missing")
-    if config.exists() and path != config and read_json(config)["files"].get(path.name) != hash_of(
-            path, path.stat().st_mtime_ns):
+    if sums.exists() and sum_of(path).encode() not in sums.read_bytes().splitlines():
         raise damaged(path, "it is not as its stage left it (damaged, or of another stage)")
     return path
 
 
 def read_json(path):
-    """What write_json wrote; a stage's config.json must belong to its folder."""
+    """What write_json wrote."""
     try:
-        data = json.loads(checked(path).read_text(encoding="utf-8"))
-        seal = data.pop("seal")
-    except (ValueError, RecursionError, KeyError, AttributeError, TypeError) as error:
-        raise damaged(path, "it is damaged, or of another version of this project") from error
-    if seal != seal_of(path, data):
-        raise damaged(path, "it was changed after it was written, or is another file")
-    stage = data.get("stage", "") if path.name == "config.json" else ""
-    if not path.parent.resolve().as_posix().endswith(stage):
-        raise damaged(path, f"it is that of another stage, {stage}")
-    return data
+        return json.loads(checked(path).read_text(encoding="utf-8"))
+    except (ValueError, RecursionError) as error:
+        raise damaged(path, "it is damaged") from error
 
 
 def read_tensors(path, mmap=False):
@@ -180,10 +172,9 @@ class Stage:
 
     def config(self):
         """The config of the finished stage, or None. Raises Refused if other settings made it."""
-        path = self.folder / "config.json"
-        if not path.exists():
+        if not (self.folder / SUMS).exists():
             return None
-        config = read_json(path)
+        config = read_json(self.folder / "config.json")
         self.compare(config["settings"])
         return config
 
@@ -200,12 +191,12 @@ class Stage:
         """Declare the stage finished. `facts` are what later stages and the tables read."""
         self.folder.mkdir(parents=True, exist_ok=True)
         (self.folder / "state.pt").unlink(missing_ok=True)
-        files = {path.name: hash_of(path, path.stat().st_mtime_ns)
-                 for path in sorted(self.folder.iterdir())
-                 if path.is_file() and path.suffix != ".new"}  # what a kill has left
+        files = sorted({path.name for path in self.folder.iterdir()} - {"config.json", SUMS})
         write_json(self.folder / "config.json", {
-            "stage": self.name, "settings": self.settings, "commit": COMMIT,
-            "torch": torch.__version__, **facts, "files": files})
+            "settings": self.settings, "commit": COMMIT, "torch": torch.__version__, **facts,
+            "files": files})
+        lines = [sum_of(self.folder / name) for name in [*files, "config.json"]]
+        write_text(self.folder / SUMS, "\n".join(lines) + "\n")
 
     def save_state(self, **state):
         """Keep a checkpoint, in one file that begins with its own hash."""
