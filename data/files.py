@@ -9,7 +9,6 @@
 
 A file of a finished stage is compared with its hash before it is used.
 """
-import functools
 import hashlib
 import io
 import json
@@ -78,16 +77,15 @@ def damaged(path, why):
                    "it again: what else is finished is kept")
 
 
-@functools.cache
-def hash_of(path, changed=0):
-    """The SHA-256 of a file; `changed`, when it was last written, tells the cache of a new one."""
+def hash_of(path):
+    """The SHA-256 of a file."""
     with open(path, "rb") as file:
         return hashlib.file_digest(file, "sha256").hexdigest()
 
 
 def sum_of(path):
     """A file's line in SHA256SUMS."""
-    return f"{hash_of(path, path.stat().st_mtime_ns)}  {path.name}"
+    return f"{hash_of(path)}  {path.name}"
 
 
 def checked(path):
