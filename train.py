@@ -305,7 +305,7 @@ class Run:
         self.smooth = None  # running mean of the loss
         self.log, self.measured = [], []  # rows of log.csv; what a stage measures on its way
         stage.folder.mkdir(parents=True, exist_ok=True)
-        state = stage.load_state(s.device)
+        state = stage.load_state()
         if state:
             for part, saved in zip(self.parts, state["parts"], strict=True):
                 part.load_state_dict(saved)

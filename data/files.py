@@ -10,7 +10,6 @@
 A file of a finished stage is compared with its hash before it is used.
 """
 import hashlib
-import io
 import json
 import os
 import pickle
@@ -197,23 +196,13 @@ class Stage:
         write_text(self.folder / SUMS, "\n".join(lines) + "\n")
 
     def save_state(self, **state):
-        """Keep a checkpoint, in one file that begins with its own hash."""
-        buffer = io.BytesIO()
-        torch.save(state | {"settings": self.settings}, buffer)
-        raw = buffer.getvalue()
-        write_aside(self.folder / "state.pt",
-                    lambda aside: aside.write_bytes(hashlib.sha256(raw).digest() + raw))
+        write_tensors(self.folder / "state.pt", state | {"settings": self.settings})
 
-    def load_state(self, device):
-        """The last checkpoint, or None. Raises Refused if other settings made it; if it is damaged,
-        the stage starts again."""
+    def load_state(self):
+        """The last checkpoint, or None. Raises Refused if it is damaged, or of other settings."""
         path = self.folder / "state.pt"
         if not path.exists():
             return None
-        raw = path.read_bytes()
-        if hashlib.sha256(raw[32:]).digest() != raw[:32]:
-            print(f"{self.name}: {str(path)!r} is damaged; this stage starts again", flush=True)
-            return None
-        state = torch.load(io.BytesIO(raw[32:]), map_location=device, weights_only=True)
+        state = read_tensors(path)
         self.compare(state["settings"])
         return state
