@@ -19,11 +19,6 @@ from pathlib import Path
 
 import torch
 
-try:
-    import fcntl
-except ImportError:
-    fcntl = None
-
 SUMS = "SHA256SUMS"
 
 
@@ -139,12 +134,12 @@ def lock(out):
     Path(out).mkdir(parents=True, exist_ok=True)
     LOCK.append(open(Path(out) / "lock", "w", encoding="utf-8"))
     try:
-        if fcntl:
-            fcntl.flock(LOCK[0], fcntl.LOCK_EX | fcntl.LOCK_NB)
+        import fcntl
+        fcntl.flock(LOCK[0], fcntl.LOCK_EX | fcntl.LOCK_NB)
     except BlockingIOError:
         raise Refused(f"{str(out)!r} is in use by another command; wait until it has ended, or "
                       "use another --out")
-    except OSError:
+    except (ImportError, OSError):
         pass
 
 
