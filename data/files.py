@@ -11,7 +11,6 @@ A file of a finished stage is compared with its hash before it is used.
 """
 import hashlib
 import json
-import os
 import pickle
 import shutil
 import subprocess
@@ -33,9 +32,7 @@ def write_aside(path, save):
     aside = path.with_name(path.name + ".new")
     try:
         save(aside)
-        with open(aside, "rb") as file:
-            os.fsync(file.fileno())  # on the disk before it gets its name
-        os.replace(aside, path)
+        aside.replace(path)
     except (OSError, RuntimeError) as error:  # torch.save reports a full disk as a RuntimeError
         aside.unlink(missing_ok=True)
         why = str(error).splitlines()[0]
