@@ -1,8 +1,6 @@
 """Commands: errors in one line, signals that save first, and stages side by side."""
-import difflib
 import multiprocessing
 import os
-import re
 import signal
 import sys
 import threading
@@ -22,7 +20,7 @@ LANES = 4  # stages side by side, at most
 
 
 class Parser(ArgumentParser):
-    """argparse whose errors are one line, with the nearest flag for a misspelt one."""
+    """argparse with a flag for each field of a dataclass; its errors are one line."""
 
     def __init__(self, description):
         super().__init__(description=description, allow_abbrev=False, usage=SUPPRESS,
@@ -40,12 +38,6 @@ class Parser(ArgumentParser):
             else:
                 about |= {"type": f.metadata["type"], "metavar": f.type.__name__.upper()}
             self.add_argument(f"--{f.name}", **about)
-
-    def error(self, message):
-        (flag,) = re.findall(r"unrecognized arguments: (--[\w-]+)", message) or [""]
-        near = difflib.get_close_matches(flag, self._option_string_actions, 1)
-        hint = f"; did you mean {near[0]}?" if near else ""
-        raise Refused(f"{message}{hint}; see python {self.prog} --help")
 
 
 def number(low, high=10 ** 6, kind=int):

@@ -237,7 +237,7 @@ def test_other_settings_in_the_same_folder_are_refused_before_they_are_written(o
 
 
 @pytest.mark.parametrize("args, says", [
-    (["--vit_stepz", "3"], "did you mean --vit_steps?"),
+    (["--vit_stepz", "3"], "unrecognized arguments: --vit_stepz"),
     (["--preset", "desktop"], "laptop"),
     (["--vit_steps", "many"], "--vit_steps: invalid number from 1 to 1000000 value: 'many'"),
     (["--vit_steps", "0"], "--vit_steps: invalid number from 1 to 1000000 value: '0'"),
