@@ -3,22 +3,14 @@
 python train.py --llm_target_tokenizer gpt2 gives an LLM the part of a public vocabulary that its
 texts use; the rest would be most of its parameters.
 """
-import hashlib
-import os
-import tempfile
 from itertools import pairwise
-from pathlib import Path
 
 import tiktoken
 
 from data.bpe import make_encoding
 from data.files import Refused
 
-SITE = "https://openaipublic.blob.core.windows.net"
-PUBLIC = {  # vocabularies of OpenAI, and the files from which tiktoken makes them
-    "gpt2": [f"{SITE}/gpt-2/encodings/main/vocab.bpe", f"{SITE}/gpt-2/encodings/main/encoder.json"],
-    "cl100k_base": [f"{SITE}/encodings/cl100k_base.tiktoken"],
-    "o200k_base": [f"{SITE}/encodings/o200k_base.tiktoken"]}
+PUBLIC = ["gpt2", "cl100k_base", "o200k_base"]  # vocabularies of OpenAI, as tiktoken calls them
 
 
 def open_encoding(name):
@@ -27,12 +19,9 @@ def open_encoding(name):
     try:
         return tiktoken.get_encoding(name)
     except (OSError, ValueError) as error:  # no network, or what came is not the file
-        default = Path(tempfile.gettempdir()) / "data-gym-cache"
-        folder = os.environ.get("TIKTOKEN_CACHE_DIR") or default
-        files = [f"{url} as {hashlib.sha1(url.encode()).hexdigest()}" for url in PUBLIC[name]]
-        raise Refused(f"cannot load {name!r}: tiktoken has no intact copy in {str(folder)!r} and "
-                      f"cannot download one ({type(error).__name__}); save {' and '.join(files)} "
-                      "in a folder, and set TIKTOKEN_CACHE_DIR to it") from error
+        raise Refused(f"cannot load {name!r}: tiktoken has no intact copy and cannot download one "
+                      f"({type(error).__name__}); data/README.md says which files to save, and "
+                      "where") from error
 
 
 def merge_path(token, ranks):
