@@ -494,7 +494,7 @@ def main():
         raise Refused(f"--map {args.map}: expected a file name that ends in .png")
     if args.image:
         return look_at(args)
-    tuned = sorted(p.parent.relative_to(out).as_posix() for p in out.glob("transfer*/*/llm.pt"))
+    tuned = sorted(p.parent.relative_to(out).as_posix() for p in out.glob("transfer/*/llm.pt"))
     made = [name for name in [*MODELS, *tuned] if (out / name / "config.json").exists()]
     names = [args.model] if args.model else made or [MODELS[0]]  # load_vlm says what to do
     if args.data:

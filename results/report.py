@@ -268,20 +268,7 @@ def plot_subspace(path, runs):
               "100 test pictures, patches of objects; bands: 95% intervals.", (-0.2, 0.8))
 
 
-# ---- sweeps --------------------------------------------------------------------------------------
-
-def sweep_table(runs):
-    """Several sweep_NAME.json: the rows of each point."""
-    rows = []
-    for i, point in enumerate(runs[0]["points"]):
-        own = cell(look_up(runs, f"points.{i}.own_weight"))
-        about = (f"{point['value']} ({point['K']} words, {point['params']:,} parameters; "
-                 f"own weight {own})")
-        where = {name: f"points.{i}.rows.{name}" for name in point["rows"]}
-        first, *others = score_rows(runs, where, SCORES)
-        rows += [[about, *first], *(["", *cells] for cells in others)]
-    return markdown_table([runs[0]["what"], "row", *SCORES.values()], rows)
-
+# ---- budgets -------------------------------------------------------------------------------------
 
 def budget_curve(runs, row, score):
     """[(samples of stage 2, mean score, half of its interval), ..]"""
@@ -301,7 +288,7 @@ def reaches(curve, goal):
 
 
 def budgets_table(runs):
-    """Several sweep_budgets.json: a row for each start, a column for each length of stage 2."""
+    """Several budgets.json: a row for each start, a column for each length of stage 2."""
     longest, rows = budget_curve(runs, "native_mlp", "vqa"), []
     goal, samples = 0.95 * longest[-1][1], [x for x, *_ in longest]
     for name in (row["name"] for row in runs[0]["rows"]):
@@ -339,10 +326,8 @@ TABLES = {  # NAME: what makes it, from which files; NAME in FOLDER: the same of
     "results": (models_table, "results"), "types": (types_table, "results"),
     "transfer": (transfer_table, "transfer"), "reverse": (transfer_table, "transfer_reverse"),
     "real": (real_table, "real_SmolLM2*"), "real types": (real_types_table, "real_SmolLM2*"),
-    "findings": (findings_table, "evaluate"), "budgets": (budgets_table, "sweep_budgets")} | {
-    f"sweep {name}": (sweep_table, f"sweep_{name}") for name in
-    ("coefficients", "K", "hidden", "target")}
-FIGURES = {"subspace": (plot_subspace, "evaluate"), "budgets": (plot_budgets, "sweep_budgets"),
+    "findings": (findings_table, "evaluate"), "budgets": (budgets_table, "budgets")}
+FIGURES = {"subspace": (plot_subspace, "evaluate"), "budgets": (plot_budgets, "budgets"),
            "bench": (plot_bench, "bench")}
 MARKED = re.compile(r"<!-- (?!end -->)([^\n]+?) -->\n.*?<!-- end -->", flags=re.DOTALL)
 

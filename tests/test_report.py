@@ -39,7 +39,7 @@ def test_files_and_headings_that_a_readme_names_exist(path):
 
 def test_a_table_that_cannot_be_made_is_refused_with_the_names_of_all():
     for name in ("nonsense", "transfer in nowhere"):  # there is no such folder
-        with pytest.raises(ValueError, match=f"no table '{name}'.*main results.*sweep K"):
+        with pytest.raises(ValueError, match=f"no table '{name}'.*main results.*budgets"):
             report.fill(f"<!-- {name} -->\n<!-- end -->")
 
 
@@ -67,5 +67,5 @@ def test_tables_over_out_folders():
     first, second = report.JSON / "seed0", report.JSON / "seed1"
     said = run_here("results/report.py", first, second).stdout
     assert "## transfer\n\nllm_source to llm_target. 2 seeds: mean ±" in said
-    assert "## sweep" not in said  # only one of them has sweeps
+    assert "## budgets" not in said  # only one of them has these
     assert_refused(run_here("results/report.py", first, first), "another seed")
