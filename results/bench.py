@@ -1,64 +1,57 @@
-"""How long our LLM takes to learn, beside a GPT-2 of the same width and depth, on a CPU.
+"""How long our LLM takes to learn to read rasters, beside a GPT-2 of the same width and depth.
 
-    python results/bench.py     after train.py: both of these, into bench.json
+    python results/bench.py     after train.py: into bench.json, on a CPU
 
-    step      the seconds of a training step, on the same documents
-    skill     how well an LLM reads rasters, after so many seconds of training: ours by its recipe,
-              the GPT-2 as in nanoGPT, with three times as many steps, at several learning rates
-
-Seconds depend on the machine and on the hour; only ratios within a run mean anything. In `skill`
-two models are trained side by side, a thread each. Interrupted? Run the same command again.
+Both read the same documents, ours by its recipe, the GPT-2 as in nanoGPT, with three times as many
+steps, at several learning rates. On the way it is measured how well they answer. Seconds depend on
+the machine and on the hour; only ratios within a run mean anything. Two models are trained side by
+side, a thread each. Interrupted? Run the same command again.
 """
 import sys
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from random import Random
-from statistics import median
 from timeit import timeit
 
 import torch
 import torch.nn as nn
-import torch.nn.functional as F
 
 sys.path.insert(0, str(Path(__file__).parent.parent))  # the project, one folder up
 
 import train
 from data.corpus import encode, in_scene, raster, turn
 from data.files import Stage, write_json
-from data.run import Job, Parser, make_stages, command, say
+from data.run import Job, Parser, command, make_stages
 from data.world import ask_any, make_scene
 
 RATES = [0.000125, 0.00025, 0.0005, 0.001, 0.002, 0.004]  # of AdamW, for the rival
 
 
 class GPT2(nn.Module):
-    """The rival, as nanoGPT builds it: learned positions, GELU, one matrix for embedding and head.
-    (Its norms have no gains, as ours have none.)"""
+    """The rival, as nanoGPT builds it, of PyTorch's own blocks: learned positions, GELU, one matrix
+    for embedding and head."""
 
     def __init__(self, config):
         super().__init__()
-        C, layers, self.H = config.C, config.layers, config.H
+        C, layers = config.C, config.layers
         self.embed, self.position = (nn.Embedding(n, C) for n in (config.V, config.context))
-        self.qkv, self.out, self.up, self.down = (
-            nn.ModuleList(nn.Linear(i * C, o * C, bias=False) for _ in range(layers))
-            for i, o in ((1, 3), (1, 1), (1, 4), (4, 1)))
-        self.norm = nn.LayerNorm(C, elementwise_affine=False)
+        block = nn.TransformerEncoderLayer(C, config.H, 4 * C, dropout=0.0, activation="gelu",
+                                           batch_first=True, norm_first=True, bias=False)
+        self.blocks = nn.TransformerEncoder(block, layers, nn.LayerNorm(C, bias=False),
+                                            enable_nested_tensor=False)
         self.head = nn.Linear(C, config.V, bias=False)
         self.head.weight = self.embed.weight
         for name, p in self.named_parameters():
-            shrink = (2 * layers) ** -0.5 if name.startswith(("out", "down")) else 1.0
-            nn.init.normal_(p, std=0.02 * shrink)
+            ends_branch = name.endswith(("out_proj.weight", "linear2.weight"))
+            if p.dim() == 2:
+                nn.init.normal_(p, std=0.02 * (2 * layers) ** -0.5 if ends_branch else 0.02)
 
     def hidden(self, x):
         """What the head reads: x (B, T, C) -> (B, T, C)"""
-        x = x + self.position.weight[:x.size(1)]
-        for qkv, out, up, down in zip(self.qkv, self.out, self.up, self.down):
-            q, k, v = qkv(self.norm(x)).unflatten(2, (3, self.H, -1)).permute(2, 0, 3, 1, 4)
-            y = F.scaled_dot_product_attention(q, k, v, is_causal=True)  # (B, H, T, c)
-            x = x + out(y.transpose(1, 2).flatten(2))  # (B, T, C)
-            x = x + down(F.gelu(up(self.norm(x))))  # (B, T, C)
-        return self.norm(x)
+        T = x.size(1)
+        earlier = nn.Transformer.generate_square_subsequent_mask(T)  # (T, T)
+        return self.blocks(x + self.position.weight[:T], earlier, is_causal=True)  # (B, T, C)
 
 
 def new_llm(s, rate=None):
@@ -78,30 +71,6 @@ def documents_of(s, encoding, step):
     return [train.Sample(ids, [max(weight, s.llm_text_weight) for weight in weights])
             for ids, weights in (encode(encoding, document) for document in documents)]
 
-
-def train_step(s, llm, optimizers, samples, record=float):
-    """One step on samples; the rival's gradients are clipped. `record` gets the loss before the
-    weights change."""
-    weight = sum(sum(sample.weights[1:]) for sample in samples)
-    loss = sum(train.text_loss(s, llm, part) for part in train.by_length(samples)) / weight
-    loss.backward()
-    if isinstance(llm, GPT2):
-        nn.utils.clip_grad_norm_(llm.parameters(), 1.0)
-    record(loss.item())
-    train.update(optimizers)
-
-
-def bench_step(s):
-    """The median seconds of twenty steps of each, taken in turn, and their ratio."""
-    models = [new_llm(s), new_llm(s, RATES[0])]
-    samples = documents_of(s, models[0][2], 0)
-    steps = [partial(train_step, s, *model[:2], samples) for model in models]
-    took = [[timeit(step, number=1) for step in steps] for _ in range(20)]
-    ours, gpt2 = map(median, zip(*took))
-    return {"ours": ours, "gpt2": gpt2, "ratio": ours / gpt2}
-
-
-# ---- learning a skill ---------------------------------------------------------------------------
 
 def raster_questions(encoding, n):
     """Rasters of unread scenes, each with a question and its answer, which alone has a weight."""
@@ -123,20 +92,27 @@ def examine(run, llm, samples):
 
 
 def learn_to_read(s, stage, rate, steps):
-    """Train an LLM, and examine it on the way."""
+    """Train an LLM, and examine it on the way. The rival's gradients are clipped."""
     llm, optimizers, encoding = new_llm(s, rate)
     exam = raster_questions(encoding, min(500, 5 * s.test_pictures))  # a smoke run asks fewer
     run = train.Run(s, stage, [llm], optimizers, steps)
     for step in run:
-        if run.step % max(1, s.llm_source_steps // 25) == 0:  # these seconds are no training:
+        if step % max(1, s.llm_source_steps // 25) == 0:  # these seconds are no training:
             run.seconds -= timeit(partial(examine, run, llm, exam), number=1)
-        train_step(s, llm, optimizers, documents_of(s, encoding, step), run.record)
+        samples = documents_of(s, encoding, step)
+        weight = sum(sum(sample.weights[1:]) for sample in samples)
+        loss = sum(train.text_loss(s, llm, part) for part in train.by_length(samples)) / weight
+        loss.backward()
+        if rate:
+            nn.utils.clip_grad_norm_(llm.parameters(), 1.0)
+        run.record(loss.item())
+        train.update(optimizers)
     examine(run, llm, exam)
     stage.finish(seconds=run.seconds, scores={"val": {"exact_match": run.measured[-1][1]}},
-                 design={"params": train.size_of(llm), "curve": run.measured})
+                 design={"params": train.size_of(llm), "steps": steps, "curve": run.measured})
 
 
-def bench_skill(s):
+def bench(s):
     """How each design learns, {name: {"params": .., "curve": [[seconds, exact match], ..]}}"""
     settings, jobs = train.open_stage(s, "llm_source").settings, []
     for name, rate, longer in [("ours", None, 1)] + [(f"gpt2-{r}-3x", r, 3) for r in RATES]:
@@ -147,18 +123,13 @@ def bench_skill(s):
     return {job.stage.folder.name: job.stage.config()["design"] for job in jobs}
 
 
-# ---- python results/bench.py --------------------------------------------------------------------
-
 def main():
     parser = Parser(__doc__)
     parser.add_argument("--out", default="out", help="the folder of train.py (default: out)")
     s = train.load_settings(parser.parse_args().out)
     s = replace(s, device="cpu", precision="fp32", threads=2)
-    torch.set_num_threads(1)  # as in a lane of train.py
-    step, designs = bench_step(s), bench_skill(s)
     write_json(Path(s.out) / "bench.json",
-               {"torch": torch.__version__, "step": step, "skill": {"designs": designs}})
-    say("a step: ours {ours:.4f} s, GPT-2 {gpt2:.4f} s, ratio {ratio:.2f}".format(**step))
+               {"torch": torch.__version__, "skill": {"designs": bench(s)}})
 
 
 if __name__ == "__main__":
