@@ -89,65 +89,38 @@ def seeds_line(runs):
 # ---- line figures, with Pillow alone -------------------------------------------------------------
 
 INKS = "#1b6ca8 #d1495b #2e8b57 #e08e0b #7b4fa3 #5c6670 #b56576 #00868b #8a6d3b #333333".split()
-WIDTH, HEIGHT = 470, 330  # of a panel's axes, in pixels
-LEFT, TOP = 60, 66  # room for the numbers on the y axis, and for the title
-STEP = WIDTH + 80  # from one panel to the next
+WIDTH, HEIGHT = 560, 330  # of the axes, in pixels
+LEFT, TOP = 60, 60  # room for the numbers on the y axis, and for the title
 POWERS = [0, *(10 ** i for i in range(7))]  # of ten, as marks of a logarithmic axis
 
 
-def line_plot(path, title, panels, xlabel, note, ylim=(0, 1)):
-    """Write a PNG with one panel for each score.
-
-    panels: {score: {line's name: [(x, mean, half-width of the band), ..]}}, x from 0 on a
-    logarithmic axis that has a zero; a name has the same colour in all panels.
-    """
-    inks = dict(zip(dict.fromkeys(n for lines in panels.values() for n in lines), INKS))
-    per_row, legend = len(panels) * STEP // 360, TOP + HEIGHT + 76  # names in a row of the legend
-    height = legend + 32 + 22 * math.ceil(len(inks) / per_row)
-    picture = Image.new("RGB", (len(panels) * STEP + 20, height), "white")
-    pen = ImageDraw.Draw(picture, "RGBA")
+def line_plot(path, title, lines, xlabel, high=1.0):
+    """Write a PNG. lines: {name: [(x, y), ..]}, y from 0 to `high`, x from 0 on a logarithmic axis
+    that has a zero"""
+    size = (LEFT + WIDTH + 40, TOP + HEIGHT + 60 + 22 * len(lines))
+    picture = Image.new("RGB", size, "white")
+    pen = ImageDraw.Draw(picture)
     write = partial(pen.text, fill="black", font_size=14)
-    write((LEFT, 12), title, font_size=19)
-    for k, (score, lines) in enumerate(panels.items()):
-        left = LEFT + k * STEP
-        draw_panel(pen, left, lines, inks, ylim)
-        write((left + 6, TOP - 4), score, anchor="lb")
-        write((left + WIDTH / 2, TOP + HEIGHT + 58), xlabel, anchor="mt")
-    for i, (name, ink) in enumerate(inks.items()):
-        x, y = LEFT + i % per_row * 330, legend + i // per_row * 22
-        pen.line([(x, y + 8), (x + 24, y + 8)], fill=ink, width=4)
-        write((x + 32, y), name)
-    write((LEFT, height - 24), note, fill="#444444", font_size=13)
-    picture.save(path)
-
-
-def draw_panel(pen, left, lines, inks, ylim):
-    """The grid, the numbers at the axes, and the lines with their bands."""
-    xmax, (low, high) = max(x for line in lines.values() for x, *_ in line), ylim
-    write = partial(pen.text, fill="black", font_size=13)
+    xmax = max(x for line in lines.values() for x, _ in line)
 
     def place(x, y):
-        """Where (x, y) is on the picture, in pixels."""
-        x = math.log1p(x) / math.log1p(xmax)  # log(1 + x) has a zero
-        y = (min(max(y, low), high) - low) / (high - low)
-        return left + WIDTH * x, TOP + HEIGHT * (1 - y)
+        """Where (x, y) is on the picture, in pixels; log(1 + x) has a zero."""
+        return LEFT + WIDTH * math.log1p(x) / math.log1p(xmax), TOP + HEIGHT * (1 - y / high)
 
-    for tick in np.linspace(low, high, 6):
+    write((LEFT, 16), title, font_size=19)
+    for tick in np.linspace(0, high, 6):
         pen.line([place(0, tick), place(xmax, tick)], fill="#dddddd")
-        write((left - 8, place(0, tick)[1]), f"{tick:.2g}", anchor="rm")
-    pen.line([place(0, high), place(0, low), place(xmax, low)], fill="black")
+        write((LEFT - 8, place(0, tick)[1]), f"{tick:.2g}", anchor="rm")
     for n in POWERS:
         if n <= xmax:
-            x, y = place(n, low)
-            pen.line([(x, y), (x, y + 5)], fill="black")
-            write((x, y + 6), f"{n:,}", anchor="ma")
-    for name, line in lines.items():
-        upper, lower = ([place(x, y + sign * half) for x, y, half in line] for sign in (1, -1))
-        pen.polygon([*upper, *lower[::-1]], fill=inks[name] + "28")  # 28: mostly transparent
-        points = [place(x, y) for x, y, _ in line]
-        pen.line(points, fill=inks[name], width=2, joint="curve")
-        for x, y in points:
-            pen.ellipse([x - 3, y - 3, x + 3, y + 3], fill=inks[name])
+            write((place(n, 0)[0], TOP + HEIGHT + 6), f"{n:,}", anchor="ma")
+    write((LEFT + WIDTH, TOP + HEIGHT + 26), xlabel, anchor="ra")
+    for k, (name, line) in enumerate(lines.items()):
+        points, y = [place(*point) for point in line], TOP + HEIGHT + 58 + 22 * k
+        pen.line(points, fill=INKS[k], width=2, joint="curve")
+        pen.line([(LEFT, y), (LEFT + 24, y)], fill=INKS[k], width=4)
+        write((LEFT + 32, y), name, anchor="lm")
+    picture.save(path)
 
 
 # ---- the models of train.py ----------------------------------------------------------------------
@@ -260,12 +233,13 @@ def findings_table(runs):
 
 def plot_subspace(path, runs):
     """evaluate.json's "subspace": do visual tokens approach words in stage 1?"""
-    study, panels = runs[0]["subspace"], {}
+    study, lines = runs[0]["subspace"], {}
     for title, kind in (("MLP", "mlp"), ("LangBridge", "langbridge")):
-        panels[title] = {name.replace("_", " "): [(x, *y) for x, y in zip(study["steps"], points)]
-                         for name, points in study[kind].items()}
-    line_plot(path, "Stage 1 brings patches to the words that describe them", panels, "steps (log)",
-              "100 test pictures, patches of objects; bands: 95% intervals.", (-0.2, 0.8))
+        for words in ("own", "random"):
+            energy = [mean for mean, _ in study[kind][f"explained_{words}"]]
+            lines[f"{title}, {words} words"] = [*zip(study["steps"], energy)]
+    line_plot(path, "Energy of an object's patches that words explain", lines,
+              "steps of stage 1 (log)", high=0.6)
 
 
 # ---- budgets -------------------------------------------------------------------------------------
@@ -302,19 +276,19 @@ def budgets_table(runs):
 
 
 def plot_budgets(path, runs):
-    panels = {score: {row["name"]: budget_curve(runs, row["name"], score)
-                      for row in runs[0]["rows"]} for score in ("vqa", "caption_f1")}
-    line_plot(path, "Stage 2 on the target, each point a run of its own", panels,
-              "samples of stage 2 (log)", seeds_line(runs))
+    """Several budgets.json: the table's vqa."""
+    lines = {row["name"]: [(x, y) for x, y, _ in budget_curve(runs, row["name"], "vqa")]
+             for row in runs[0]["rows"]}
+    line_plot(path, "vqa on the target, after stage 2 of several lengths", lines,
+              "samples of stage 2 (log)")
 
 
 # ---- time ----------------------------------------------------------------------------------------
 
 def plot_bench(path, runs):
-    lines = {name: [(x, y, 0.0) for x, y in of["curve"]]
-             for name, of in runs[0]["skill"]["designs"].items()}
-    line_plot(path, "Learning to read a grid of words", {"exact match on unread rasters": lines},
-              "seconds of training (log)", "Two models at a time, a thread each.")
+    lines = {name: of["curve"] for name, of in runs[0]["skill"]["designs"].items()}
+    line_plot(path, "Learning to read a grid of words: exact match", lines,
+              "seconds of training (log)")
 
 
 # ---- into the READMEs ----------------------------------------------------------------------------
