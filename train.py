@@ -35,7 +35,7 @@ import torch.nn.functional as F
 from tqdm import tqdm
 
 from adapter import EMPTY, START, LangBridge, MLPAdapter, fingerprint, load_adapter, save_adapter
-from data.bpe import PATTERNS, load_encoding, tokens_of, train_bpe
+from data.bpe import PATTERNS, train_bpe
 from data.corpus import DIALECTS, encode, prompt, vocabulary
 from data.dataset import Shapes
 from data.files import (Refused, Stage, lock, read_json, read_tensors, write_json, write_tensors,
@@ -214,8 +214,7 @@ class Muon(torch.optim.Optimizer):
 
         U S V^T = the gradient's momentum;  W <- W - lr * sqrt(max(1, rows / columns)) * U V^T
 
-    torch.optim.Muon does the same matrix by matrix, in a bfloat16 that many CPUs have to emulate;
-    this one computes in float32, all matrices of one shape at once.
+    torch.optim.Muon does the same in a bfloat16 that many CPUs have to emulate.
     """
 
     def __init__(self, params, lr, momentum=0.95):
@@ -224,32 +223,28 @@ class Muon(torch.optim.Optimizer):
     @torch.no_grad()
     def step(self):
         for group in self.param_groups:
-            by_shape = {}
             for p in group["params"]:
                 if p not in self.state:
                     self.state[p]["momentum"] = torch.zeros_like(p)
                 average = self.state[p]["momentum"]
                 average.lerp_(p.grad, 1 - group["momentum"])
                 ahead = p.grad.lerp(average, group["momentum"])  # Nesterov
-                by_shape.setdefault(p.shape, []).append((p, ahead))
-            for (rows, columns), pairs in by_shape.items():
-                updates = orthogonal(torch.stack([ahead for _, ahead in pairs]))
-                for (p, _), update in zip(pairs, updates):
-                    p.sub_(update, alpha=group["lr"] * max(1, rows / columns) ** 0.5)
+                rate = group["lr"] * max(1, p.size(0) / p.size(1)) ** 0.5
+                p.sub_(orthogonal(ahead), alpha=rate)
 
 
 def orthogonal(x):
-    """U S V^T -> U V^T, approximately, for each matrix: x (matrices, rows, columns) -> the same.
+    """U S V^T -> U V^T, approximately: x (rows, columns) -> the same.
 
     Five steps x <- p(x x^T) x of a Newton-Schulz iteration, p(a) = 3.4445 - 4.7750 a + 2.0315 a^2
     (Jordan's coefficients), drive all singular values towards 1. Because a = x x^T becomes
     p(a) a p(a), the steps need x itself only at the end: where rows are few, that is much cheaper.
     """
-    if x.size(1) > x.size(2):
-        return orthogonal(x.mT).mT
-    x = x / (x.norm(dim=(1, 2), keepdim=True) + 1e-7)
-    one = torch.eye(x.size(1), device=x.device)
-    a = x @ x.mT  # (matrices, rows, rows)
+    if x.size(0) > x.size(1):
+        return orthogonal(x.T).T
+    x = x / (x.norm() + 1e-7)
+    one = torch.eye(x.size(0), device=x.device)
+    a = x @ x.T  # (rows, rows)
     p = steps = 3.4445 * one - 4.7750 * a + 2.0315 * a @ a
     for _ in range(4):
         a = p @ a @ p
@@ -470,7 +465,7 @@ def pretrain_llm(s, stage):
                      for text, _ in document(i) if text.startswith(prompt("")))
     habits = {"words": sorted({*re.findall(r"\w+", asked)}), "request": data.request,
               "examples": data.example_questions()}  # evaluate.py refuses other words
-    stage.finish(seconds=run.seconds, params=size_of(llm), vocab=encoding.n_vocab, habits=habits,
+    stage.finish(seconds=run.seconds, params=size_of(llm), habits=habits,
                  scores=score_llm(llm, encoding, data, dialect))
 
 
@@ -683,17 +678,14 @@ def main():
 def results_of(s, stages, seconds):
     """results.json: the scores of all stages, beside chance and the most frequent answers."""
     configs = {name: stage.config() for name, stage in stages.items()}
-    words = load_adapter(stages["langbridge_align"].folder).tokens
-    others = tokens_of(load_encoding(stages["llm_target"].folder / "tokenizer.json"))
 
     def part(name):
-        sizes = {fact: configs[name][fact] for fact in ("params", "vocab") if fact in configs[name]}
-        return sizes | configs[name]["scores"]
+        return {"params": configs[name]["params"]} | configs[name]["scores"]
 
     return {
         "seed": s.seed, "preset": s.preset, "device": s.device, "torch": torch.__version__,
         "commit": ", ".join(sorted({config["commit"] for config in configs.values()})),
-        "K": len(words), "shared_vocab": len({*words} & {*others}),
+        "K": len(load_adapter(stages["langbridge_align"].folder).tokens),
         "seconds": {name: config["seconds"] for name, config in configs.items()}
                    | {"total": seconds},  # in steps; the total is of the last command
         "llm": {name: part(f"llm_{name}") for name in ("source", "target")}, "vit": part("vit"),

@@ -83,9 +83,8 @@ def raster(scene, rng, dialect="source"):
 
 def sentences(scene, dialect, rng):
     """The scene in prose, in the order of its objects."""
-    wordings = DIALECTS[dialect].sentences
-    said = [rng.choice(wordings).format(object=f"{o.color} {o.shape}", place=PLACES[o.place])
-            for o in scene]
+    said = [rng.choice(DIALECTS[dialect].sentences).format(
+                object=f"{o.color} {o.shape}", place=PLACES[o.place]) for o in scene]
     return " " + " ".join(said) + "\n"
 
 

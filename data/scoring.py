@@ -5,7 +5,6 @@ too), and `summarize` turns that into scores. The truth is known, so every score
 
     vqa            exact match of generated answers; vqa_by_type: the same by type of question
     caption_f1     over objects: one is right when its colour, shape and place all are
-    caption_exact  share of captions that are right and complete
     pope_acc       is there a ..? half yes, half no, as in POPE (arXiv 2305.10355). If the question
                    names a colour and a shape, as half of them do, a no is hard: one of the two is
                    there. (Not always for unseen pairs: a colour is in only one of them.)
@@ -95,8 +94,7 @@ def count_right(answered, pictures):
 
 def count_objects(captions, scenes):
     """(2 right, named + true) objects of each caption: (captions, 2); the share is F1"""
-    triples = [score_caption(text, scene) for text, scene in zip(captions, scenes)]
-    right, named, true = np.array(triples).T  # 3 x (captions,)
+    right, named, true = np.array([*map(score_caption, captions, scenes)]).T  # 3 x (captions,)
     return np.stack([2 * right, named + true], 1)
 
 
@@ -126,10 +124,8 @@ def summarize(said):
     scores = {}
     for split, its in said.items():
         counted = counts(its)
-        got, possible = counted["caption_f1"].T  # of a perfect caption, these are the same
         scores[split] = {name: share(pairs) for name, pairs in counted.items()} | {
             "vqa_by_type": by_type(its.questions),
-            "caption_exact": float(np.mean(got == possible)),
             "pope_yes_rate": float(np.mean([a.answer == "yes" for a in its.pope]))}
     return join_splits(scores)
 

@@ -197,9 +197,9 @@ def test_a_stage_waits_for_those_it_needs_and_others_do_not(tmp_path, threads):
 
 def test_the_results_have_every_field(out):
     r = read_json(out / "results.json")
-    assert {*r["seconds"]} == {*STAGES, "total"} and r["K"] >= r["shared_vocab"] > 20
+    assert {*r["seconds"]} == {*STAGES, "total"} and r["K"] > 20
     for scores in r["llm"].values():
-        assert {"text_qa", "raster_qa", "raster_caption_f1", "params", "vocab", "val"} <= {*scores}
+        assert {"text_qa", "raster_qa", "raster_caption_f1", "params", "val"} <= {*scores}
     assert {"retrieval_top1", "probe_color", "comp_probe_shape", "params", "val"} <= {*r["vit"]}
     vlm = r["vlm"]
     assert {*vlm} == {"mlp", "langbridge", "blind", "majority", "chance"}
