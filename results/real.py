@@ -17,7 +17,7 @@
 
 Nobody has taught this LLM to read rasters, but it follows examples. So it reads solved ones, as
 text, and then a picture as a table of the occupied places: of all layouts that were tried, it
-answers best about this one. Finished rows are kept. Writes real_FILE.json into --out.
+answers best about this one. Finished rows are kept. Writes real_FILE_HASH.json into --out.
 """
 import math
 import random
@@ -299,11 +299,16 @@ def chosen_examples(folder):
     return read_json(path)["chosen"] if path.exists() else 0
 
 
+def known_as(path):
+    """What a file is called here: its name, and its content, for two may have one name."""
+    return f"{path.stem}_{hash_of(path)[:8]}"
+
+
 def compare(s, args, file):
-    """Make all rows, print them, and write real_FILE.json."""
-    name, about = args.file.stem, {"file": hash_of(args.file), "shots": args.shots}
+    """Make all rows, print them, and write real_FILE_HASH.json."""
+    name, about = known_as(args.file), {"shots": args.shots}
     stages = {row: Stage(s.out, f"real/{name}/{row}", open_stage(s, row).settings | about)
-              for row in [*TEXTS, *BRIDGES, *MLPS]}  # two files of one name are two LLMs
+              for row in [*TEXTS, *BRIDGES, *MLPS]}
     first = {stages["reads_list"].name}  # it chooses the examples
     make_stages(s, [Job(partial(make_row, s, path=args.file), stage, first - {stage.name})
                     for stage in stages.values()], lambda stage: say(f"{stage.name}: done"))
@@ -325,7 +330,7 @@ def compare(s, args, file):
 def look_at(s, args, file):
     """Answer about one picture, after the examples that were chosen, if they were."""
     name, llm, encoding = "langbridge_align", Llama(file), read_encoding(file)
-    seed = chosen_examples(args.out / "real" / args.file.stem)
+    seed = chosen_examples(args.out / "real" / known_as(args.file))
     vit, ours = load_vlm(args.out, name)
     vlm = Prompted(ours.adapter.set_basis(llm, encoding), llm, encoding,
                    solved_examples(args.shots, seed, as_table)).eval()

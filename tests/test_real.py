@@ -66,27 +66,26 @@ def test_examples_are_read_once_and_answers_are_those_of_one_long_prompt(vlm, ou
         assert vlm.encoding.decode(llm.generate(x[None], vlm.stops)[0]).strip() == answer
 
 
-def test_a_file_gets_all_rows_once_and_another_of_this_name_is_refused(
+def test_a_file_gets_all_rows_once_and_another_of_this_name_is_another_llm(
         out, file, tmp_path, monkeypatch):
     monkeypatch.setattr(GPT.generate.__wrapped__, "__defaults__", (3, None))  # short answers
     first, again = (run_here(SCRIPT, file, "--out", out, *FEW) for _ in range(2))
-    assert "tiny/zero_shot_shuffled: done" in first.stdout and "done" not in again.stdout
+    assert "/zero_shot_shuffled: done" in first.stdout and "done" not in again.stdout
     assert "| zero-shot LangBridge | " in first.stdout, first.stderr
-    result = read_json(out / "real_tiny.json")
+    result = read_json(out / f"real_{real.known_as(file)}.json")
     rows = {row["name"]: row for row in result["rows"]}
     assert [*rows] == [*real.TEXTS, *real.BRIDGES, *real.MLPS]
     assert result["adapter_hash"] == rows["zero_shot_langbridge"]["hash"]
     tried = rows["reads_list"]["tried"]
     assert tried[str(rows["reads_list"]["chosen"])] == max(tried.values()) and len(tried) == 6
     some_file(tmp_path / "tiny.gguf", seed=1)
-    other = run_here(SCRIPT, tmp_path / "tiny.gguf", "--out", out, *FEW)
-    assert_refused(other, "made with other settings (file was ")
+    assert real.known_as(tmp_path / "tiny.gguf") != real.known_as(file)
 
 
 @pytest.mark.parametrize("args, says", [
     (["PICTURE"], "it is no GGUF file"), (["FILE", "--ask", "what?"], "which picture?"),
     (["FILE", "--image", "PICTURE", "--ask", "\x04"], "no token of this LLM"),
-    (["FILE", "--image", "PICTURE", "--ask", "<|end|>"], "no question in training had <|end|>"),
+    (["FILE", "--image", "PICTURE", "--ask", "<|end|>"], "'<|end|>' is a special token"),
     (["SHORT", "--image", "PICTURE"], "tokens are too many for this LLM (600)"),
     (["FILE", "--image", "PICTURE", "--ask", "what color is the circle?"], "")])
 def test_a_picture_is_answered_and_what_cannot_be_asked_refused(out, file, picture, args, says):
