@@ -40,7 +40,8 @@ def write_aside(path, save):
 
 
 def write_text(path, text):
-    write_aside(path, lambda aside: aside.write_text(text, encoding="utf-8"))
+    """Names of files in it may be no UTF-8: they pass."""
+    write_aside(path, lambda aside: aside.write_text(text, "utf-8", "surrogatepass"))
 
 
 def write_json(path, data):
@@ -94,7 +95,7 @@ def checked(path):
 def read_json(path):
     """What write_json wrote."""
     try:
-        return json.loads(checked(path).read_text(encoding="utf-8"))
+        return json.loads(checked(path).read_text("utf-8", "surrogatepass"))
     except (ValueError, RecursionError) as error:
         raise damaged(path, "it is damaged") from error
 

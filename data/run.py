@@ -52,6 +52,14 @@ def number(low, high=10 ** 6, kind=int):
     return parse
 
 
+def replace_unknown():
+    """From now on, what a terminal or a log cannot hold is printed as a question mark, and bytes
+    that are no text are read as one."""
+    for stream in (sys.stdin, sys.stdout):
+        if hasattr(stream, "reconfigure"):
+            stream.reconfigure(errors="replace")
+
+
 def say(text):
     """Print a line; on a terminal, in place of a progress bar that may stand there."""
     print(("\r\033[K" if sys.stdout.isatty() else "") + text, flush=True)
@@ -80,6 +88,7 @@ def on_signal(number, frame):
 @contextmanager
 def command():
     """Around a command: what a user can fix is told in one line."""
+    replace_unknown()
     Signals.asked, Signals.in_step = None, False
     signal.signal(signal.SIGTERM, on_signal)
     signal.signal(signal.SIGINT, on_signal)
@@ -147,6 +156,7 @@ def make_stages(s, jobs, finished):
 
 def begin_lane(threads):
     """In each process, before its first stage."""
+    replace_unknown()
     torch.set_num_threads(threads)
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # the parent decides when to stop
     signal.signal(signal.SIGTERM, on_signal)

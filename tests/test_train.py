@@ -1,5 +1,6 @@
 """The main job, on the smoke preset: it finishes, goes on after a kill, and answers a user's
 mistakes in one line. Before that, the parts that all stages share."""
+import io
 import math
 import os
 import random
@@ -16,7 +17,7 @@ from conftest import WORDS, assert_refused, make_llm, run_here
 import train
 from adapter import LangBridge, MLPAdapter, fingerprint, load_adapter
 from data.files import COMMIT, Refused, Stage, read_json
-from data.run import Job, make_stages
+from data.run import Job, make_stages, replace_unknown
 from evaluate import held_out, load_vlm, open_data, score_line, score_vlm
 from model import VLM, load_llm
 from train import (STAGES, Muon, Run, Sample, answer_loss, by_length, encode, load_settings,
@@ -254,6 +255,18 @@ def test_a_wrong_setting_is_answered_in_one_line(tmp_path, args, says):
     new = tmp_path / "new"
     assert_refused(run_here("train.py", "--preset", "smoke", "--out", new, *args), says)
     assert not new.exists()
+
+
+def test_a_folder_s_name_may_be_no_text_and_a_log_may_lack_letters(tmp_path, monkeypatch):
+    log = io.TextIOWrapper(io.BytesIO(), "cp1252")
+    monkeypatch.setattr("sys.stdout", log)
+    replace_unknown()
+    print("赤い caf\udce9", flush=True)
+    assert log.buffer.getvalue() == b"?? caf?\n"
+    out = tmp_path / os.fsdecode(b"caf\xe9 \xe2\x98\x95")
+    done = run_here("train.py", "--preset", "smoke", "--threads", "1", "--out", out, "--stages",
+                    "llm_source,vit,mlp_align")
+    assert done.returncode == 0 == run_here("evaluate.py", "--out", out).returncode
 
 
 def test_a_flag_beats_the_preset_and_the_preset_beats_the_default():
