@@ -109,9 +109,10 @@ class LangBridge(nn.Module):
         present = [t in vocabulary for t in self.tokens]
         self.missing = [t for t in self.tokens if t not in vocabulary]
         if len(self.missing) > len(self.tokens) / 2:
-            raise Refused(f"the tokenizer {encoding.name!r} has only {sum(present)} of this "
-                          f"adapter's {len(present)} words (it lacks {self.missing[:5]} ..): the "
-                          "vocabularies share too little")
+            raise Refused(f"the tokenizer {encoding.name!r} lacks {len(self.missing)} of this "
+                          f"adapter's {len(present)} words ({[*map(written, self.missing[:5])]} "
+                          "..): the vocabularies share too little; texts with more words in common "
+                          "would help, or one public vocabulary for both LLMs")
         ids = [encoding.encode_single_token(t) if t in vocabulary else 0 for t in self.tokens]
         E = llm.embed(torch.tensor(ids)).detach().clone()  # (K, C)
         self.present = torch.tensor(present, device=E.device)  # (K,)
@@ -145,15 +146,6 @@ def token(word):
 def written(token):
     """A token as people write it: b' red' -> 'red'"""
     return token.decode("utf-8", "replace").strip()
-
-
-def readable(tokens):
-    """The tokens that are a word of three letters or more: no bytes, punctuation, word endings.
-
-    >>> readable([b" red", b"ed", b" a", b" .", b"\\xff"])
-    ['red']
-    """
-    return [t[1:].decode() for t in tokens if t[:1] == b" " and len(t) > 3 and t[1:].isalpha()]
 
 
 def fingerprint(adapter):

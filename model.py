@@ -24,8 +24,8 @@ import torch
 import torch.nn as nn
 import torch.nn.functional as F
 
-from data.bpe import BOS, line_ends, load_encoding, save_encoding
-from data.corpus import PREFIX, prompt
+from data.bpe import line_ends, load_encoding, save_encoding
+from data.corpus import PREFIX, encode, prompt
 from data.files import Refused, load_module, save_module
 
 
@@ -284,7 +284,7 @@ class VLM(nn.Module):
         self.adapter, self.llm, self.encoding = adapter, llm, encoding
         self.newline = encoding.encode_single_token(b"\n")
         self.stops = line_ends(encoding)
-        self.prefix = encoding.encode(PREFIX, allowed_special={BOS})
+        self.prefix, _ = encode(encoding, PREFIX)
 
     def embed(self, ids):
         """The LLM's embeddings of a list of ids, for a batch of one: (1, T, C)"""
@@ -332,7 +332,7 @@ class VLM(nn.Module):
         features (B, N, D), asked: [(picture's index, question), ..]. A picture is read once,
         however many questions it gets: each continues from a copy of its cache.
         """
-        prompts = [self.encoding.encode(prompt(question)) for _, question in asked]
+        prompts = [self.encoding.encode_ordinary(prompt(question)) for _, question in asked]
         answers = [""] * len(asked)
         for pictures, cache in self.read(features):
             row = {i: row for row, i in enumerate(pictures)}

@@ -10,18 +10,18 @@ cuts the text into chunks first, so a token is at most a word with its leading s
     ['a', ' red', ' circle']
 """
 import random
-import re
 from collections import Counter, defaultdict
 from itertools import pairwise
 
 import tiktoken
 
 from data.files import read_json, write_json
+from data.words import NUMBER, SIGN, WORD, cut
 
 BOS = "<|bos|>"  # starts every document: the only special token
 PATTERNS = {  # the chunks of a text; the two LLMs cut differently, as GPT-2 and GPT-4 do
-    "source": r" ?[a-z]+| ?[0-9]+| ?[^\sa-z0-9]+|\s",
-    "target": r":\n| ?[a-z]{1,12}|[0-9]{1,3}| ?[^\sa-z0-9]|\s"}
+    "source": rf" ?{WORD}| ?{NUMBER}+| ?{SIGN}+|\s",
+    "target": rf":\n| ?{WORD}| ?{NUMBER}{{1,3}}| ?{SIGN}|\s"}
 
 
 def merge(ids, pair, new_id):
@@ -50,9 +50,7 @@ def train_bpe(texts, vocab_size, pattern, seed=0, name="bpe"):
     """
     byte_order = random.Random(seed).sample(range(256), 256)
     token_bytes = [bytes([b]) for b in byte_order]  # id -> bytes
-    chunks = Counter()
-    for text in texts:
-        chunks.update(re.findall(pattern, text))
+    chunks = Counter(cut(texts, pattern))
     words = [tuple(byte_order.index(b) for b in chunk.encode("utf-8")) for chunk in chunks]
     times = list(chunks.values())  # that each of the words occurs
     pairs = Counter()  # neighbours in the words -> how often they occur

@@ -18,7 +18,8 @@ and lists of tags; ours must be given some.
 
 A document is a list of (text, weight) pieces, with weight 1 for an answer and 0 for the rest: what
 predicting its tokens counts in the loss. Pieces are encoded one at a time, so that a prompt has the
-same tokens in training and in use.
+same tokens in training and in use. Only a piece that is BOS and nothing else becomes that token:
+all other text stays text, whatever it spells.
 """
 import functools
 import random
@@ -31,7 +32,7 @@ from data.world import CAPTION_REQUESTS, PAIRS, PLACES, ask_any, caption, make_s
 
 GRID = 6  # tiles a side: a place of the 3 x 3 board is 2 x 2 tiles
 EMPTY = " ."  # the word for an empty tile
-PREFIX = f"{BOS}scene:\n"  # comes before the words, or the patches, of a scene
+PREFIX = [(BOS, 0.0), ("scene:\n", 0.0)]  # before the words, or the patches, of a scene
 
 
 class Dialect(NamedTuple):
@@ -93,7 +94,7 @@ def in_scene(body):
     as they are tokens of their own after patches: some vocabularies would join them to what comes
     before."""
     pieces = re.split("(\n)", body)
-    return [(PREFIX, 0.0)] + [(piece, 0.0) for piece in pieces if piece]
+    return PREFIX + [(piece, 0.0) for piece in pieces if piece]
 
 
 def story(dialect, rng):
@@ -101,7 +102,7 @@ def story(dialect, rng):
     its = DIALECTS[dialect]
     lines = [" ".join(rng.choice(words) for words in its.stories) + its.stop
              for _ in range(rng.randint(2, 4))]
-    return [(BOS + " ".join(lines) + "\n", 0.0)]
+    return [(BOS, 0.0), (" ".join(lines) + "\n", 0.0)]
 
 
 def prompt(question):
@@ -159,8 +160,7 @@ def texts_of(dialect, seed, documents=3000):
     """The first documents of an LLM's corpus, in pieces, from which its vocabulary is made (of the
     usual mixture, whatever share of rasters the LLM then reads)."""
     for i in range(documents):
-        for text, _ in document(dialect, seed, i):
-            yield text.replace(BOS, "")
+        yield from (text for text, _ in document(dialect, seed, i) if text != BOS)
 
 
 def train_tokenizer(dialect, texts, vocab_size, seed):
@@ -185,7 +185,7 @@ def encode(encoding, pieces, room=None):
     """Tokens of a document and the weight of each: ([ids], [weights]), at most `room` of them."""
     ids, weights = [], []
     for text, weight in pieces:
-        new = encoding.encode(text, allowed_special={BOS})
+        new = encoding.encode(text, allowed_special={BOS} & {text}, disallowed_special=())
         ids += new
         weights += [weight] * len(new)
     return ids[:room], weights[:room]

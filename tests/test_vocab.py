@@ -12,8 +12,10 @@ from tiktoken_ext.openai_public import ENCODING_CONSTRUCTORS
 
 from data.bpe import (BOS, PATTERNS, load_encoding, make_encoding, merge, save_encoding, tokens_of,
                       train_bpe)
+from data.corpus import encode
 from data.files import Refused
 from data.vocabularies import PUBLIC, keep_used, merge_path, open_encoding
+from data.words import cut as chunks_of, readable, words_in
 
 BYTES = [bytes([i]) for i in range(256)]
 ODD = ["Zwölf Boxkämpfer 🙂🙂", "東京都 is not Kyōto", "\x00\r\n\t  ", "", "42 ✓ red?\n"]
@@ -30,7 +32,7 @@ def train_slowly(texts, vocab_size, pattern, seed):
     """The tokens that train_bpe should find; all pairs are counted anew for each of them."""
     tokens = [BYTES[byte] for byte in random.Random(seed).sample(range(256), 256)]
     words = [tuple(tokens.index(BYTES[byte]) for byte in chunk.encode())
-             for text in texts for chunk in re.findall(pattern, text)]
+             for chunk in chunks_of(texts, pattern)]
     while len(tokens) < vocab_size - 1 and max(map(len, words)) > 1:
         pairs = Counter(pair for ids in words for pair in zip(ids, ids[1:]))
         best = max(pairs, key=lambda pair: (pairs[pair], pair))
@@ -50,9 +52,26 @@ def test_any_text_survives_encoding_also_by_a_saved_vocabulary(tmp_path):
     encoding, path = train_bpe(random_texts(0), 300, PATTERNS["target"]), tmp_path / "any.json"
     save_encoding(encoding, path)
     loaded = load_encoding(path)
-    assert loaded.encode(BOS, allowed_special={BOS}) == [loaded.n_vocab - 1]
+    ids, _ = encode(loaded, [(BOS, 0.0), (f"{BOS}<|b{BOS}os|>", 1.0)])  # only alone is it a token
+    assert ids.index(loaded.n_vocab - 1) == 0 == ids[1:].count(ids[0])
     assert tokens_of(loaded) == tokens_of(encoding) and loaded._pat_str == encoding._pat_str
     assert all(loaded.decode(encoding.encode(text)) == text for text in ODD + random_texts(1))
+
+
+SCRIPTS = ["42", "४२", "٤٢", "чёрный", "прямоугольник", "赤い円です", "مُرَبَّع", "कितने", "ที่นี่",
+           "été", "e\u0301te\u0301", "می\u200cروم", "ქართული", "𞤀𞤣𞤤𞤢𞤥"]
+
+
+@pytest.mark.parametrize("pattern", PATTERNS.values())
+def test_words_and_numbers_of_any_script_are_words(pattern):
+    texts, words = [f" {w}, {w} 1.{w}" for w in SCRIPTS], [f" {w}" for w in SCRIPTS]
+    encoding = train_bpe(texts, 4000, pattern)
+    assert {word.encode() for word in words} <= {*tokens_of(encoding)}
+    for text in texts + ODD:  # tiktoken cuts as we do
+        assert encoding.encode_ordinary(text) == sum(
+            map(encoding.encode_ordinary, chunks_of([text], pattern)), [])
+    assert words_in(",".join(words)) == SCRIPTS
+    assert readable([b" \xd1", *map(str.encode, words)]) == [w for w in SCRIPTS[3:] if len(w) > 2]
 
 
 # ---- vocabularies of others ----------------------------------------------------------------------

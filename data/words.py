@@ -1,0 +1,83 @@
+"""Words of any script: how texts are cut into them, how answers are compared, how one asks."""
+import re
+import unicodedata
+from collections import defaultdict
+
+# A letter (\p{L}), then letters, marks (\p{M}) and invisible joiners: accents are marks, if they
+# are not a part of their letter, and so are the vowel signs of many scripts.
+WORD = r"[\p{L}][\p{L}\p{M}\u200c\u200d]*"
+NUMBER, SIGN = r"[\p{N}]", r"[^\s\p{L}\p{N}]"
+AROUND = ".,;:!?\"'`。、．，；：！？،؛؟।¡¿"  # around a word; so are brackets and quotes
+
+
+def cut(texts, pattern):
+    """The chunks of some texts, by a pattern of tiktoken's. (Python's `re` does not know Unicode's
+    classes: [\\p{N}] becomes [0..], with all the digits that the texts have.)"""
+    texts, members = [*texts], defaultdict(str, L="a", M="\u0300", N="0")  # no class may be empty
+    for char in {*"".join(texts)}:
+        members[unicodedata.category(char)[0]] += char
+    chunk = re.compile(re.sub(r"\\p{(.)}", lambda match: members[match[1]], pattern))
+    return [found for text in texts for found in chunk.findall(text)]
+
+
+def words_in(text):
+    """The words and the numbers of a text, in their order."""
+    return cut([text], f"{WORD}|{NUMBER}+")
+
+
+def readable(tokens):
+    """The tokens that are a word of three letters or more: no bytes, punctuation, word endings.
+
+    >>> readable([b" red", b"ed", b" a", b" .", b"\\xff"])
+    ['red']
+    """
+    lines = "\n".join(token.decode("utf-8", "replace") for token in tokens)
+    return [word[1:] for word in cut([lines], f"(?m)^ {WORD}$") if len(word) > 3]
+
+
+def plain(text):
+    """A text in lower case, each letter one sign with its accents, one space between words."""
+    return " ".join(unicodedata.normalize("NFC", text.lower()).split())
+
+
+# ---- answers ------------------------------------------------------------------------------------
+
+def trim(text):
+    """A text without what is AROUND it; if there is nothing else, that counts.
+
+    >>> trim("(red!)"), trim("?"), trim("c++"), trim("'.5'")
+    ('red', '?', 'c++', '.5')
+    """
+    around = re.escape("".join(c for c in {*text} if c in AROUND
+                               or unicodedata.category(c) in ("Ps", "Pe", "Pi", "Pf")))
+    return re.sub(rf"^(?:(?![.,]\d)[\s{around}])+|[\s{around}]+$", "", text) or text
+
+
+def words_of(text):
+    """The words of a text, without case, what is around them, and articles before another word: so
+    answers are compared. All other signs count.
+
+    >>> words_of('The "Red" fox!'), words_of("15%"), words_of("a")
+    (['red', 'fox'], ['15%'], ['a'])
+    """
+    words = trim(text.lower()).split()
+    kept = [word for word in words[:-1] if word not in ("a", "an", "the")]
+    return [trim(word) for word in kept + words[-1:]]
+
+
+# ---- questions ----------------------------------------------------------------------------------
+
+def as_asked(text, habits):
+    """A user's question as an LLM has read questions (its habits: see evaluate.py); an empty one is
+    the request for a description.
+
+        'Is there  a star ?', 'is there a star'  ->  'is there a star?'
+    """
+    request, example, marks = habits["request"], habits["examples"][0], " ?？؟"
+    question = plain(text) or request
+    stem, end = question.rstrip(marks), example[len(example.rstrip(marks)):]
+    if not stem or unicodedata.category(stem[-1])[0] == "P":
+        return question
+    if stem in (request.rstrip(marks), request[:-1]):
+        return request
+    return stem + (end or question[len(stem):])
