@@ -13,11 +13,9 @@ The exam itself, its questions and what answers are worth, is in data/scoring.py
 """
 import copy
 import inspect
-import re
 import sys
 from collections import defaultdict
 from contextlib import suppress
-from difflib import get_close_matches
 from itertools import groupby
 from pathlib import Path
 
@@ -28,7 +26,7 @@ import torch.nn.functional as F
 with suppress(ImportError):
     import readline  # noqa: F401  arrow keys in a conversation, where Python has it
 
-from adapter import EMPTY, LangBridge, MLPAdapter, load_adapter, readable, token, written
+from adapter import EMPTY, LangBridge, MLPAdapter, load_adapter, token, written
 from data.bpe import line_ends
 from data.corpus import encode, in_scene, prompt
 from data.dataset import load_data
@@ -37,14 +35,13 @@ from data.own import open_own
 from data.pictures import contact_sheet, read_picture, word_map
 from data.run import Parser, command
 from data.scoring import intervals
+from data.words import as_asked, plain, readable, words_in
 from model import GPT, VLM, load_llm, same_length
 from vision import ViT, encode_pictures, load_vit
 
 MODELS = ("mlp_align", "langbridge_align", "mlp_instruct", "langbridge_instruct", "blind_instruct")
 TEMPERATURES = [0.03, 0.06, 0.1, 0.2]  # of an MLP's nearest words; one is chosen on val,
 CHOSEN_ON = 150  # by so many pictures
-SYNONYMS = {"thing": "object", "things": "objects", "something": "anything", "an": "a"}
-POLITE = r",? *\b(please|thanks|thank you|(can you |could you )?tell me)\b[,.!:]?"
 
 
 # ---- what lies in a folder ----------------------------------------------------------------------
@@ -220,7 +217,7 @@ def subspace(vlm, features, data, pictures=100):
     v = v - v.mean((0, 1))
     names = [word for words in data.kinds.values() for word in words]
     vocabulary = readable(vlm.encoding.token_byte_values())
-    E = {word: vlm.embed(vlm.encoding.encode(f" {word}"))[0].mean(0)  # (C,), over its tokens
+    E = {word: vlm.embed(vlm.encoding.encode_ordinary(f" {word}"))[0].mean(0)  # (C,), of its tokens
          for word in {*vocabulary, *names, *data.place_words}}
     mean = torch.stack([E[word] for word in vocabulary]).mean(0)  # (C,)
     E = {word: e - mean for word, e in E.items()}
@@ -255,11 +252,12 @@ def swap_words(adapter, text):
     Raises Refused unless the adapter has all these words.
     """
     other, tokens = copy.deepcopy(adapter), getattr(adapter, "tokens", [])  # an MLP has none
-    for pair in text.lower().split():
+    names = [written(t) for t in tokens]  # the most used of two that look alike comes first
+    for pair in plain(text).split():
         words = pair.split("=")
-        if len(words) != 2 or not {*map(token, words)} <= {*tokens}:
+        if len(words) != 2 or not {*words} <= {*names}:
             raise Refused(f"--swap {pair}: expected WORD=WORD, a LangBridge's: {readable(tokens)}")
-        old, new = (tokens.index(token(word)) for word in words)
+        old, new = map(names.index, words)
         other.tokens[old], other.E[old] = tokens[new], adapter.E[new]
     return other
 
@@ -281,7 +279,7 @@ def evaluate(out, names, data, features, path):
         result[how] = scores
         print(score_line(how, data, scores))
     shown = vlms.get("langbridge_instruct", vlms[names[0]])
-    show_mistakes(path.with_name("mistakes.png"), shown, features, data, count=10)
+    show_mistakes(path.with_suffix(".png"), shown, features, data, count=10)
     if data.kinds and {*MODELS} <= {*names}:
         result |= study_words(out, vlms, features["test"], data)
     write_json(path, result)
@@ -320,11 +318,14 @@ def draw_word_map(out, name, vlm, features, pixels, path):
     same training."""
     if vlm.adapter is None:
         raise Refused("a blind model has no adapter: there is no map of its words")
-    models, panels, other = {name: vlm}, [], name.replace("langbridge", "mlp")
+    models, panels = {name: with_words(vlm, out)}, []
+    other = name.replace("langbridge", "mlp")
     if other != name and (out / other / "config.json").exists():
-        models[other] = load_vlm(out, other)[1]
-    for title, each in models.items():
-        adapter = with_words(each, out)
+        try:
+            models[other] = with_words(load_vlm(out, other)[1], out)
+        except (Refused, OSError) as error:  # its words are chosen by answers about val
+            print(f"a map without {other}: {error}")
+    for title, adapter in models.items():
         names = [written(t) for t in adapter.tokens]
         patches = adapter.weights(features)[0].tolist()  # (N, K)
         panels.append((title, [list(zip(names, patch)) for patch in patches]))
@@ -373,7 +374,7 @@ def trace(vit, vlm, pixels, question):
     show_step("6. They go inside the text. A newline ends each row.", picture, VLM.picture,
               "return torch.cat")
     print(f"        {encoding.decode(vlm.prefix)!r}, the picture, {prompt(question)!r}")
-    text = vlm.embed(encoding.encode(prompt(question)))  # (B, tokens of the text, C)
+    text = vlm.embed(encoding.encode_ordinary(prompt(question)))  # (B, tokens of the text, C)
     logits = vlm.llm(torch.cat([picture, text], dim=1))  # (B, T, V)
     show_step("7. The LLM reads all T positions; the logits of the last one choose the answer's "
               "first token:", logits, GPT.forward)
@@ -386,34 +387,11 @@ def trace(vit, vlm, pixels, question):
 # An LLM's `habits` are how it was asked in training, from its config.json: the "words" of its
 # questions, the "request" for a description, and "examples" of questions.
 
-def as_asked(text, habits):
-    """A user's question as the LLM has read questions: no polite words, and a word that it never
-    read becomes one that looks like it. An empty question is the request.
-
-        'Please, is there  a star ?', 'is there a staar'  ->  'is there a star?'
-    """
-    def known(match):
-        word = match[0] if match[0] in habits["words"] else SYNONYMS.get(match[0], match[0])
-        alike = [other for other in habits["words"] if other[0] == word[0]]
-        return (get_close_matches(word, alike, n=1, cutoff=0.82) or [word])[0]
-
-    text = re.sub(r"'s\b", " is", text.lower())
-    if "please" not in habits["words"]:
-        text = re.sub(POLITE, "", text)
-    question = " ".join(text.split()).replace(" ?", "?") or habits["request"]
-    question = re.sub(r"\w+", known, question)
-    if question[-1].isalnum() and habits["examples"][0].endswith("?"):
-        question += "." if f"{question}." == habits["request"] else "?"
-    return question
-
-
 def ask(vlm, features, question, habits):
     """The answer to a question. Raises Refused for words that no question had in the LLM's
     training: whatever it said would be a guess."""
-    odd = [special for special in vlm.encoding.special_tokens_set if special in question]
-    if habits["words"]:  # of a real LLM, nobody knows them
-        odd += sorted({*re.findall(r"\w+", question)} - {*habits["words"]})
-    if odd:
+    odd = sorted({*words_in(question)} - {*habits["words"]})
+    if odd and habits["words"]:  # of a real LLM, nobody knows them
         raise Refused(f"no question in training had {', '.join(odd)}; try: {habits['examples'][0]}")
     return vlm.answer(features, [(0, question)])[0] or "(no answer)"
 
@@ -499,7 +477,8 @@ def main():
     names = [args.model] if args.model else made or [MODELS[0]]  # load_vlm says what to do
     if args.data:
         data, features = other_exam(args)
-        return evaluate(out, names, data, features, out / f"evaluate_{args.data.stem}.json")
+        name = f"evaluate_{args.data.stem}_{data.sums['files'][:8]}.json"  # many are called test
+        return evaluate(out, names, data, features, out / name)
     data = open_data(out)
     features = held_out(out, splits=[split for split in data.EXAM if split != "val"])
     evaluate(out, names, data, features, out / "evaluate.json")

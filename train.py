@@ -20,12 +20,12 @@ nothing had happened.
 import math
 import os
 import random
-import re
 import sys
 import time
 from dataclasses import asdict, dataclass, field
 from functools import partial
 from pathlib import Path
+from shlex import quote
 from typing import NamedTuple
 
 import numpy as np
@@ -44,6 +44,7 @@ from data.own import open_own
 from data.run import Job, Parser, Signals, Stopped, command, lane, make_stages, number, say
 from data.scoring import join_splits
 from data.vocabularies import PUBLIC, open_encoding
+from data.words import words_in
 from evaluate import (guesses, held_out, load_vlm, score_line, score_llm, score_vlm, show_mistakes,
                       subspace)
 from model import GPT, VLM, GPTConfig, load_llm, save_llm
@@ -463,7 +464,7 @@ def pretrain_llm(s, stage):
     save_llm(llm, encoding, stage.folder)
     asked = " ".join(text for i in range(min(2000, steps * s.llm_batch))
                      for text, _ in document(i) if text.startswith(prompt("")))
-    habits = {"words": sorted({*re.findall(r"\w+", asked)}), "request": data.request,
+    habits = {"words": sorted({*words_in(asked)}), "request": data.request,
               "examples": data.example_questions()}  # evaluate.py refuses other words
     stage.finish(seconds=run.seconds, params=size_of(llm), habits=habits,
                  scores=score_llm(llm, encoding, data, dialect))
@@ -473,7 +474,7 @@ def pretrain_llm(s, stage):
 
 def pairs_of(s, encoding, pictures, texts):
     """pictures (B, size, size, 3) uint8, and of their texts ids (B, T) and mask (B, T)"""
-    ids = [encoding.encode(text) for text in texts]
+    ids = [encoding.encode_ordinary(text) for text in texts]
     mask = pad([[1] * len(row) for row in ids], torch.bool)
     pictures = torch.from_numpy(pictures).to(s.device)
     return pictures, pad(ids, torch.long).to(s.device), mask.to(s.device)
@@ -527,7 +528,7 @@ def words_of(s, encoding):
     text, data = "", s.dataset
     for i in range(data.sampled):
         text += "".join(piece for piece, _ in data.conversation(i, random.Random(i), turns=4))
-    ids, times = np.unique(encoding.encode(text), return_counts=True)
+    ids, times = np.unique(encoding.encode_ordinary(text), return_counts=True)
     ranked = ids[np.argsort(-times, kind="stable")].tolist()
     used = [encoding.decode_single_token_bytes(i) for i in ranked]
     return [EMPTY, *(word for word in used if word != EMPTY)][:s.align_K or None]
@@ -647,8 +648,8 @@ def main():
     write_json(out / "settings.json", asdict(s))
     say(f"nanoLangBridge: preset {s.preset}, device {s.device}, {s.precision}, {s.threads} "
         f"threads, torch {torch.__version__}, into {out}/")
-    picture = "PICTURE" if s.data else "results/picture.png"
-    query = f"  python evaluate.py --out {out} --image {picture}"
+    folder, picture = quote(s.out), quote(s.dataset.example_picture)
+    query = f"  python evaluate.py --out {folder} --image {picture}"
 
     def finished(stage):
         say_scores(stage)
@@ -657,6 +658,9 @@ def main():
                 f"model, in another terminal, while the rest is trained:\n{query}\n")
 
     wanted = STAGES if s.stages == "all" else s.stages.split(",")
+    if s.data and "llm_target" in wanted and not stages["llm_target"].config():
+        _, encoding, _ = new_llm(s, "llm_source")  # refused now, not after training:
+        LangBridge(s.vit_D, words_of(s, encoding)).set_basis(*new_llm(s, "llm_target")[:2])
     jobs = [Job(partial(make, s, **arguments), stages[name], after)
             for name, (make, arguments, after) in STAGES.items() if name in wanted]
     make_stages(s, jobs, finished)
@@ -672,7 +676,7 @@ def main():
     test = held_out(out, splits=["test"], data=s.dataset)
     show_mistakes(out / "samples.png", vlm, test, s.dataset, count=6)
     print(f"\n{result['seconds']['total'] / 60:.1f} minutes. Scores: {out}/results.json. Try "
-          f"next:\n{query}\n  python transfer.py --out {out}")
+          f"next:\n{query}\n  python transfer.py --out {folder}")
 
 
 def results_of(s, stages, seconds):

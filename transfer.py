@@ -33,6 +33,7 @@ import time
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
+from shlex import quote
 from typing import Callable, NamedTuple
 
 import torch
@@ -340,7 +341,7 @@ def main():
         name += f"_steps{tuned.instruct_steps}_rate{args.rate:g}"
     for made in ("vit", source, target):  # refused now, not after training; so are other settings
         if open_stage(s, made).config() is None:
-            raise Refused(f"--out {s.out} has no {made}: run 'python train.py --out {s.out}' first")
+            raise Refused(f"{s.out!r} lacks {made}: run python train.py --out {quote(s.out)} first")
     rows = [r for r in all_rows(source, target) if r.name in args.rows and can_be_made(r, s)]
     stages, jobs = jobs_for(s, tuned, rows, source, target, name)
     say(f"{source} to {target}: {len(rows)} rows, stage 2 of {tuned.instruct_steps} steps, "
@@ -368,7 +369,8 @@ def main():
         print(f"hash of the adapter's parameters before the swap {before}, after it {after}")
     write_json(Path(s.out) / f"{name}.json", result)
     print(f"\n{(time.perf_counter() - began) / 60:.1f} minutes. Scores: {s.out}/{name}.json. Query "
-          f"one with stage 2: python evaluate.py --out {s.out} --model {name}/ROW --image PICTURE")
+          f"one with stage 2: python evaluate.py --out {quote(s.out)} --model {name}/ROW --image "
+          f"{quote(s.dataset.example_picture)}")
 
 
 if __name__ == "__main__":

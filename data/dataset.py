@@ -9,7 +9,7 @@
     description, conversation, sampled           the adapters: align, instruct; how many
                                                  conversations a LangBridge takes its words from
     examine, score, counts, guesses              the exam of a VLM, and models that do not look
-    request, example_questions                   what a user may ask
+    request, example_questions, example_picture  what a user may ask, and about what
     kinds, seen                                  the words for objects, and which patches show them
 
 OwnData (own.py) answers the same for files of your own; a third kind would be another such class.
@@ -53,6 +53,7 @@ class Shapes:
     alt_V = 400
     sampled = 1000
     request = CAPTION_REQUESTS[0]  # asks for a caption
+    example_picture = "results/picture.png"
     kinds = {"color": COLORS, "shape": SHAPES}
     place_words = sorted(set(" ".join(PLACES).split()))
     texts = staticmethod(corpus.texts_of)

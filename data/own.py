@@ -19,7 +19,8 @@ it. So the LLMs learn to read rasters in which the words of a caption are scatte
 
 Entries that cannot be used are left out and counted. The scores:
 
-    exact_match    share of answers that are right, but for case, punctuation and articles
+    exact_match    share of answers that are right, but for case, articles and the punctuation,
+                   quotes and brackets around words
     token_f1       how many words an answer shares with the right one
     names_right    exact match of first answers alone: they name what is in a picture
 """
@@ -29,7 +30,6 @@ import json
 import multiprocessing
 import random
 import re
-import unicodedata
 from collections import Counter, defaultdict
 from pathlib import Path
 from typing import NamedTuple
@@ -39,12 +39,12 @@ import torch
 
 from data.bpe import BOS
 from data.corpus import EMPTY, in_scene, turn
-from data.files import Refused
+from data.files import Refused, read_json, write_json
 from data.pictures import UNREADABLE, decode_all, redrawn
 from data.scoring import QA, About, Answered, Said, join_splits, share
+from data.words import plain, words_of
 
 REQUEST = "describe the picture."  # where an entry asks nothing
-UNUSABLE = f"[\ufffd\ud800-\udfff]|{re.escape(BOS)}"  # no UTF-8, or no text
 BAD_SHARE = 0.05  # if more entries are bad, the file is refused, unless --allow_bad
 STOP_WORDS = set(
     "a an and are as at be by can for from has have in into is it its not of on or our that the "
@@ -61,14 +61,11 @@ class Entry(NamedTuple):
 def read_conversations(path, longest):
     """(the entries that can be used, {why not: [names]}). Raises Refused for a file of no use."""
     try:
-        text = Path(path).read_bytes().decode("utf-8-sig", errors="replace")
-        if text.lstrip()[:1] != "[":  # an entry a line
-            text = "[" + ",\n".join(filter(str.strip, text.split("\n"))) + "]"
-        items = json.loads(text)
-    except OSError as error:
-        raise Refused(f"cannot read {str(path)!r}: {error.strerror}")
+        raw = Path(path).read_bytes()
+        items = parse(raw.decode(json.detect_encoding(raw), errors="replace"))
     except (ValueError, RecursionError) as error:
-        raise Refused(f"cannot read {str(path)!r} as JSON in UTF-8 ({error}); is it whole?")
+        raise Refused(f"cannot read {str(path)!r} as JSON ({error}); mend that place, or, if the "
+                      "file ends there, copy it again: it was cut")
     entries, bad = [], defaultdict(list)
     for k, item in enumerate(items, 1):
         entry, why = read_entry(item, longest)
@@ -76,10 +73,19 @@ def read_conversations(path, longest):
             entries.append(entry)
         else:
             name = item.get("id") if isinstance(item, dict) else None
-            bad[why].append(f"entry {k}" if name is None else f"{name!a:.40}")
+            bad[why].append(f"entry {k}" if name is None else f"{name!r:.40}")
     if not entries:
         raise Refused(f"{path}: no usable entry ({listed(bad) or 'empty'}); see data/README.md")
     return entries, bad
+
+
+def parse(text):
+    """The items of a JSON list, or one after the other, as in JSON lines."""
+    decode, items, at = json.JSONDecoder().raw_decode, [], 0
+    while (at := re.compile(r"\s*").match(text, at).end()) < len(text):
+        item, at = decode(text, at)
+        items += item if isinstance(item, list) else [item]
+    return items
 
 
 def read_entry(item, longest):
@@ -88,15 +94,15 @@ def read_entry(item, longest):
     try:
         image, messages = item.get("image"), item["conversations"]
         roles = [message["from"] for message in messages]
-        texts = [" ".join(message["value"].lower().replace("<image>", " ").split())
-                 for message in messages]
+        texts = [plain(re.sub("(?i)<image>", " ", message["value"])) for message in messages]
     except (AttributeError, KeyError, TypeError):
         return None, "not in LLaVA's format"
     turns = [(question or REQUEST, answer) for question, answer in zip(texts[::2], texts[1::2])]
     reasons = {
-        "no image": not isinstance(image, str) or not image,
+        "no image (the name of one file)": not isinstance(image, str) or not image,
+        "a picture in base64, not its file's name": re.match("data:|.{999}", str(image)),
         "human and gpt do not take turns": roles != ["human", "gpt"] * max(1, len(roles) // 2),
-        f"bytes that are no UTF-8, or {BOS}": re.search(UNUSABLE, " ".join(texts)),
+        "bytes that are no UTF-8": re.search("[\ufffd\ud800-\udfff]", " ".join(texts)),
         "an empty answer": not all(answer for _, answer in turns),
         "a question too long": any(len(q.encode(errors="replace")) > longest for q, _ in turns)}
     return Entry(image, turns), next((why for why, holds in reasons.items() if holds), None)
@@ -108,34 +114,28 @@ def listed(bad):
                      for why, names in bad.items())
 
 
-def judge(path, entries, bad, marks, allow_bad):
+def judge(path, entries, bad, marks, allow_bad, new):
     """The entries of a file whose pictures can be used, too; marks {name: mark} are those of
-    decode_all. Says what is left out. Raises Refused if it is too much."""
+    decode_all. Says what is left out, if that is new. Raises Refused if it is too much."""
     kept = [entry for entry in entries if marks[entry.image] not in UNREADABLE]
     for name in [entry.image for entry in entries if marks[entry.image] in UNREADABLE]:
-        bad[marks[name]].append(f"{name!a:.40}")
+        bad[marks[name]].append(f"{name!r:.40}")
     left_out = sum(map(len, bad.values()))
     total = left_out + len(kept)
     about = f"{path}: {left_out} of {total} entries cannot be used: {listed(bad)}"
     if not kept or left_out > BAD_SHARE * total and not allow_bad:
-        raise Refused(f"{about}; mend them, or use the rest with --allow_bad")
-    if left_out and multiprocessing.parent_process() is None:  # lanes do not repeat it
+        raise Refused(f"{about}; mend them" + ", or use the rest with --allow_bad" * bool(kept))
+    if left_out and new:
         print(about, flush=True)
     return kept
 
 
 # ---- texts --------------------------------------------------------------------------------------
 
-def words_of(text, without=("a", "an", "the")):
-    """The words of a text, without case, punctuation and these: so answers are compared, as in
-    SQuAD (Rajpurkar et al. 2016, arXiv 1606.05250). If there is nothing else, that counts.
-
-    >>> words_of("The red-hot fox!"), words_of("?")
-    (['red', 'hot', 'fox'], ['?'])
-    """
-    text = text.lower()
-    plain = "".join(" " if unicodedata.category(c).startswith("P") else c for c in text)
-    return [word for word in plain.split() if word not in without] or text.split()
+def content_of(text):
+    """The words that say something; if there are none, all."""
+    words = words_of(text)
+    return [word for word in words if word not in STOP_WORDS] or words
 
 
 def token_f1(answer, true):
@@ -147,7 +147,7 @@ def token_f1(answer, true):
 # ---- the data -----------------------------------------------------------------------------------
 
 class OwnAnswered(Answered):
-    """An answer is right but for case, punctuation and articles."""
+    """An answer is right if its words are."""
 
     @property
     def right(self):
@@ -163,7 +163,6 @@ class OwnData:
     size, side     of a picture, in pixels and in patches
     pictures, test_pictures   of train and test, at most
     exam           whether the file is only an exam: all of it is the test split
-    files          the hash of what a model was trained on: it must be the same still
     """
     SPLITS = ("train", "val", "test")
     EXAM = ("val", "test")
@@ -172,7 +171,9 @@ class OwnData:
     alt_V = 4000  # vocabulary of the ViT's text tower
 
     def __init__(self, data, images, folder, val="", size=48, side=6, pictures=10 ** 6,
-                 test_pictures=600, allow_bad=False, exam=False, files=None):
+                 test_pictures=600, allow_bad=False, exam=False):
+        if not Path(images).is_dir():
+            raise Refused(f"there is no folder {str(images)!r}; pictures are looked up in it")
         self.fields = dict(data=data, images=images, val=val, size=size, side=side,
                            pictures=pictures, test_pictures=test_pictures, allow_bad=allow_bad)
         self.side, paths = side, [path for path in (data, val) if path]
@@ -181,18 +182,32 @@ class OwnData:
         names = sorted({entry.image for entries, _ in read for entry in entries})
         self.array, marks = decode_all(images, names, size, folder)
         self.row, self.mark = {name: i for i, name in enumerate(names)}, dict(zip(names, marks))
-        kept = [judge(path, *its, self.mark, allow_bad) for path, its in zip(paths, read)]
-        self.sums = {"files": hashlib.sha256(ascii([kept, marks]).encode()).hexdigest()[:16]}
-        if files not in (None, self.sums["files"]):
-            raise Refused(f"{data!r} or its pictures are not what the models were trained on; undo "
-                          "that, or train into another --out")
+        hashes = [hashlib.sha256(ascii(entries).encode()).hexdigest() for entries, _ in read]
+        found = dict(zip(("data", "val"), hashes)) | self.mark
+        self.sums = {"files": hashlib.sha256(ascii(found).encode()).hexdigest()[:16]}
+        new = exam or self.is_new(Path(folder).parent, found)
+        kept = [judge(path, *its, self.mark, allow_bad, new) for path, its in zip(paths, read)]
         self.of = defaultdict(list, test=kept[0] if exam else [])  # {split: [Entry]}
         if not exam:
             self.deal(pictures, test_pictures, *kept)
         self.sampled = min(10000, 20 * len(self.of["train"]))
         self.reference = self  # whose training pictures guesses may know
+        self.example_picture = f"{images}/{self.of['test'][0].image}"
         self.known = self.of["train"] or self.of["test"]
         self.request = Counter(entry.turns[0][0] for entry in self.known).most_common(1)[0][0]
+
+    def is_new(self, out, found):
+        """Whether nothing was trained in a folder yet; then {file: hash} is written there. Raises
+        Refused if something was, on files that were not as those found now."""
+        path = out / "data.json"
+        if is_new := not any(out.glob("*/*.pt")) and multiprocessing.parent_process() is None:
+            write_json(path, {"files": found})
+        was = read_json(path)["files"] if path.exists() else {}
+        for name in found | was:
+            if found.get(name) != was.get(name):
+                raise Refused(f"{self.fields.get(name, name)!r} is not as it was when {str(out)!r} "
+                              "was trained; undo that, or train into another --out")
+        return is_new
 
     def deal(self, pictures, test_pictures, train, held=()):
         """Deal the entries to the splits: by their pixels, so a picture is in one of them only."""
@@ -206,13 +221,13 @@ class OwnData:
                                    ("test", 4, test_pictures)):
             its = self.of[split]
             if len(its) < least:
-                raise Refused(f"--data has only {len(its)} entries for {split}, {least} are "
-                              "needed; a picture's pixels decide its split")
+                raise Refused(f"{split} got only {len(its)} entries (by their pixels), {least} are "
+                              "needed; add pictures (100 in all are enough), or use --val FILE")
             random.Random(split).shuffle(its)
             del its[most:]
 
     def config(self):
-        return {"kind": "own", **self.fields, **self.sums}
+        return {"kind": "own", **self.fields}
 
     def count(self, split):
         return len(self.of[split])
@@ -224,7 +239,7 @@ class OwnData:
 
     def alt_text(self, entry):
         """' red fox': the words of a first answer, cut to fit into the text tower (128 tokens)"""
-        words = words_of(entry.turns[0][1], STOP_WORDS)[:20]
+        words = content_of(entry.turns[0][1])[:20]
         return "".join(f" {word}" for word in words).encode()[:120].decode(errors="ignore")
 
     def alt_texts(self, seed, n):
@@ -257,7 +272,7 @@ class OwnData:
     def raster(self, entry, rng):
         """The words of a caption on a raster of side x side tiles: each word once, then again in a
         random share of the tiles; the rest is empty."""
-        words, share = words_of(entry.turns[0][1], STOP_WORDS), rng.uniform(0.1, 0.9)
+        words, share = content_of(entry.turns[0][1]), rng.uniform(0.1, 0.9)
         tiles = [EMPTY] * self.side ** 2
         places = rng.sample(range(len(tiles)), round(share * len(tiles)))
         for place, word in zip(places, words + rng.choices(words, k=len(places))):
@@ -274,8 +289,8 @@ class OwnData:
 
     def texts(self, dialect, seed):
         for i in range(min(6000, 20 * len(self.half(dialect)))):
-            for text, _ in self.document(dialect, seed, i, rasters=0.5, turns=8, captions=0.3):
-                yield text.replace(BOS, "")
+            pieces = self.document(dialect, seed, i, rasters=0.5, turns=8, captions=0.3)
+            yield from (text for text, _ in pieces if text != BOS)
 
     def examine_reading(self, answer, dialect):
         """The exam with rasters that an LLM has not read, instead of pictures."""

@@ -14,7 +14,7 @@ from data.files import Refused, Stage, checked
 
 MOST_PIXELS = 90_000_000  # of a file: more are not read
 Image.MAX_IMAGE_PIXELS = None  # Pillow's own limit would be a warning
-MISSING, BROKEN = UNREADABLE = "a missing picture", "a picture that cannot be read"
+MISSING, BROKEN = UNREADABLE = "no such file in --images", "a picture that cannot be read"
 COLORS = set("red orange yellow green cyan blue purple violet pink brown black white gray grey "
              "gold silver".split())
 PLACES = set("left right top bottom upper lower middle center centre corner above below".split())
@@ -29,9 +29,9 @@ def read_picture(path, size):
     """
     try:
         picture = open_picture(path)
-    except FileNotFoundError:
-        raise Refused(f"there is no picture {str(path)!r}")
     except Exception as error:  # a broken file can make Pillow raise nearly anything
+        if not os.path.exists(path):
+            raise Refused(f"there is no picture {str(path)!r:.200}")
         raise Refused(f"cannot read {str(path)!r} as a picture ({error}); PNG and JPEG files work")
     pixels = np.asarray(picture)
     border = np.concatenate([pixels[0], pixels[-1], pixels[:, 0], pixels[:, -1]])

@@ -2,6 +2,7 @@
 import re
 import unicodedata
 from collections import defaultdict
+from difflib import get_close_matches
 
 # A letter (\p{L}), then letters, marks (\p{M}) and invisible joiners: accents are marks, if they
 # are not a part of their letter, and so are the vowel signs of many scripts.
@@ -67,14 +68,29 @@ def words_of(text):
 
 # ---- questions ----------------------------------------------------------------------------------
 
-def as_asked(text, habits):
-    """A user's question as an LLM has read questions (its habits: see evaluate.py); an empty one is
-    the request for a description.
+POLITE = r",? *\b(please|thanks|thank you|(can you |could you )?tell me)\b[,.!:]?"
+SYNONYMS = {"thing": "object", "things": "objects", "something": "anything", "an": "a"}
 
-        'Is there  a star ?', 'is there a star'  ->  'is there a star?'
+
+def as_asked(text, habits):
+    """A user's question as an LLM has read questions (its habits: see evaluate.py): no polite words,
+    and a word that it never read becomes one that looks like it. An empty question is the request
+    for a description.
+
+        'Please, is there  a star ?', 'is there a staar'  ->  'is there a star?'
     """
+    read = habits["words"]
+
+    def known(match):
+        word = match[0] if match[0] in read else SYNONYMS.get(match[0], match[0])
+        alike = [other for other in read if other[0] == word[0]]
+        return (get_close_matches(word, alike, n=1, cutoff=0.82) or [word])[0]
+
     request, example, marks = habits["request"], habits["examples"][0], " ?？؟"
-    question = plain(text) or request
+    question = re.sub(r"'s\b", " is", plain(text))
+    if "please" not in read:
+        question = plain(re.sub(POLITE, "", question))
+    question = re.sub(r"[^\s.,;:!?？؟]+", known, question or request)
     stem, end = question.rstrip(marks), example[len(example.rstrip(marks)):]
     if not stem or unicodedata.category(stem[-1])[0] == "P":
         return question

@@ -94,7 +94,7 @@ def test_everything_is_measured_and_written(out):
     assert {*r["grounding"]["mlp_align"]} == {"own", "chance", "best_of_kind"}
     assert all(len(r["subspace"]["mlp"][name]) == len(r["subspace"]["steps"]) > 2
                for name in ("own_cos", "other_cos", "explained_own", "explained_random"))
-    assert (out / "mistakes.png").exists() and "(truth: " in said
+    assert (out / "evaluate.png").exists() and "(truth: " in said
 
 
 # ---- one picture ---------------------------------------------------------------------------------
@@ -108,8 +108,10 @@ def test_a_question_is_asked_as_it_was_in_training():
                          "can you tell me what colr it is": "what color it is?",
                          "hello": "hello?", "a car, a dog?": "a car, a dog?"}.items():
         assert as_asked(typed, habits) == (asked or habits["request"])
-    real = {"request": "", "examples": ["tell me"], "words": []}  # of a real LLM
-    assert as_asked("what is it", real) == "what is it"
+    for example, typed, asked in (
+            ("say", "what is it", "what is it"), ("quoi ?", "Où est-ce?", "où est-ce ?"), "???",
+            ("何？", "何色?", "何色？"), ("है?", "कितने हैं", "कितने हैं?"), ("?", "cafe\u0301", "café?")):
+        assert as_asked(typed, {"request": "…", "examples": [example], "words": []}) == asked
 
 
 def test_a_pipe_gets_an_answer_for_each_line(out, picture, monkeypatch):
@@ -120,7 +122,7 @@ def test_a_pipe_gets_an_answer_for_each_line(out, picture, monkeypatch):
     vit, vlm = load_vlm(out, "langbridge_instruct")
     x = vit(read_picture(picture, vit.config.size))
     assert said[:2] == vlm.answer(x, [(0, QUESTION), (0, DATA.request)]) and said[6] == said[0]
-    assert said[2].startswith("(no question in training had sun; try: ") and "<|bos|>" in said[8]
+    assert said[2].startswith("(no question in training had sun; try: ") and "had bos;" in said[8]
     assert said[7] == f"written: {out / 'picture_words.png'}"
     assert len(said) == 9 + 2 + len(DATA.example_questions())
     flags = "--image", picture, "--ask", QUESTION, "--swap", "RED=Purple"

@@ -3,6 +3,7 @@ chain of commands on them."""
 import json
 import random
 import re
+import shlex
 import shutil
 
 import numpy as np
@@ -52,24 +53,25 @@ def make_data(own, name="train", **more):
 
 # ---- reading -------------------------------------------------------------------------------------
 
-GOOD = entry("x", "What is this?\n<image>", "A  Red\u2028Fox.", "<image>", "Red", image="a.png")
-TURNS = [("what is this?", "a red fox."), ("describe the picture.", "red")]
+GOOD = entry("x", "What?\n<image>", "A\x85Re\u0301d\u2028Fox.", "<Image>", "<|BOS|>", image="a.png")
+TURNS = [("what?", "a réd fox."), ("describe the picture.", "<|bos|>")]
+LINES = 2 * (json.dumps(GOOD, ensure_ascii=False) + "\n") + "\n"
 
 
-@pytest.mark.parametrize("text", ["\ufeff" + json.dumps([GOOD, GOOD], indent=2),
-                                  2 * (json.dumps(GOOD, ensure_ascii=False) + "\n") + "\n"])
-def test_lists_and_json_lines_become_turns_in_lower_case(text, tmp_path):
-    (tmp_path / "a").write_text(text, encoding="utf-8")
+@pytest.mark.parametrize("text, encoding", [
+    (json.dumps([GOOD, GOOD], indent=2), "utf-8-sig"), (LINES, "utf-8"), (LINES, "utf-16")])
+def test_lists_and_json_lines_become_turns_in_lower_case(text, encoding, tmp_path):
+    (tmp_path / "a").write_text(text, encoding=encoding)
     assert read_conversations(tmp_path / "a", 400) == ([("a.png", TURNS)] * 2, {})
 
 
 @pytest.mark.parametrize("why, bad", [
-    ("no image", entry("bad", "what?", "a fox")),
+    ("no image (the name of one file)", entry("bad", "<image>?", "a fox", images=["a.png"])),
+    ("a picture in base64, not its file's name", entry("bad", "?", "a", image="data:i" * 200)),
     ("an empty answer", entry("bad", "what?", " \n", image="a.png")),
     ("a question too long", entry("bad", "what? " * 100, "a fox", image="a.png")),
     ("human and gpt do not take turns", entry("bad", "what?", image="a.png")),
-    ("bytes that are no UTF-8, or <|bos|>", entry("bad", "a \ud800?", "a fox", image="a.png")),
-    ("bytes that are no UTF-8, or <|bos|>", entry("bad", "what?", "<|BOS|>", image="a.png")),
+    ("bytes that are no UTF-8", entry("bad", "a \ud800?", "a fox", image="a.png")),
     ("not in LLaVA's format", {"id": "bad", "image": "a.png", "conversations": [{"value": 7}]})])
 def test_an_entry_that_cannot_be_used_is_named(why, bad, tmp_path):
     write(tmp_path / "a", [GOOD, bad])
@@ -77,23 +79,28 @@ def test_an_entry_that_cannot_be_used_is_named(why, bad, tmp_path):
 
 
 @pytest.mark.parametrize("text, says", [
-    ('[{"id": "1", "conversations": [', "as JSON"), ("[" * 100_000, "as JSON"), ("", "empty"),
-    ('{"image": "a.png"}\n{"image"', "line 2"), ("42", "LLaVA's format: 1 .entry 1")])
+    ('[{"id": "1", "conversations": [', "it was cut"), ("[" * 100_000, "as JSON"), ("", "empty"),
+    ('{"image": "a.png"}\n{"image"', "line 2"), ("42", "LLaVA's format: 1 .entry 1"),
+    ('{\n"images": [\n{"id": 7},\n', "line 4 .*it was cut"),
+    (json.dumps({"images": [], "annotations": []}, indent=1), "1 .entry 1.*see data/README")])
 def test_a_file_that_breaks_off_or_holds_nothing_is_refused(text, says, tmp_path):
     (tmp_path / "a.json").write_text(text, encoding="utf-8")
     with pytest.raises(Refused, match=says):
         read_conversations(tmp_path / "a.json", 400)
 
 
-def test_answers_are_compared_without_case_articles_and_punctuation():
-    assert words_of("The  Red, fox!") == words_of("a red fox") == ["red", "fox"]
-    assert words_of("✓") != words_of("✗") and words_of("a") != words_of("b") and words_of("?")
+def test_answers_are_compared_without_case_articles_and_what_is_around_words():
+    for text in ("The  Red, fox!", "a red fox", "(“Red” «fox»).", "'red fox'", "red。 fox ?"):
+        assert words_of(text) == ["red", "fox"]
+    for text, other in ("👍👎", "✓✗", ("15%", "15"), ("c++", "c#"), ("-5", "5"), ("1.5", "15"),
+                        (".5", "5"), ("กา", "ก"), ("कि", "क"), ("a", ""), "ab", "?!", ("$5", "5")):
+        assert words_of(text) != words_of(other) and token_f1(text, other) == 0
     assert token_f1("a red fox", "the red dog.") == 1 / 2 and token_f1("", "a fox") == 0
 
 
 # ---- pictures ------------------------------------------------------------------------------------
 
-def test_odd_pictures_are_read_and_broken_ones_left_out_up_to_5_percent(own, capsys):
+def test_odd_pictures_are_read_and_broken_ones_left_out_up_to_5_percent(own, capsys, monkeypatch):
     odd = own / "pictures"
     phone = Image.fromarray(np.uint8([[255, 0], [255, 0]]))
     phone.getexif()[274] = 6  # its left side is up
@@ -102,12 +109,14 @@ def test_odd_pictures_are_read_and_broken_ones_left_out_up_to_5_percent(own, cap
     Image.new("CMYK", (30, 1), (0, 255, 255, 0)).save(odd / "cmyk.jpg")
     Image.new("RGB", (30_000, 2), "red").save(odd / "strip.png")
     (odd / "half.png").write_bytes((odd / "1.png").read_bytes()[:200])
-    (odd / "text.png").write_text("no picture")
-    names = ["phone.png", "deep.png", "cmyk.jpg", "strip.png", "half.png", "text.png", "none.png"]
+    shutil.copy(odd / "1.png", odd / "b.avif")
+    opened = Image.open  # as if a decoder raised what it likes
+    monkeypatch.setattr(Image, "open", lambda path: 1 / 0 if "avif" in str(path) else opened(path))
+    names = ["phone.png", "deep.png", "cmyk.jpg", "strip.png", "half.png", "b.avif", "none.png"]
     entries = read(own / "train.json") + [entry(n, "what?", "odd", image=n) for n in names]
     write(own / "train.json", entries)
     data, printed = make_data(own), capsys.readouterr().out
-    assert re.search("3 of 87 .* read: 2 .'half.png', 'text.png'.; a missing .*: 1 .'none", printed)
+    assert re.search("3 of 87 .* read: 2 .'half.png', 'b.avif'.; no such .*: 1 .'none", printed)
     phone, white, *reds = (data.array[data.row[name]] for name in names[:4])
     assert phone[:6].min() > 200 and phone[18:].max() < 50 and white.min() == 255
     assert all(red[12, 12, 0] > 180 > 80 > red[12, 12, 1] for red in reds)
@@ -184,24 +193,49 @@ def test_scores_are_exact_and_the_nearest_picture_finds_a_copy(own):
 # ---- the commands --------------------------------------------------------------------------------
 
 def test_the_whole_chain_runs_and_refuses_other_files(own, tmp_path):
-    out, pictures = tmp_path / "out", own / "pictures"
+    out, pictures, said, entries = tmp_path / "my o", own / "pictures", "", read(own / "train.json")
+    write(pictures / "test.json", read(own / "test.json")[1:])
+    write(own / "train.json", [*entries, entry("bad", "what?", "a fox")])
     train = ("train.py", "--preset", "smoke", "--threads", 1, "--out", out, "--images", pictures,
              *"--vit_size 24 --vit_patch 4 --llm_source_V 400 --llm_target_V 400 --vit_steps 4 "
              "--align_steps 4 --instruct_steps 10 --data".split(), own / "train.json")
-    evaluate = ("evaluate.py", "--out", out)
-    for command in (train, ("transfer.py", "--out", out, "--threads", 1), evaluate,
+    evaluate, transfer = ((f"{name}.py", "--out", out) for name in ("evaluate", "transfer"))
+    ask = (*evaluate, "--image", pictures / "1.png", "--ask", "how many?", "--map", out / "m.png")
+    for command in (train, (*transfer, "--threads", 1), evaluate, ask,
                     (*evaluate, "--data", own / "test.json", "--images", pictures),
-                    (*evaluate, "--image", pictures / "1.png", "--map", tmp_path / "map.png")):
+                    (*evaluate, "--data", pictures / "test.json", "--images", pictures)):
         done = run_here(*command)
         assert done.returncode == 0, done.stderr
-    results = [read(out / f"{name}.json") for name in ("transfer", "evaluate", "evaluate_test")]
-    for scores in [read(out / "results.json")["vlm"], *results]:
+        said += done.stdout
+    assert said.count("1 of 81 entries cannot be used") == 1
+    for line in {*re.findall("python (.*PICTURE|.*png)", said.replace("ROW", "blind"))}:
+        assert run_here(*shlex.split(line), "--ask", "what is this?").returncode == 0, line
+    paths = [out / "transfer.json", out / "evaluate.json", *out.glob("evaluate_test_*.json")]
+    results = [*map(read, paths), read(out / "results.json")["vlm"]]
+    assert len({*map(str, results)}) == 5
+    for scores in results:
         assert {"majority", "chance", "nearest picture"} <= {*scores}
     assert {"transfer/transferred_langbridge", "blind_instruct"} <= {*results[2]["models"]}
-    write(own / "train.json", read(own / "train.json")[1:])
-    open_own.cache_clear()  # as in a new process
-    assert_refused(run_here(*train), "other settings")
-    assert_refused(run_here(*evaluate), "not what the models were trained on")
+    for change, name in (((pictures / "0.png").unlink, "0.png"),
+                         (lambda: write(own / "train.json", entries[1:]), "train.json")):
+        change()
+        open_own.cache_clear()  # as in a new process
+        for command in (train, transfer, evaluate):
+            assert_refused(run_here(*command), f"{name}' is not as it was when {str(out)!r}")
+    (own / "train.json").unlink()  # a question does not need it
+    assert "a map without mlp_instruct: [Errno 2] No such" in run_here(*ask).stdout
+    assert_refused(run_here(*evaluate), "train.json'")
+
+
+@pytest.mark.parametrize("folder, n, k, says", [
+    ("photos", 80, 0, "there is no folder '"), ("pictures", 30, 0, "add pictures (100 in all"),
+    (".", 80, 0, "no such file in --images: 80 ('0.png', '1.png', '2.png', ..); mend them\n"),
+    ("pictures", 80, 7919, "the vocabularies share too little; texts with more words in common")])
+def test_what_cannot_be_trained_on_is_refused_with_what_to_do(own, folder, n, k, says):
+    write(own / "train.json", [entry(0, "?", f"{k * i}", image=f"{i}.png") for i in range(n)])
+    flags = "--vit_size", 24, "--vit_patch", 4, "--data", own / "train.json"
+    assert_refused(run_here("train.py", "--out", own / "o", "--images", own / folder, *flags), says)
+    assert not [*own.glob("o/*/*.pt")]
 
 
 def test_the_page_tells_flags_that_exist_and_a_script_that_converts(own, monkeypatch):
