@@ -366,7 +366,7 @@ def trace(vit, vlm, pixels, question):
                   "self.weights")
         for n in sorted(beta[0, :, adapter.tokens.index(EMPTY)].argsort()[:4].tolist()):
             top = [f"{written(adapter.tokens[k])!r} {beta[0, n, k]:.2f}"
-                   for k in beta[0, n].topk(3).indices]
+                   for k in beta[0, n].argsort(descending=True)[:3]]
             print(f"        row {n // side + 1}, column {n % side + 1}: {', '.join(top)}")
         title = "5. The words' embeddings E (K, C), summed by weight, are the visual tokens."
     show_step(title, adapter(features), type(adapter).forward)

@@ -339,8 +339,8 @@ class Run:
                                for p in optimizer.param_groups[0]["params"]]).max().item()
         if not math.isfinite(loss + largest):  # the largest is nan if one of them is
             raise Refused(f"{self.stage.name}: at step {self.step} (seed {self.s.seed}) the loss "
-                          f"is {loss}, the largest gradient {largest}; delete {self.stage.folder} "
-                          "and try lower learning rates or --precision fp32")
+                          f"is {loss}, the largest gradient {largest}; delete the folder "
+                          f"'{self.stage.folder}' and try lower learning rates or --precision fp32")
         self.smooth = loss if self.smooth is None else 0.98 * self.smooth + 0.02 * loss
         self.bar.set_postfix_str(f"loss {self.smooth:.3f}", refresh=False)
         if self.step % 10 == 0 or self.step < 5 or self.step == self.steps - 1:

@@ -104,6 +104,7 @@ def read_tensors(path, mmap=False):
     """What write_tensors wrote. Only tensors and plain values are read: no file can run code."""
     path = checked(path)
     try:
+        mmap = mmap and str(path).isprintable()  # a name that is no UTF-8 is not mapped
         return torch.load(path, map_location="cpu", mmap=mmap, weights_only=True)
     except Exception as error:  # a broken file can make pickle raise nearly anything
         raise damaged(path, "it is damaged") from error

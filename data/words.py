@@ -1,8 +1,8 @@
 """Words of any script: how texts are cut into them, how answers are compared, how one asks."""
 import re
-import unicodedata
 from collections import defaultdict
 from difflib import get_close_matches
+from unicodedata import category, normalize
 
 # A letter (\p{L}), then letters, marks (\p{M}) and invisible joiners: accents are marks, if they
 # are not a part of their letter, and so are the vowel signs of many scripts.
@@ -16,7 +16,7 @@ def cut(texts, pattern):
     classes: [\\p{N}] becomes [0..], with all the digits that the texts have.)"""
     texts, members = [*texts], defaultdict(str, L="a", M="\u0300", N="0")  # no class may be empty
     for char in {*"".join(texts)}:
-        members[unicodedata.category(char)[0]] += char
+        members[category(char)[0]] += char
     chunk = re.compile(re.sub(r"\\p{(.)}", lambda match: members[match[1]], pattern))
     return [found for text in texts for found in chunk.findall(text)]
 
@@ -38,7 +38,7 @@ def readable(tokens):
 
 def plain(text):
     """A text in lower case, each letter one sign with its accents, one space between words."""
-    return " ".join(unicodedata.normalize("NFC", text.lower()).split())
+    return " ".join(normalize("NFC", text.lower()).split())
 
 
 # ---- answers ------------------------------------------------------------------------------------
@@ -49,8 +49,7 @@ def trim(text):
     >>> trim("(red!)"), trim("?"), trim("c++"), trim("'.5'")
     ('red', '?', 'c++', '.5')
     """
-    around = re.escape("".join(c for c in {*text} if c in AROUND
-                               or unicodedata.category(c) in ("Ps", "Pe", "Pi", "Pf")))
+    around = re.escape("".join(c for c in {*text} if c in AROUND or category(c) in "Ps Pe Pi Pf"))
     return re.sub(rf"^(?:(?![.,]\d)[\s{around}])+|[\s{around}]+$", "", text) or text
 
 
@@ -62,7 +61,8 @@ def words_of(text):
     (['red', 'fox'], ['15%'], ['a'])
     """
     words = trim(text.lower()).split()
-    kept = [word for word in words[:-1] if word not in ("a", "an", "the")]
+    kept = [word for word, after in zip(words, words[1:])
+            if word not in ("a", "an", "the") or not words_in(after)]
     return [trim(word) for word in kept + words[-1:]]
 
 
@@ -92,7 +92,7 @@ def as_asked(text, habits):
         question = plain(re.sub(POLITE, "", question))
     question = re.sub(r"[^\s.,;:!?？؟]+", known, question or request)
     stem, end = question.rstrip(marks), example[len(example.rstrip(marks)):]
-    if not stem or unicodedata.category(stem[-1])[0] == "P":
+    if not stem or category(stem[-1])[0] == "P":
         return question
     if stem in (request.rstrip(marks), request[:-1]):
         return request

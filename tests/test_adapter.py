@@ -99,7 +99,7 @@ def test_words_that_an_llm_lacks_are_listed_and_get_no_weight(coefficients):
 
 
 def test_an_adapter_that_does_not_fit_an_llm_is_refused():
-    with pytest.raises(Refused, match="only 1 of this adapter's 3 words"):
+    with pytest.raises(Refused, match="lacks 2 of this adapter's 3 words"):
         bridge(tokens=[b" .", b" yeti", b" quark"])
     with pytest.raises(Refused, match="width 32 and cannot be used with one of width 48"):
         MLPAdapter(16, 32).set_basis(*SOURCE).set_basis(*TARGET)

@@ -10,8 +10,7 @@ import numpy as np
 import pytest
 from conftest import tokenizer
 
-import adapter
-from data import bpe, own, vocabularies, world
+from data import bpe, vocabularies, words, world
 from data.corpus import DIALECTS, EMPTY, PREFIX, document, encode, raster
 from data.dataset import Shapes, load_data
 from data.files import Refused
@@ -29,7 +28,7 @@ def scenes(split, n=300):
     return [make_scene(split, 0, i) for i in range(n)]
 
 
-@pytest.mark.parametrize("module", [adapter, bpe, own, vocabularies, world])
+@pytest.mark.parametrize("module", [bpe, vocabularies, words, world])
 def test_the_examples_of_the_docstrings_are_true(module):
     result = doctest.testmod(module)
     assert result.failed == 0 and result.attempted > 0
