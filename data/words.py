@@ -73,9 +73,9 @@ SYNONYMS = {"thing": "object", "things": "objects", "something": "anything", "an
 
 
 def as_asked(text, habits):
-    """A user's question as an LLM has read questions (its habits: see evaluate.py): no polite words,
-    and a word that it never read becomes one that looks like it. An empty question is the request
-    for a description.
+    """A user's question as an LLM has read questions (its habits: see evaluate.py): without polite
+    words, and a word that it never read becomes one that looks like it. An empty question is the
+    request for a description.
 
         'Please, is there  a star ?', 'is there a staar'  ->  'is there a star?'
     """
