@@ -164,7 +164,7 @@ def test_again_redoes_nothing_and_another_budget_has_files_of_its_own(moved, arg
 
 @pytest.mark.parametrize("args, says", [
     ("--rows blind,deaf", "expected headline, all, or some of zero_shot_langbridge"),
-    ("--device cuda:77", "--device cpu"), ("--rate -1", "0 to 100"), ("--row all", "arguments: --row")])
+    ("--device cuda:77", "--device cpu"), ("--rate -1", "0 to 100"), ("--row all", ": --row")])
 def test_a_wrong_flag_is_answered_in_one_line(out, args, says):
     assert_refused(run_here("transfer.py", "--out", out, *args.split()), says)
 
