@@ -30,7 +30,7 @@ from adapter import EMPTY, LangBridge, MLPAdapter, load_adapter, token, written
 from data.bpe import line_ends
 from data.corpus import encode, in_scene, prompt
 from data.dataset import load_data
-from data.files import Refused, read_json, read_tensors, write_json
+from data.files import SUMS, Refused, read_json, read_tensors, write_json
 from data.own import open_own
 from data.pictures import contact_sheet, read_picture, word_map
 from data.run import Parser, command
@@ -318,9 +318,8 @@ def draw_word_map(out, name, vlm, features, pixels, path):
     same training."""
     if vlm.adapter is None:
         raise Refused("a blind model has no adapter: there is no map of its words")
-    models, panels = {name: with_words(vlm, out)}, []
-    other = name.replace("langbridge", "mlp")
-    if other != name and (out / other / "config.json").exists():
+    models, panels, other = {name: with_words(vlm, out)}, [], name.replace("langbridge", "mlp")
+    if other != name and (out / other / SUMS).exists():
         try:
             models[other] = with_words(load_vlm(out, other)[1], out)
         except (Refused, OSError) as error:  # its words are chosen by answers about val
@@ -473,7 +472,7 @@ def main():
     if args.image:
         return look_at(args)
     tuned = sorted(p.parent.relative_to(out).as_posix() for p in out.glob("transfer/*/llm.pt"))
-    made = [name for name in [*MODELS, *tuned] if (out / name / "config.json").exists()]
+    made = [name for name in [*MODELS, *tuned] if (out / name / SUMS).exists()]
     names = [args.model] if args.model else made or [MODELS[0]]  # load_vlm says what to do
     if args.data:
         data, features = other_exam(args)

@@ -589,7 +589,7 @@ def train_vlm(s, stage, phase, kind=None, llm_name="llm_source", adapter=None):
         f"[picture] {marked(text_about(0, random.Random(0)))}")
     studied = phase == "align" and data.kinds  # of other data it is not known what objects show
     study_at = {0, *(int(steps ** (i / 8)) for i in range(8))} if studied else ()  # on a log axis
-    optimizers = optimizers_of(s.instruct_matrix_lr, lr, *trained)
+    optimizers = optimizers_of(s.instruct_matrix_lr, lr, *trained)  # no Muon for an adapter alone
     run = Run(s, stage, trained, optimizers, steps)
     for step in run:
         if step in study_at:

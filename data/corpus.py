@@ -159,8 +159,12 @@ def document(dialect, seed, index, rasters=0.6, turns=8, captions=0.3):
 def texts_of(dialect, seed, documents=3000):
     """The first documents of an LLM's corpus, in pieces, from which its vocabulary is made (of the
     usual mixture, whatever share of rasters the LLM then reads)."""
-    for i in range(documents):
-        yield from (text for text, _ in document(dialect, seed, i) if text != BOS)
+    return texts_in(document(dialect, seed, i) for i in range(documents))
+
+
+def texts_in(documents):
+    """The texts of documents, piece by piece, without BOS."""
+    return (text for pieces in documents for text, _ in pieces if text != BOS)
 
 
 def train_tokenizer(dialect, texts, vocab_size, seed):

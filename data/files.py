@@ -9,6 +9,7 @@
 
 A file of a finished stage is compared with its hash before it is used.
 """
+import functools
 import hashlib
 import json
 import shutil
@@ -40,7 +41,7 @@ def write_aside(path, save):
 
 
 def write_text(path, text):
-    """Names of files in it may be no UTF-8: they pass."""
+    """Write a text; names of files that are no UTF-8 may stand in it."""
     write_aside(path, lambda aside: aside.write_text(text, "utf-8", "surrogatepass"))
 
 
@@ -68,15 +69,16 @@ def damaged(path, why):
                    "it again: what else is finished is kept")
 
 
-def hash_of(path):
-    """The SHA-256 of a file."""
+@functools.cache
+def hash_of(path, changed=0):
+    """The SHA-256 of a file; `changed`, when it was last written, tells the cache of a new one."""
     with open(path, "rb") as file:
         return hashlib.file_digest(file, "sha256").hexdigest()
 
 
 def sum_of(path):
     """A file's line in SHA256SUMS."""
-    return f"{hash_of(path)}  {path.name}"
+    return f"{hash_of(path, path.stat().st_mtime_ns)}  {path.name}"
 
 
 def checked(path):
@@ -182,7 +184,8 @@ class Stage:
         """Declare the stage finished. `facts` are what later stages and the tables read."""
         self.folder.mkdir(parents=True, exist_ok=True)
         (self.folder / "state.pt").unlink(missing_ok=True)
-        files = sorted({path.name for path in self.folder.iterdir()} - {"config.json", SUMS})
+        files = sorted({path.name for path in self.folder.iterdir() if path.is_file()
+                        and path.suffix != ".new"} - {"config.json", SUMS})  # .new: left by a kill
         write_json(self.folder / "config.json", {
             "settings": self.settings, "commit": COMMIT, "torch": torch.__version__, **facts,
             "files": files})

@@ -37,8 +37,7 @@ from typing import NamedTuple
 import numpy as np
 import torch
 
-from data.bpe import BOS
-from data.corpus import EMPTY, in_scene, turn
+from data.corpus import EMPTY, in_scene, texts_in, turn
 from data.files import Refused, read_json, write_json
 from data.pictures import UNREADABLE, decode_all, redrawn
 from data.scoring import QA, About, Answered, Said, join_splits, share
@@ -288,9 +287,8 @@ class OwnData:
         return in_scene(body) + self.some_turns(entry, rng, turns, captions)
 
     def texts(self, dialect, seed):
-        for i in range(min(6000, 20 * len(self.half(dialect)))):
-            pieces = self.document(dialect, seed, i, rasters=0.5, turns=8, captions=0.3)
-            yield from (text for text, _ in pieces if text != BOS)
+        return texts_in(self.document(dialect, seed, i, rasters=0.5, turns=8, captions=0.3)
+                        for i in range(min(6000, 20 * len(self.half(dialect)))))
 
     def examine_reading(self, answer, dialect):
         """The exam with rasters that an LLM has not read, instead of pictures."""

@@ -8,7 +8,7 @@ from unicodedata import category, normalize
 # are not a part of their letter, and so are the vowel signs of many scripts.
 WORD = r"[\p{L}][\p{L}\p{M}\u200c\u200d]*"
 NUMBER, SIGN = r"[\p{N}]", r"[^\s\p{L}\p{N}]"
-AROUND = ".,;:!?\"'`。、．，；：！？،؛؟।¡¿"  # around a word; so are brackets and quotes
+AROUND = ".,;:!?\"'`" "。、．，；：！？" "،؛؟।¡¿"  # a word; so do brackets and quotes
 
 
 def cut(texts, pattern):
@@ -74,21 +74,24 @@ SYNONYMS = {"thing": "object", "things": "objects", "something": "anything", "an
 
 def as_asked(text, habits):
     """A user's question as an LLM has read questions (its habits: see evaluate.py): without polite
-    words, and a word that it never read becomes one that looks like it. An empty question is the
-    request for a description.
+    words, and a word that it never read becomes one that it did, if one means the same or looks
+    alike. An empty question is the request for a description. (Of a real LLM nobody knows the
+    words: its questions keep theirs.)
 
         'Please, is there  a star ?', 'is there a staar'  ->  'is there a star?'
     """
     read = habits["words"]
 
     def known(match):
-        word = match[0] if match[0] in read else SYNONYMS.get(match[0], match[0])
+        word = match[0]
+        if word not in read and SYNONYMS.get(word) in read:
+            return SYNONYMS[word]
         alike = [other for other in read if other[0] == word[0]]
         return (get_close_matches(word, alike, n=1, cutoff=0.82) or [word])[0]
 
     request, example, marks = habits["request"], habits["examples"][0], " ?？؟"
-    question = re.sub(r"'s\b", " is", plain(text))
-    if "please" not in read:
+    question = re.sub(r"\b(what|where|who|how|it|that|there)'s\b", r"\1 is", plain(text))
+    if read and "please" not in read:
         question = plain(re.sub(POLITE, "", question))
     question = re.sub(r"[^\s.,;:!?？؟]+", known, question or request)
     stem, end = question.rstrip(marks), example[len(example.rstrip(marks)):]

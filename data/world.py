@@ -133,7 +133,8 @@ def twin(scene, rng):
 # ---- pictures ----------------------------------------------------------------------------------
 
 def rgb(hue, saturation, value):
-    """A colour for Pillow, 0 to 255 each, from hue, saturation and value, each of 0 to 1."""
+    """A colour for Pillow, 0 to 255 each, from hue, saturation and value: 0 to 1, more counts as 1.
+    """
     return tuple(int(255 * v) for v in colorsys.hsv_to_rgb(hue, min(1, saturation), min(1, value)))
 
 

@@ -110,6 +110,7 @@ def test_a_question_is_asked_as_it_was_in_training():
         assert as_asked(typed, habits) == (asked or habits["request"])
     for example, typed, asked in (
             ("say", "what is it", "what is it"), ("quoi ?", "Où est-ce?", "où est-ce ?"), "???",
+            ("?", "tell me the dog's thing", "tell me the dog's thing?"),
             ("何？", "何色?", "何色？"), ("है?", "कितने हैं", "कितने हैं?"), ("?", "cafe\u0301", "café?")):
         assert as_asked(typed, {"request": "…", "examples": [example], "words": []}) == asked
 
