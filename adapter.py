@@ -17,6 +17,7 @@ import torch.nn as nn
 
 from data import corpus
 from data.files import Refused, load_module, save_module
+from data.words import says_something
 
 EMPTY = corpus.EMPTY.encode()  # the empty word, ' .': an empty tile of the grids that LLMs read
 START = {"softmax": 3.0, "linear": 1.0}  # W's output for the empty word before training
@@ -131,6 +132,23 @@ class LangBridge(nn.Module):
         if self.coefficients == "softmax":
             return logits.masked_fill(~self.present, -torch.inf).softmax(-1)  # (B, N, K)
         return logits * self.present
+
+    def spoken(self, x):
+        """What the patches of a picture say together: x (B, N, D) -> p (B, K)
+
+            m = sum over patches of beta, 0 for the empty word;  p = m / (1 + sum over words of m)
+        """
+        m = self.weights(x).sum(1)  # (B, K)
+        m = m * torch.tensor([t != EMPTY for t in self.tokens], device=m.device)
+        return m / (1 + m.sum(-1, keepdim=True))
+
+    def words_in(self, encoding, answers):
+        """Which words stand in answers, given as lists of ids; stop words and signs do not count:
+        (B, K), 1 or 0"""
+        said = [{*map(encoding.decode_single_token_bytes, ids)} for ids in answers]
+        content = [says_something(written(t)) for t in self.tokens]
+        return torch.tensor([[t in its and counts for t, counts in zip(self.tokens, content)]
+                             for its in said], dtype=torch.float)
 
     def forward(self, x):
         """x (B, N, D) -> v (B, N, C)"""

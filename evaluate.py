@@ -202,6 +202,22 @@ def grounding(adapter, features, data):
 
 
 @torch.no_grad()
+def told(adapter, encoding, features, captions):
+    """Does a LangBridge say the words of captions? Shares, for features (B, N, D):
+
+        heaviest        of pictures whose heaviest word is in their caption
+        heaviest_rare   the same among words that are in less than a tenth of all captions
+        weight          of the weights: what the caption's words have; the empty word apart
+    """
+    p = adapter.spoken(features)  # (B, K)
+    said = adapter.words_in(encoding, [encoding.encode_ordinary(f" {text}") for text in captions])
+    rare = p * (said.mean(0) < 0.1)  # (B, K)
+    return {"heaviest": said.gather(1, p.argmax(1, keepdim=True)).mean().item(),
+            "heaviest_rare": said.gather(1, rare.argmax(1, keepdim=True)).mean().item(),
+            "weight": ((said * p).sum(1) / p.sum(1)).mean().item()}
+
+
+@torch.no_grad()
 def subspace(vlm, features, data, pictures=100):
     """Do visual tokens lie near the words that describe them? (the paper's study of stage 1)
 
@@ -282,6 +298,8 @@ def evaluate(out, names, data, features, path):
     show_mistakes(path.with_suffix(".png"), shown, features, data, count=10)
     if data.kinds and {*MODELS} <= {*names}:
         result |= study_words(out, vlms, features["test"], data)
+    elif not data.kinds:
+        result["told"] = study_captions(out, vlms, features["test"], data)
     write_json(path, result)
     print(f"written: {path}")
 
@@ -299,6 +317,23 @@ def study_words(out, vlms, features, data):
         study["steps"] = [step for step, _ in measured]
         study[kind] = {name: [values[name] for _, values in measured] for name in measured[0][1]}
     return {"grounding": grounded, "subspace": study}
+
+
+def study_captions(out, vlms, test, data):
+    """What LangBridges say about own pictures of test and, if there are some, of train."""
+    found, features = {}, {"test": test}
+    if data.of["train"]:
+        seen = read_tensors(Path(out) / "vit" / "features.pt", mmap=True)["train"]
+        features["train"] = seen[:2000].float()
+    captions = {split: [entry.turns[0][1] for entry in data.of[split][:len(x)]]
+                for split, x in features.items()}
+    for name in [name for name in vlms if "langbridge" in name]:
+        vlm = vlms[name]
+        found[name] = {split: told(vlm.adapter, vlm.encoding, x, captions[split])
+                       for split, x in features.items()}
+        print(f"{name}: the heaviest word is in the caption " + ", ".join(
+            f"{split} {its['heaviest']:.3f}" for split, its in found[name].items()))
+    return found
 
 
 def other_exam(args):

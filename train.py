@@ -113,6 +113,7 @@ class Settings:
     align_whiten: bool = setting(True, "whether a LangBridge reads whitened features")
     align_steps: int = setting(800, "steps")
     align_batch: int = setting(16, "pictures per step")
+    align_word_loss: float = setting(0.0, "share of the word loss in the loss of a LangBridge")
     align_lr: float = setting(0.006, "learning rate (AdamW)")
     # stage 2: adapter and LLM on conversations
     instruct_steps: int = setting(400, "steps")
@@ -142,7 +143,7 @@ PRESETS = {
 OWN = dict(  # with --data: more words, more things to tell apart, shorter texts
     pictures=10 ** 6, llm_source_V=4096, llm_target_V=5120, vit_steps=5000, llm_source_steps=1800,
     llm_target_steps=1800, llm_batch=24, llm_turns=10, llm_rasters=0.6, align_steps=1200,
-    align_batch=32, instruct_steps=1200)
+    align_batch=32, align_word_loss=0.5, instruct_steps=1200)
 
 
 def parse_settings(argv):
@@ -182,6 +183,8 @@ def check(s):
         open_encoding(name)  # refused now, not after training
     for name in ("llm_source_C", "llm_target_C", "vit_D"):
         expect(name, getattr(s, name) % (2 * s.H) == 0, f"a multiple of twice the {s.H} heads")
+    expect("align_word_loss", s.align_word_loss == 0 or s.align_coefficients == "softmax",
+           "0 with linear weights, which are no shares")
     expect("vit_size", s.vit_size % (3 * s.vit_patch) == 0 and s.vit_size <= 16 * s.vit_patch,
            f"3, 6, .. or 15 times --vit_patch {s.vit_patch}; 6 is best, as in rasters")
 
@@ -418,6 +421,23 @@ def answer_loss(s, vlm, part, features):
         return weighted_loss(vlm.llm.head, hidden, ids, weights)
 
 
+def word_loss(s, vlm, part, features):
+    """Do the patches of a LangBridge say the n content words of the caption? Summed over pictures.
+
+        loss = - mean over these words of ln p - ln n     (p: LangBridge.spoken; 0 is perfect)
+
+    The LLM sees v = beta @ E alone. If there are more words than E has dimensions, many beta give
+    one v: whichever W finds, its LLM is content, and another LLM reads nonsense. This loss says
+    which words, but not where they belong: that only the LLM knows.
+    """
+    x = features[[sample.picture for sample in part]].float().to(s.device)  # (B, N, D)
+    said = vlm.adapter.words_in(vlm.encoding, [
+        [i for i, weight in zip(sample.ids, sample.weights) if weight] for sample in part])
+    said, log_p = said.to(s.device), vlm.adapter.spoken(x).clamp_min(1e-12).log()  # 2 x (B, K)
+    n = said.sum(1).clamp_min(1)  # (B,)
+    return (-(said * log_p).sum(1) / n - n.log()).sum()
+
+
 def marked(pieces):
     """The text of a document, with the [answers] in brackets."""
     return "".join(f"[{text}]" if weight else text for text, weight in pieces)
@@ -589,6 +609,7 @@ def train_vlm(s, stage, phase, kind=None, llm_name="llm_source", adapter=None):
         f"[picture] {marked(text_about(0, random.Random(0)))}")
     studied = phase == "align" and data.kinds  # of other data it is not known what objects show
     study_at = {0, *(int(steps ** (i / 8)) for i in range(8))} if studied else ()  # on a log axis
+    share = s.align_word_loss if phase == "align" and kind == "langbridge" else 0.0
     optimizers = optimizers_of(s.instruct_matrix_lr, lr, *trained)  # no Muon for an adapter alone
     run = Run(s, stage, trained, optimizers, steps)
     for step in run:
@@ -599,7 +620,9 @@ def train_vlm(s, stage, phase, kind=None, llm_name="llm_source", adapter=None):
         samples = [Sample(*encode(encoding, text_about(i, rng), room), i) for i in pictures]
         weight, total = sum(sum(sample.weights) for sample in samples), 0.0
         for part in by_length(samples):
-            loss = answer_loss(s, vlm, part, features) / weight
+            loss = (1 - share) * answer_loss(s, vlm, part, features) / weight
+            if share:
+                loss += share * word_loss(s, vlm, part, features) / size
             loss.backward()
             total += loss.item()
         run.record(total)

@@ -53,7 +53,7 @@ from vision import ridge
 
 RIDGES = [0.1, 0.3, 1.0, 3.0]  # of the linear map; one is chosen on val
 PROBED = 1500  # labelled pictures that the probe has seen
-PAPER = dict(align_coefficients="linear", align_whiten=False)
+PAPER = dict(align_coefficients="linear", align_whiten=False, align_word_loss=0.0)
 
 
 # ---- swap the embeddings, and controls ----------------------------------------------------------
@@ -295,10 +295,10 @@ def jobs_for(s, tuned, rows, source, target, folder):
         if "/" in row.start:  # train.py has not made this adapter
             llm = target if row.stage1 else source
             jobs |= adapter_jobs(replace(s, **row.changes), row.start, llm)
-        if row.stage1 and not row.stage2:  # a native adapter was scored when it was made
-            stages[row.name] = open_stage(s, row.start)
-            continue
         its = replace(tuned, **row.changes)
+        if row.stage1 and not row.stage2:  # a native adapter was scored when it was made
+            stages[row.name] = open_stage(its, row.start)
+            continue
         stage = stages[row.name] = open_stage(its, f"{folder}/{row.name}")
         jobs[row.name] = Job(partial(make_row, its, row, source, target), stage, after=[row.start])
     return stages, list(jobs.values())

@@ -41,13 +41,10 @@ from data.corpus import EMPTY, in_scene, texts_in, turn
 from data.files import Refused, read_json, write_json
 from data.pictures import UNREADABLE, decode_all, redrawn
 from data.scoring import QA, About, Answered, Said, join_splits, share
-from data.words import plain, words_of
+from data.words import content_of, plain, words_of
 
 REQUEST = "describe the picture."  # where an entry asks nothing
 BAD_SHARE = 0.05  # if more entries are bad, the file is refused, unless --allow_bad
-STOP_WORDS = set(
-    "a an and are as at be by can for from has have in into is it its not of on or our that the "
-    "their them there these they this to was were which who with you your".split())
 
 
 # ---- reading files ------------------------------------------------------------------------------
@@ -130,12 +127,6 @@ def judge(path, entries, bad, marks, allow_bad, new):
 
 
 # ---- texts --------------------------------------------------------------------------------------
-
-def content_of(text):
-    """The words that say something; if there are none, all."""
-    words = words_of(text)
-    return [word for word in words if word not in STOP_WORDS] or words
-
 
 def token_f1(answer, true):
     """The words that two answers share: 2 |answer & true| / (|answer| + |true|)"""

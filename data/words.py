@@ -1,4 +1,5 @@
 """Words of any script: how texts are cut into them, how answers are compared, how one asks."""
+import functools
 import re
 from collections import defaultdict
 from difflib import get_close_matches
@@ -8,6 +9,9 @@ from unicodedata import category, normalize
 # are not a part of their letter, and so are the vowel signs of many scripts.
 WORD = r"[\p{L}][\p{L}\p{M}\u200c\u200d]*"
 NUMBER, SIGN = r"[\p{N}]", r"[^\s\p{L}\p{N}]"
+STOP_WORDS = set(
+    "a an and are as at be by can for from has have in into is it its not of on or our that the "
+    "their them there these they this to was were which who with you your".split())
 AROUND = ".,;:!?\"'`" "。、．，；：！？" "،؛؟।¡¿"  # a word; so do brackets and quotes
 
 
@@ -64,6 +68,18 @@ def words_of(text):
     kept = [word for word, after in zip(words, words[1:])
             if word not in ("a", "an", "the") or not words_in(after)]
     return [trim(word) for word in kept + words[-1:]]
+
+
+def content_of(text):
+    """The words that say something; if there are none, all."""
+    words = words_of(text)
+    return [word for word in words if word not in STOP_WORDS] or words
+
+
+@functools.cache
+def says_something(word):
+    """Whether a word, or a piece of one, is neither a stop word nor a sign."""
+    return word not in STOP_WORDS and bool(words_in(word))
 
 
 # ---- questions ----------------------------------------------------------------------------------

@@ -25,16 +25,16 @@ ROWS = {  # of transfer.py: the same before stage 2, or None where that is untra
     "tuned_nearest_words": "zero_shot_nearest_words", "fresh_langbridge": None, "fresh_mlp": None}
 
 
-def run(*arguments):
-    """A transfer.py in a process of its own."""
-    if subprocess.run([sys.executable, str(ROOT / "transfer.py"), *arguments]).returncode:
-        raise Refused("transfer.py has failed, for the reason above")
+def run(script, **flags):
+    """A command in a process of its own."""
+    flags = [f"--{name}={value}" for name, value in flags.items()]
+    if subprocess.run([sys.executable, str(ROOT / script), *flags]).returncode:
+        raise Refused(f"{script} has failed, for the reason above")
 
 
 def transfer(s, rows, steps, rate):
     """The scores of some rows with so many steps of stage 2, {row: scores}"""
-    run(f"--out={s.out}", f"--rows={','.join(rows)}", f"--threads={s.threads}", f"--steps={steps}",
-        f"--rate={rate}")
+    run("transfer.py", out=s.out, rows=",".join(rows), threads=s.threads, steps=steps, rate=rate)
     made = read_json(Path(s.out) / f"transfer_steps{steps}_rate{rate:g}.json")
     return {row["name"]: row["scores"] for row in made["rows"]}
 

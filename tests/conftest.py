@@ -57,6 +57,12 @@ def run_here(script, *args):
     return subprocess.CompletedProcess(args, code, out.getvalue(), err.getvalue())
 
 
+def run_flags(script, **flags):
+    """The same for a command that must succeed, its flags given by name."""
+    done = run_here(script, *(f"--{name}={value}" for name, value in flags.items()))
+    assert done.returncode == 0, done.stdout + done.stderr
+
+
 def assert_refused(done, says):
     """A user's mistake is answered in one line, which says this."""
     assert done.returncode == 2, done.stdout + done.stderr

@@ -8,6 +8,7 @@ from conftest import WORDS, make_llm
 from adapter import START, LangBridge, MLPAdapter, fingerprint, load_adapter, save_adapter
 from data.bpe import PATTERNS, make_encoding
 from data.files import Refused, write_json
+from evaluate import told
 from model import GPT
 
 SOURCE, TARGET = make_llm("source", 32), make_llm("target", 48)
@@ -53,6 +54,32 @@ def test_whitened_features_differ_as_much_in_every_direction():
     white = (x - adapter.mean) @ adapter.scale
     assert torch.allclose(white.T.cov(), torch.eye(16), atol=0.02)
     assert white.mean(0).abs().max() < 1e-3 and torch.allclose(adapter.scale, adapter.scale.T)
+
+
+def test_what_a_picture_says_is_the_sum_of_its_patches_without_the_empty_word():
+    adapter, x = bridge(), some_features(2)
+    m = adapter.weights(x).sum(1)[:, 1:]  # the empty word comes first
+    assert torch.allclose(adapter.spoken(x)[:, 1:], m / (1 + m.sum(1, keepdim=True)))
+    assert (adapter.spoken(x)[:, 0] == 0).all()
+
+
+def test_words_of_answers_are_those_that_say_something():
+    encoding = SOURCE[1]
+    answers = [encoding.encode_ordinary(text) for text in (" a red circle.\n", " . at the top")]
+    tokens = [*WORDS, b" the", b"."]
+    found = LangBridge(16, tokens).words_in(encoding, answers).bool()
+    assert [[t for t, there in zip(tokens, row) if there] for row in found] == [
+        [b" red", b" circle"], [b" top"]]
+
+
+def test_what_is_told_is_compared_with_captions_also_without_their_frequent_words():
+    adapter = bridge()
+    nn.init.zeros_(adapter.W[-1].weight)
+    adapter.W[-1].bias.data = torch.tensor([9.0, 5.0, 3.0, 4.0, 0.0, 0.0])  # ., red, blue, circle
+    captions = ["red circle"] + 10 * ["red square"]
+    found = told(adapter, SOURCE[1], some_features(11), captions)
+    assert found["heaviest"] == 1 and found["heaviest_rare"] == pytest.approx(1 / 11)
+    assert 0.6 < found["weight"] < 0.9
 
 
 # ---- the swap ------------------------------------------------------------------------------------

@@ -2,7 +2,7 @@
 import shutil
 from dataclasses import replace
 
-from conftest import run_here
+from conftest import run_flags
 
 from data.files import read_json
 from results import budgets
@@ -17,7 +17,7 @@ def test_each_length_is_run_at_the_rate_that_is_best_on_val(out, tmp_path, monke
     starts = {"transferred_langbridge": "zero_shot_langbridge", "fresh_mlp": None}
     for name, value in (("ROWS", starts), ("LENGTHS", [2, 4]), ("RATES", [0.5, 2.0])):
         monkeypatch.setattr(budgets, name, value)
-    monkeypatch.setattr(budgets, "run", lambda *flags: run_here("transfer.py", *flags))
+    monkeypatch.setattr(budgets, "run", run_flags)
     bridge, mlp = budgets.measure(replace(load_settings(folder), threads=1))
     assert [of["samples"] for of in bridge["points"] + mlp["points"]] == [0, 16, 32, 16, 32]
     made = sorted(folder.glob("transfer_steps4_rate*/fresh_mlp/config.json"))

@@ -216,6 +216,7 @@ def test_the_whole_chain_runs_and_refuses_other_files(own, tmp_path):
     for scores in results:
         assert {"majority", "chance", "nearest picture"} <= {*scores}
     assert {"transfer/transferred_langbridge", "blind_instruct"} <= {*results[2]["models"]}
+    assert {"train", "test"} == {*results[1]["told"]["langbridge_align"]}
     for change, name in (((pictures / "0.png").unlink, "0.png"),
                          (lambda: write(own / "train.json", entries[1:]), "train.json")):
         change()

@@ -21,7 +21,8 @@ from data.run import Job, make_stages, replace_unknown
 from evaluate import held_out, load_vlm, open_data, score_line, score_vlm
 from model import VLM, load_llm
 from train import (STAGES, Muon, Run, Sample, answer_loss, by_length, encode, load_settings,
-                   new_adapter, open_stage, optimizers_of, parse_settings, update, words_of)
+                   new_adapter, open_stage, optimizers_of, parse_settings, update, word_loss,
+                   words_of)
 from vision import CLIP, ViTConfig
 
 
@@ -103,6 +104,22 @@ def test_the_loss_covers_answers_only_and_does_not_depend_on_parts():
     whole, short, long = (answer_loss(s, vlm, part, features).item()
                           for part in (samples, *by_length(samples)))
     assert [whole, short + long] == pytest.approx([expected, expected], rel=1e-4)
+
+
+def test_the_word_loss_is_0_for_a_bridge_that_says_the_caption_and_large_for_one_that_does_not():
+    llm, encoding = make_llm("source", 32)
+    adapter = LangBridge(8, WORDS, 8).set_basis(llm, encoding)
+    s, vlm, features = smoke(), VLM(adapter, llm, encoding), torch.zeros(1, 36, 8)
+    part = [Sample(*encode(encoding, [("red", 0.0), (" a blue circle.\n", 1.0)], 99), 0)]
+
+    def loss(*words):
+        nn.init.zeros_(adapter.W[-1].bias)
+        adapter.W[-1].bias.data[[WORDS.index(word) for word in words]] = 50.0
+        return word_loss(s, vlm, part, features).item()
+
+    assert loss(b" blue", b" circle") == pytest.approx(math.log(37 / 36), abs=0.01)
+    assert loss(b" blue", b" circle", b" red", b" top") == pytest.approx(math.log(74 / 36), abs=0.01)
+    assert loss(b" red") > 20
 
 
 def test_the_words_of_a_bridge_are_those_of_its_own_llm_and_the_most_used_come_first(out):
@@ -245,6 +262,7 @@ def test_other_settings_in_the_same_folder_are_refused_before_they_are_written(o
     (["--llm_captions", "7"], "--llm_captions: invalid number from 0 to 1 value: '7'"),
     (["--device", "cuda:77"], "--device cpu"),
     (["--stages", "vision"], "llm_source"),
+    (["--align_word_loss", "0.5", "--align_coefficients", "linear"], "expected 0 with linear"),
     (["--H", "7"], "--llm_source_C 32: expected a multiple of twice the 7"),
     (["--vit_size", "50"], "6 is best"),
     (["--vit_size", "54", "--vit_patch", "3"], "3, 6, .. or 15 times --vit_patch 3"),
