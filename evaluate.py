@@ -218,6 +218,14 @@ def told(adapter, encoding, features, captions):
 
 
 @torch.no_grad()
+def top_words(adapter, features, pictures=40, count=5):
+    """The heaviest words of the patches of the first pictures: their weights, in half precision,
+    and which words of the adapter they are, 2 x (pictures, N, count)"""
+    heaviest = adapter.weights(features[:pictures]).topk(min(count, len(adapter.tokens)))
+    return heaviest.values.half(), heaviest.indices.short()
+
+
+@torch.no_grad()
 def subspace(vlm, features, data, pictures=100):
     """Do visual tokens lie near the words that describe them? (the paper's study of stage 1)
 

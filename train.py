@@ -46,7 +46,7 @@ from data.scoring import join_splits
 from data.vocabularies import PUBLIC, open_encoding
 from data.words import words_in
 from evaluate import (guesses, held_out, load_vlm, score_line, score_llm, score_vlm, show_mistakes,
-                      subspace)
+                      subspace, top_words)
 from model import GPT, VLM, GPTConfig, load_llm, save_llm
 from vision import CLIP, ViTConfig, encode_pictures, probe, save_vit
 
@@ -294,7 +294,7 @@ class Run:
     A checkpoint holds all that a step depends on, so a killed stage resumes as if nothing had
     happened.
     """
-    KEPT = ("step", "seconds", "smooth", "log", "measured")
+    KEPT = ("step", "seconds", "smooth", "log", "measured", "top_words")
 
     def __init__(self, s, stage, modules, optimizers, steps):
         self.s, self.stage, self.steps, self.optimizers = s, stage, steps, optimizers
@@ -302,7 +302,8 @@ class Run:
         self.rates = [optimizer.param_groups[0]["lr"] for optimizer in optimizers]
         self.step, self.seconds = 0, 0.0  # seconds: spent in steps
         self.smooth = None  # running mean of the loss
-        self.log, self.measured = [], []  # rows of log.csv; what a stage measures on its way
+        # rows of log.csv; what a stage measures on its way; {step: top words of a few pictures}
+        self.log, self.measured, self.top_words = [], [], {}
         stage.folder.mkdir(parents=True, exist_ok=True)
         state = stage.load_state()
         if state:
@@ -580,7 +581,8 @@ def train_vlm(s, stage, phase, kind=None, llm_name="llm_source", adapter=None):
 
     In stage 2 the basis E of a LangBridge stays what it was: a copy of the embeddings of the
     untuned LLM. So words keep the meaning that they had for W. In stage 1 it is measured on the way
-    how close visual tokens come to words (evaluate.subspace).
+    how close visual tokens come to words (evaluate.subspace), and a LangBridge's top words are kept
+    for results/page.py.
     """
     data, features = s.dataset, training_features(s)  # (pictures, N, D)
     llm, encoding = load_llm(Path(s.out) / llm_name)
@@ -612,9 +614,16 @@ def train_vlm(s, stage, phase, kind=None, llm_name="llm_source", adapter=None):
     share = s.align_word_loss if phase == "align" and kind == "langbridge" else 0.0
     optimizers = optimizers_of(s.instruct_matrix_lr, lr, *trained)  # no Muon for an adapter alone
     run = Run(s, stage, trained, optimizers, steps)
+
+    def study(step):
+        run.measured.append([step, subspace(vlm, exam["test"], data)])
+        if kind == "langbridge":
+            run.top_words[step] = top_words(adapter, exam["test"])
+            write_tensors(stage.folder / "top_words.pt", run.top_words)
+
     for step in run:
         if step in study_at:
-            run.measured.append([step, subspace(vlm, exam["test"], data)])
+            study(step)
         rng = random.Random(f"{phase}/{s.seed}/{step}")  # all adapters meet the same samples
         pictures = [rng.randrange(len(features)) for _ in range(size)]
         samples = [Sample(*encode(encoding, text_about(i, rng), room), i) for i in pictures]
@@ -628,7 +637,7 @@ def train_vlm(s, stage, phase, kind=None, llm_name="llm_source", adapter=None):
         run.record(total)
         update(optimizers)
     if studied:
-        run.measured.append([steps, subspace(vlm, exam["test"], data)])
+        study(steps)
     if phase == "instruct":
         save_llm(llm, encoding, stage.folder)
     if adapter is not None:
@@ -673,6 +682,7 @@ def main():
         f"threads, torch {torch.__version__}, into {out}/")
     folder, picture = quote(s.out), quote(s.dataset.example_picture)
     query = f"  python evaluate.py --out {folder} --image {picture}"
+    page = "" if s.data else f"\n  python results/page.py --out {folder}"
 
     def finished(stage):
         say_scores(stage)
@@ -699,7 +709,7 @@ def main():
     test = held_out(out, splits=["test"], data=s.dataset)
     show_mistakes(out / "samples.png", vlm, test, s.dataset, count=6)
     print(f"\n{result['seconds']['total'] / 60:.1f} minutes. Scores: {out}/results.json. Try "
-          f"next:\n{query}\n  python transfer.py --out {folder}")
+          f"next:\n{query}\n  python transfer.py --out {folder}{page}")
 
 
 def results_of(s, stages, seconds):
