@@ -31,7 +31,7 @@ from model import VLM, load_llm
 
 OF_EACH = 4  # pictures of each kind, at most
 MORE = {"mlp_align": "MLP, source LLM", "langbridge_instruct": "LangBridge, after stage 2",
-        "mlp_instruct": "MLP, after stage 2", "blind_instruct": "no picture (blind)"}
+        "mlp_instruct": "MLP, after stage 2", "blind_instruct": "blind (no picture), after stage 2"}
 
 
 # ---- pictures and answers -----------------------------------------------------------------------
