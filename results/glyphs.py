@@ -25,8 +25,8 @@ from results.budgets import run
 
 NAMES = [50, 200, 800]
 LOSSES = {"LLM": 0.0, "both": 0.5, "words": 1.0}  # what trains W: the share of the word loss
-DRAWINGS = 10  # of each glyph
-TRAINING = dict(vit_steps=2000, llm_source_C=64, llm_target_C=64, llm_source_steps=1200,
+DRAWINGS = 20  # of each glyph
+TRAINING = dict(vit_steps=1500, llm_source_C=64, llm_target_C=64, llm_source_steps=1200,
                 llm_target_steps=1200, align_steps=800)
 
 
@@ -40,11 +40,10 @@ def make_world(folder, n):
         dots = rng.sample(range(25), 11)
         for i in range(DRAWINGS):
             picture = Image.new("RGB", (48, 48), (rng.randint(200, 255),) * 3)
-            color, size = rng.choice(COLORS), rng.choice([6, 7, 8])
-            left, top = (rng.randint(0, 48 - 5 * size) for _ in range(2))
+            color, left, top = rng.choice(COLORS), rng.randint(0, 8), rng.randint(0, 8)
             for k in dots:
-                x, y = left + k % 5 * size, top + k // 5 * size
-                ImageDraw.Draw(picture).rectangle((x, y, x + size - 1, y + size - 1), fill=color)
+                x, y = left + k % 5 * 8, top + k // 5 * 8
+                ImageDraw.Draw(picture).rectangle((x, y, x + 7, y + 7), fill=color)
             picture.save(folder / f"{name}{i}.png")
             turns = [{"from": "human", "value": "what is this?"},
                      {"from": "gpt", "value": f"a {color} {name}."}]

@@ -283,6 +283,33 @@ def plot_budgets(path, runs):
               "samples of stage 2 (log)")
 
 
+# ---- more words than dimensions ------------------------------------------------------------------
+
+LOSSES = {"LLM": "the LLM's loss", "both": "half of both", "words": "the word loss alone"}
+NATIVE, ZERO_SHOT = "aligned_langbridge.names_right", "zero_shot_langbridge.names_right"
+SAID = [f"langbridge_align.{split}.{share}" for share in ("heaviest_rare", "weight")
+        for split in ("train", "test")]
+
+
+def glyphs_table(runs):
+    """glyphs.json: in each world, a row for each loss."""
+    rows = [[world["names"], f"{world['K/C']:.1f}", LOSSES[row["name"]],
+             *(mean_cell(look_up([row], path)) for path in (NATIVE, ZERO_SHOT, *SAID))]
+            for world in runs[0]["worlds"] for row in world["rows"]]
+    return markdown_table(["names", "K / C", "trained by", "native", "zero-shot", "heaviest, train",
+                           "test", "weight, train", "test"], rows)
+
+
+def plot_glyphs(path, runs):
+    """glyphs.json: of the names that a native adapter has right, which share is right zero-shot?"""
+    lines = {title: [] for title in LOSSES.values()}
+    for world in runs[0]["worlds"]:
+        for row in world["rows"]:
+            native, moved = (look_up([row], path)[0] for path in (NATIVE, ZERO_SHOT))
+            lines[LOSSES[row["name"]]].append((world["K/C"], moved / max(native, 1e-9)))
+    line_plot(path, "Right names, zero-shot / native", lines, "words / width (log)", high=1.2)
+
+
 # ---- time ----------------------------------------------------------------------------------------
 
 def plot_bench(path, runs):
@@ -300,9 +327,10 @@ TABLES = {  # NAME: what makes it, from which files; NAME in FOLDER: the same of
     "results": (models_table, "results"), "types": (types_table, "results"),
     "transfer": (transfer_table, "transfer"), "reverse": (transfer_table, "transfer_reverse"),
     "real": (real_table, "real_SmolLM2*"), "real types": (real_types_table, "real_SmolLM2*"),
-    "findings": (findings_table, "evaluate"), "budgets": (budgets_table, "budgets")}
+    "findings": (findings_table, "evaluate"), "budgets": (budgets_table, "budgets"),
+    "glyphs": (glyphs_table, "glyphs")}
 FIGURES = {"subspace": (plot_subspace, "evaluate"), "budgets": (plot_budgets, "budgets"),
-           "bench": (plot_bench, "bench")}
+           "bench": (plot_bench, "bench"), "glyphs": (plot_glyphs, "glyphs")}
 MARKED = re.compile(r"<!-- (?!end -->)([^\n]+?) -->\n.*?<!-- end -->", flags=re.DOTALL)
 
 
