@@ -88,22 +88,22 @@ def blind(s, adapter, source, target):
 
 # ---- baselines: an MLP on another LLM -----------------------------------------------------------
 
-def mix_nearest_words(s, mlp, source, target):
+def mix_nearest_words(s, mlp, source, target, choose=best_adapter):
     """Each token of an MLP becomes a mixture of its nearest words, in the target's embeddings."""
     tokens = words_of(s, source[1])
     mixed = [nearest_words(mlp, *source, tokens, temperature).set_basis(*target)
              for temperature in TEMPERATURES]
-    return best_adapter(mixed, *target, s.out, s.dataset)
+    return choose(mixed, *target, s.out, s.dataset)
 
 
-def map_linearly(s, mlp, source, target):
+def map_linearly(s, mlp, source, target, choose=best_adapter):
     """An MLP, then the linear map that best takes the source's embeddings of words to the
     target's."""
     known = [t for t in words_of(s, source[1]) if t in target[1].token_byte_values()]
     v = mlp(training_features(s)[:500].float().to(s.device)).flatten(0, 1)  # (n, C)
     e, e_target = embed(*source, known), embed(*target, known)  # (K, C), (K, C')
     mapped = [linear_map(mlp, v, e, e_target, strength) for strength in RIDGES]
-    return best_adapter(mapped, *target, s.out, s.dataset)
+    return choose(mapped, *target, s.out, s.dataset)
 
 
 def embed(llm, encoding, tokens):

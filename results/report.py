@@ -170,8 +170,11 @@ REAL = {"true words": "reads_list", "zero-shot LangBridge": "zero_shot_langbridg
         "control: shuffled words": "zero_shot_shuffled", "linear map, MLP": "zero_shot_linear_map",
         "nearest words, MLP": "zero_shot_nearest_words",
         "text baseline, LangBridge": "text_langbridge", "text baseline, MLP": "text_mlp",
+        "LangBridge, the swap alone": "zero_shot_swap_alone",
         "control: another picture": "zero_shot_other_picture", "nothing": "nothing",
         "chance": "chance"}
+READ = {f"vqa_by_type.{kind}": kind for kind in ("color", "shape", "where")} | {
+    "caption_f1": "caption F1"}  # of real_FILE_HASH.json
 TUNED = {"native MLP": "native_mlp", "native LangBridge": "native_langbridge",
          "transferred LangBridge": "transferred_langbridge", "fresh MLP": "fresh_mlp",
          "MLP, linear map": "tuned_linear_map", "MLP, nearest words": "tuned_nearest_words"}
@@ -206,15 +209,30 @@ def main_table(moved, trained):
     return markdown_table(["LLM", "adapter", *SCORES.values()], rows)
 
 
-def real_table(runs, types=("color", "shape"), show=mean_cell):
-    """What a real LLM answers with nothing trained on it."""
-    scores = {f"vqa_by_type.{kind}": kind for kind in types} | {"vqa": "vqa"}
-    llm, _, _ = runs[0]["target"].partition(".")
-    return score_table(runs, f"{llm} is shown", REAL, scores, show)
+def short(llm):
+    """What a table calls an LLM: "SmolLM2-135M-Instruct.Q4_1_1a2b3c4d" without what comes after
+    its name."""
+    return re.split(r"[.]Q|-q\d", llm)[0]
 
 
-def real_types_table(runs):
-    return f"{seeds_line(runs)}\n\n{real_table(runs, runs[0]['chance']['vqa_by_type'], cell)}"
+def real_table(runs, show=mean_cell):
+    """Several real_FILE_HASH.json: a column for each LLM, cells with all scores."""
+    llms = {}
+    for run in runs:
+        llms.setdefault(run["target"], []).append(run)
+    rows = [[title, *(" / ".join(show(look_up(its, f"{row}.{score}")) for score in READ)
+                      for its in llms.values())] for title, row in REAL.items()]
+    return markdown_table([" / ".join(READ.values()), *map(short, llms)], rows)
+
+
+def transcript_table(runs):
+    """The same of one seed: ten questions about the first two test pictures, and the answers from
+    zero-shot visual tokens; wrong ones are struck out."""
+    said = {run["target"]: [line.split(" | ") for line in run["zero_shot_langbridge_says"]]
+            for run in runs if run["seed"] == runs[0]["seed"]}
+    rows = [[question, truth, *(its[3] if its[3] == truth else f"~~{its[3]}~~" for its in same)]
+            for same in zip(*said.values()) for i, question, truth, _ in same[:1] if int(i) < 2]
+    return markdown_table(["question", "truth", *map(short, said)], rows)
 
 
 # ---- the words of the adapters -------------------------------------------------------------------
@@ -326,7 +344,8 @@ TABLES = {  # NAME: what makes it, from which files; NAME in FOLDER: the same of
     "main results": (main_table, "transfer", "results"),
     "results": (models_table, "results"), "types": (types_table, "results"),
     "transfer": (transfer_table, "transfer"), "reverse": (transfer_table, "transfer_reverse"),
-    "real": (real_table, "real_SmolLM2*"), "real types": (real_types_table, "real_SmolLM2*"),
+    "real": (real_table, "real_*"), "real types": (partial(real_table, show=cell), "real_*"),
+    "transcript": (transcript_table, "real_*"),
     "findings": (findings_table, "evaluate"), "budgets": (budgets_table, "budgets"),
     "glyphs": (glyphs_table, "glyphs")}
 FIGURES = {"subspace": (plot_subspace, "evaluate"), "budgets": (plot_budgets, "budgets"),
@@ -337,7 +356,7 @@ MARKED = re.compile(r"<!-- (?!end -->)([^\n]+?) -->\n.*?<!-- end -->", flags=re.
 def load(folders, file):
     """The JSON files of this name; what they say of a model or a row stands under its name."""
     runs = [json.loads(path.read_text(encoding="utf-8"))
-            for folder in sorted(folders) for path in folder.glob(f"{file}.json")]
+            for folder in sorted(folders) for path in sorted(folder.glob(f"{file}.json"))]
     return [run | run.get("vlm", {}) |
             {row["name"]: row.get("scores", row) for row in run.get("rows", [])} for run in runs]
 
@@ -360,7 +379,7 @@ def print_tables(folders):
     """The tables of what all of these --out folders have."""
     for name, (make, *files) in TABLES.items():
         runs = [load(folders, file) for file in files]
-        if all(len(found) == len(folders) for found in runs):
+        if all(found and len(found) % len(folders) == 0 for found in runs):
             with suppress(KeyError):  # rows or scores that these runs do not have
                 print(f"## {name}\n\n{make(*runs)}\n")
 
