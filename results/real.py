@@ -66,14 +66,18 @@ def attention(q, k, v, keys, values, window):
     A query sees the last `window` positions, its own included.
     """
     q = q.unflatten(1, (k.size(1), -1)) / math.sqrt(q.size(-1))  # (B, G, H/G, T, c)
-    before = torch.einsum("bgntc,gpc->bgntp", q, keys)  # (B, G, H/G, T, P)
-    own = torch.einsum("bgntc,bgsc->bgnts", q, k)  # (B, G, H/G, T, S)
     at = torch.arange(keys.size(1) + k.size(2), device=q.device)  # (P + S,)
     back = at[-q.size(3):, None] - at  # (T, P + S)
-    scores = torch.cat([before, own], -1).masked_fill((back < 0) | (back >= window), -math.inf)
-    before, own = scores.softmax(-1).tensor_split([keys.size(1)], dim=-1)
-    y = torch.einsum("bgntp,gpc->bgntc", before, values)  # (B, G, H/G, T, c)
-    return (y + torch.einsum("bgnts,bgsc->bgntc", own, v)).flatten(1, 2)  # (B, H, T, c)
+    far = min(keys.size(1), int((back >= window).all(0).sum()))  # what none of them sees
+    keys, values, unseen = keys[:, far:], values[:, far:], ((back < 0) | (back >= window))[:, far:]
+    before = torch.einsum("bgntc,gpc->gbntp", q, keys)  # (G, B, H/G, T, P)
+    own = torch.einsum("bgntc,bgsc->gbnts", q, k)  # (G, B, H/G, T, S)
+    for scores, mask in zip((before, own), unseen.tensor_split([keys.size(1)], dim=1)):
+        if mask.any():
+            scores.masked_fill_(mask, -math.inf)
+    total = torch.logaddexp(before.logsumexp(-1, True), own.logsumexp(-1, True))  # (.., T, 1)
+    y = torch.einsum("gbntp,gpc->bgntc", before.sub_(total).exp_(), values)  # (B, G, H/G, T, c)
+    return (y + torch.einsum("gbnts,bgsc->bgntc", own.sub_(total).exp_(), v)).flatten(1, 2)
 
 
 class OpenLLM:
@@ -98,8 +102,8 @@ class OpenLLM:
         self.weights = {name: torch.from_numpy(w).to(device) for name, w in weights.items()}
         self.embedding = torch.nn.Embedding.from_pretrained(self.weights["token_embd.weight"])
         self.blocks = [f"blk.{i}." for i in range(s.layers)]  # how their names begin
-        self.begun, self.before = [], {}  # the ids that every text begins with; their keys, values
-        self.beginnings = {}  # all that were read
+        # the ids that every text begins with, and their keys and values; all that were read
+        self.begun, self.before, self.beginnings = [], {}, {}
         gemma = s.family == "gemma3"
         self.neighbours, self.scale = s.family == "llama", math.sqrt(s.C) if gemma else 1.0
         self.gate = partial(F.gelu, approximate="tanh") if gemma else F.silu
@@ -297,9 +301,9 @@ class Prompted(VLM):
         """log p of all possible answers: [(picture, QA), ..] -> [{answer: log p}, ..]"""
         self.begin(False)
         likely, form = [{} for _ in asked], in_words if self.shots else lambda qa, answer: answer
-        prompts = [self.ids(prompt(qa.question)) for _, qa in asked]
         for pictures, cache in self.read(features):
-            about = {k: prompts[k] for k, (i, _) in enumerate(asked) if i in pictures}
+            about = {k: self.ids(prompt(qa.question))
+                     for k, (i, qa) in enumerate(asked) if i in pictures}
             for ks, ids in same_length(about, self.batch):
                 begun = pick(cache, [pictures.index(asked[k][0]) for k in ks])
                 x = self.llm.hidden(self.llm.embed(ids), begun)[:, -1:]  # (n, 1, C)
@@ -396,9 +400,8 @@ def make_set(s, stage, path):
         return choose(vlm.likely(pictures, exams[split][1]), without(split, vlm.write))
 
     def quality(vlm):
-        scenes, asked = exams["val"]
-        said = answers(vlm, "val", features["val"][:len(scenes)])
-        return sum(answer == qa.answer for answer, (_, qa) in zip(said, asked))
+        said = answers(vlm, "val", features["val"][:len(exams["val"][0])])
+        return sum(answer == qa.answer for answer, (_, qa) in zip(said, exams["val"][1]))
 
     seen, said = dict.fromkeys([*BRIDGES, *MLPS], features["test"][:n]), {}
     seen["zero_shot_other_picture"] = seen["text_mlp"].roll(n // 2, 0)
