@@ -173,8 +173,12 @@ REAL = {"true words": "reads_list", "zero-shot LangBridge": "zero_shot_langbridg
         "LangBridge, the swap alone": "zero_shot_swap_alone",
         "control: another picture": "zero_shot_other_picture", "nothing": "nothing",
         "chance": "chance"}
-READ = {f"vqa_by_type.{kind}": kind for kind in ("color", "shape", "where")} | {
-    "caption_f1": "caption F1"}  # of real_FILE_HASH.json
+REAL_FEW = {title: REAL[title] for title in (
+    "true words", "zero-shot LangBridge", "LangBridge, the swap alone",
+    "control: another picture", "chance")}
+KINDS = {kind: [f"vqa_by_type.{kind}"] for kind in ("color", "shape", "where")}
+READ = KINDS | {"caption F1": ["caption_f1"]}  # of real_FILE_HASH.json
+NAMED = {"color and shape": KINDS["color"] + KINDS["shape"]}
 TUNED = {"native MLP": "native_mlp", "native LangBridge": "native_langbridge",
          "transferred LangBridge": "transferred_langbridge", "fresh MLP": "fresh_mlp",
          "MLP, linear map": "tuned_linear_map", "MLP, nearest words": "tuned_nearest_words"}
@@ -209,30 +213,39 @@ def main_table(moved, trained):
     return markdown_table(["LLM", "adapter", *SCORES.values()], rows)
 
 
-def short(llm):
-    """What a table calls an LLM: "SmolLM2-135M-Instruct.Q4_1_1a2b3c4d" without what comes after
-    its name."""
-    return re.split(r"[.]Q|-q\d", llm)[0]
-
-
-def real_table(runs, show=mean_cell):
-    """Several real_FILE_HASH.json: a column for each LLM, cells with all scores."""
+def by_llm(runs):
+    """Several real_FILE_HASH.json: {LLM: its runs}, named by what precedes a type of weights, as in
+    SmolLM2-135M-Instruct.Q4_1_b179c952"""
     llms = {}
     for run in runs:
-        llms.setdefault(run["target"], []).append(run)
-    rows = [[title, *(" / ".join(show(look_up(its, f"{row}.{score}")) for score in READ)
-                      for its in llms.values())] for title, row in REAL.items()]
-    return markdown_table([" / ".join(READ.values()), *map(short, llms)], rows)
+        llms.setdefault(re.split(r"[.-][Qq]\d", run["target"])[0], []).append(run)
+    return llms
+
+
+def real_table(runs, rows=REAL, scores=READ):
+    """A column for each LLM; a cell has the mean of each group of scores."""
+    llms, made = by_llm(runs), []
+    for title, row in rows.items():
+        made.append([title])
+        for its in llms.values():
+            groups = [[x for name in names for x in look_up(its, f"{row}.{name}")]
+                      for names in scores.values() if row in its[0]]  # older files lack some
+            made[-1].append(" / ".join(f"{np.mean(group):.2f}"[1:] for group in groups))
+    return markdown_table([" / ".join(scores), *llms], made)
 
 
 def transcript_table(runs):
-    """The same of one seed: ten questions about the first two test pictures, and the answers from
-    zero-shot visual tokens; wrong ones are struck out."""
-    said = {run["target"]: [line.split(" | ") for line in run["zero_shot_langbridge_says"]]
-            for run in runs if run["seed"] == runs[0]["seed"]}
-    rows = [[question, truth, *(its[3] if its[3] == truth else f"~~{its[3]}~~" for its in same)]
-            for same in zip(*said.values()) for i, question, truth, _ in same[:1] if int(i) < 2]
-    return markdown_table(["question", "truth", *map(short, said)], rows)
+    """Of one seed, the first ten questions about test pictures, and all answers of zero-shot visual
+    tokens: who gave the right one, and the wrong ones."""
+    llms = by_llm(run for run in runs if run["seed"] == runs[0]["seed"])
+    names = [name.split("-")[0] for name in llms]
+    said = zip(*(run["zero_shot_langbridge_says"][:10] for run, in llms.values()))
+    rows = []
+    for lines in said:
+        (_, question, truth, _), *_ = parts = [line.split(" | ") for line in lines]
+        wrong = [f"{name}: {text}" for name, (*_, text) in zip(names, parts) if text != truth]
+        rows.append([question, truth, ", ".join(wrong)])
+    return markdown_table(["question", "truth", "wrong answers"], rows)
 
 
 # ---- the words of the adapters -------------------------------------------------------------------
@@ -344,7 +357,8 @@ TABLES = {  # NAME: what makes it, from which files; NAME in FOLDER: the same of
     "main results": (main_table, "transfer", "results"),
     "results": (models_table, "results"), "types": (types_table, "results"),
     "transfer": (transfer_table, "transfer"), "reverse": (transfer_table, "transfer_reverse"),
-    "real": (real_table, "real_*"), "real types": (partial(real_table, show=cell), "real_*"),
+    "real": (partial(real_table, rows=REAL_FEW, scores=NAMED), "real_*"),
+    "real types": (real_table, "real_*"),
     "transcript": (transcript_table, "real_*"),
     "findings": (findings_table, "evaluate"), "budgets": (budgets_table, "budgets"),
     "glyphs": (glyphs_table, "glyphs")}
