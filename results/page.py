@@ -48,12 +48,16 @@ def load_models(out):
 
 
 def real_answers(out):
-    """What real LLMs have answered zero-shot, {name: {(picture, question, truth): text}}, if
-    results/real.py has kept that: as "answers" in real_*.json, [[picture, question, truth, text]]
-    """
-    found = map(read_json, sorted(out.glob("real_*.json")))
-    return {f"LangBridge, {its['target']}, zero-shot": {
-        tuple(key): text for *key, text in its["answers"]} for its in found if its.get("answers")}
+    """What real LLMs have answered zero-shot, {name: {(picture, question, truth): text}}, from what
+    results/real.py has written, if there is any."""
+    answers = {}
+    for its in map(read_json, sorted(out.glob("real_*_*.json"))):  # FILE_HASH
+        if its["target"] in ("llm_source", "llm_target"):
+            continue
+        lines = [line.split(" | ", 3) for line in its["zero_shot_langbridge_says"]]
+        answers[f"LangBridge, {its['target']}, zero-shot"] = {
+            (int(i), question, truth): text for i, question, truth, text in lines}
+    return answers
 
 
 def questions(pictures, real):
