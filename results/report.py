@@ -332,13 +332,13 @@ def glyphs_table(runs):
 
 
 def plot_glyphs(path, runs):
-    """glyphs.json: of the names that a native adapter has right, which share is right zero-shot?"""
-    lines = {title: [] for title in LOSSES.values()}
-    for world in runs[0]["worlds"]:
-        for row in world["rows"]:
-            native, moved = (look_up([row], path)[0] for path in (NATIVE, ZERO_SHOT))
-            lines[LOSSES[row["name"]]].append((world["K/C"], moved / max(native, 1e-9)))
-    line_plot(path, "Right names, zero-shot / native", lines, "words / width (log)", high=1.2)
+    """glyphs.json: the right names of native and zero-shot adapters."""
+    lines = {f"{title}, {how}": [
+        (world["K/C"], look_up([row], row_path)[0])
+        for world in runs[0]["worlds"] for row in world["rows"] if row["name"] == name]
+        for name, title in LOSSES.items()
+        for how, row_path in (("native", NATIVE), ("zero-shot", ZERO_SHOT))}
+    line_plot(path, "Right names, by what trains W", lines, "words / width (log)")
 
 
 # ---- time ----------------------------------------------------------------------------------------
