@@ -117,8 +117,9 @@ def test_the_word_loss_is_0_for_a_bridge_that_says_the_caption_and_large_for_one
         adapter.W[-1].bias.data[[WORDS.index(word) for word in words]] = 50.0
         return word_loss(s, vlm, part, features).item()
 
-    assert loss(b" blue", b" circle") == pytest.approx(math.log(37 / 36), abs=0.01)
-    assert loss(b" blue", b" circle", b" red", b" top") == pytest.approx(math.log(74 / 36), abs=0.01)
+    true = b" blue", b" circle"
+    assert loss(*true) == pytest.approx(math.log(37 / 36), abs=0.01)
+    assert loss(*true, b" red", b" top") == pytest.approx(math.log(74 / 36), abs=0.01)
     assert loss(b" red") > 20
 
 
