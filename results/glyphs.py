@@ -2,10 +2,11 @@
 
     python results/glyphs.py     40 minutes; the scores of many commands, into glyphs.json
 
-Three worlds of 50, 200 and 800 glyphs, squares of 5 x 5 dots in a colour, with made-up names ('a
-red kobalu.'), in the format of --data. In each, two LLMs that are 64 wide and a ViT are trained
-once; then LangBridges by the LLM's loss, by the word loss, and by half of both. Interrupted? Run
-the same command again.
+Three worlds of 50, 200 and 800 glyphs, squares of 4 x 4 dots in a colour, with made-up names ('a
+red kobalu at the center.'), in the format of --data. (Where a caption names a place, training
+pictures are not enlarged or turned: our ViT cannot tell such dots apart then.) In each world, two
+LLMs that are 64 wide and a ViT are trained once; then LangBridges by the LLM's loss, by the word
+loss, and by half of both. Interrupted? Run the same command again.
 """
 import random
 import shutil
@@ -37,16 +38,16 @@ def make_world(folder, n):
     syllables = [c + v for c in "bdfgklmnprstvz" for v in "aeiou"]
     names = {"".join(rng.choices(syllables, k=rng.randint(1, 3))) for _ in range(3 * n)}
     for name in rng.sample(sorted(names - STOP_WORDS), n):
-        dots = rng.sample(range(25), 11)
+        dots = rng.sample(range(16), 8)
         for i in range(DRAWINGS):
             picture = Image.new("RGB", (48, 48), (rng.randint(200, 255),) * 3)
-            color, left, top = rng.choice(COLORS), rng.randint(0, 8), rng.randint(0, 8)
+            color = rng.choice(COLORS)
             for k in dots:
-                x, y = left + k % 5 * 8, top + k // 5 * 8
-                ImageDraw.Draw(picture).rectangle((x, y, x + 7, y + 7), fill=color)
+                x, y = k % 4 * 12, k // 4 * 12
+                ImageDraw.Draw(picture).rectangle((x, y, x + 11, y + 11), fill=color)
             picture.save(folder / f"{name}{i}.png")
             turns = [{"from": "human", "value": "what is this?"},
-                     {"from": "gpt", "value": f"a {color} {name}."}]
+                     {"from": "gpt", "value": f"a {color} {name} at the center."}]
             entries.append({"image": f"{name}{i}.png", "conversations": turns})
     write_json(folder / "train.json", entries)
 

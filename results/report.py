@@ -314,33 +314,6 @@ def plot_budgets(path, runs):
               "samples of stage 2 (log)")
 
 
-# ---- more words than dimensions ------------------------------------------------------------------
-
-LOSSES = {"LLM": "the LLM's loss", "both": "half of both", "words": "the word loss alone"}
-NATIVE, ZERO_SHOT = "aligned_langbridge.names_right", "zero_shot_langbridge.names_right"
-SAID = [f"langbridge_align.{split}.{share}" for share in ("heaviest_rare", "weight")
-        for split in ("train", "test")]
-
-
-def glyphs_table(runs):
-    """glyphs.json: in each world, a row for each loss."""
-    rows = [[world["names"], f"{world['K/C']:.1f}", LOSSES[row["name"]],
-             *(mean_cell(look_up([row], path)) for path in (NATIVE, ZERO_SHOT, *SAID))]
-            for world in runs[0]["worlds"] for row in world["rows"]]
-    return markdown_table(["names", "K / C", "trained by", "native", "zero-shot", "heaviest, train",
-                           "test", "weight, train", "test"], rows)
-
-
-def plot_glyphs(path, runs):
-    """glyphs.json: the right names of native and zero-shot adapters."""
-    lines = {f"{title}, {how}": [
-        (world["K/C"], look_up([row], row_path)[0])
-        for world in runs[0]["worlds"] for row in world["rows"] if row["name"] == name]
-        for name, title in LOSSES.items()
-        for how, row_path in (("native", NATIVE), ("zero-shot", ZERO_SHOT))}
-    line_plot(path, "Right names, by what trains W", lines, "words / width (log)")
-
-
 # ---- time ----------------------------------------------------------------------------------------
 
 def plot_bench(path, runs):
@@ -360,10 +333,9 @@ TABLES = {  # NAME: what makes it, from which files; NAME in FOLDER: the same of
     "real": (partial(real_table, rows=REAL_FEW, scores=NAMED), "real_*"),
     "real types": (real_table, "real_*"),
     "transcript": (transcript_table, "real_*"),
-    "findings": (findings_table, "evaluate"), "budgets": (budgets_table, "budgets"),
-    "glyphs": (glyphs_table, "glyphs")}
+    "findings": (findings_table, "evaluate"), "budgets": (budgets_table, "budgets")}
 FIGURES = {"subspace": (plot_subspace, "evaluate"), "budgets": (plot_budgets, "budgets"),
-           "bench": (plot_bench, "bench"), "glyphs": (plot_glyphs, "glyphs")}
+           "bench": (plot_bench, "bench")}
 MARKED = re.compile(r"<!-- (?!end -->)([^\n]+?) -->\n.*?<!-- end -->", flags=re.DOTALL)
 
 

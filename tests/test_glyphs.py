@@ -13,7 +13,7 @@ def test_a_world_is_drawn_once_and_every_loss_has_its_scores(tmp_path, monkeypat
     first, again = (glyphs.measure(tmp_path, 20, threads=1) for _ in range(2))
     entries = read_json(tmp_path / "pictures" / "train.json")
     assert len(entries) == 20 * glyphs.DRAWINGS and first == again
-    assert len({entry["conversations"][1]["value"].split()[-1] for entry in entries}) == 20
+    assert len({entry["conversations"][1]["value"].split()[2] for entry in entries}) == 20
     for row, name in zip(first["rows"], glyphs.LOSSES, strict=True):
         assert row["name"] == name and {"train", "test"} == {*row["langbridge_align"]}
         assert {"exact_match", "val"} <= {*row["aligned_langbridge"]}
