@@ -55,7 +55,7 @@ def real_answers(out):
         if its["target"] in ("llm_source", "llm_target"):
             continue
         lines = [line.split(" | ", 3) for line in its["zero_shot_langbridge_says"]]
-        answers[f"LangBridge, {its['target']}, zero-shot"] = {
+        answers[f"LangBridge, {its['target'].rpartition('_')[0]}, zero-shot"] = {
             (int(i), question, truth): text for i, question, truth, text in lines}
     return answers
 

@@ -39,7 +39,7 @@ def test_the_page_shows_what_the_run_holds_and_loads_nothing(out):
 def test_all_models_are_asked_what_a_real_llm_was_asked(out):
     path, question = out / "real_some_0.json", "what color is the star?"
     asked = [[0, question, "red", "red"], [1, question, "blue", ""]]
-    write_json(path, {"target": "some", "zero_shot_langbridge_says": [
+    write_json(path, {"target": "some_0", "zero_shot_langbridge_says": [
         " | ".join(map(str, its)) for its in asked]})
     run_here("results/page.py", "--out", out)
     path.unlink()
