@@ -203,13 +203,13 @@ def grounding(adapter, features, data):
 
 @torch.no_grad()
 def told(adapter, encoding, features, captions):
-    """Does a LangBridge say the words of captions? Shares, for features (B, N, D):
+    """Does a LangBridge say the content words of captions? Shares, for features (B, N, D):
 
-        heaviest        of pictures whose heaviest word is in their caption
+        heaviest        of pictures whose heaviest word is one of their caption's content words
         heaviest_rare   the same among words that are in less than a tenth of all captions
-        weight          of the weights: what the caption's words have; the empty word apart
+        weight          of the weights: what these words have; the empty word apart
     """
-    p = adapter.spoken(features)  # (B, K)
+    p = torch.cat([adapter.spoken(x) for x in features.split(100)])  # (B, K)
     said = adapter.words_in(encoding, [encoding.encode_ordinary(f" {text}") for text in captions])
     rare = p * (said.mean(0) < 0.1)  # (B, K)
     return {"heaviest": said.gather(1, p.argmax(1, keepdim=True)).mean().item(),
@@ -222,7 +222,7 @@ def top_words(adapter, features, pictures=40, count=5):
     """The heaviest words of the patches of the first pictures: their weights, in half precision,
     and which words of the adapter they are, 2 x (pictures, N, count)"""
     heaviest = adapter.weights(features[:pictures]).topk(min(count, len(adapter.tokens)))
-    return heaviest.values.half(), heaviest.indices.short()
+    return heaviest.values.half(), heaviest.indices.int()
 
 
 @torch.no_grad()
@@ -335,8 +335,9 @@ def study_captions(out, vlms, test, data):
         features["train"] = seen[:2000].float()
     captions = {split: [entry.turns[0][1] for entry in data.of[split][:len(x)]]
                 for split, x in features.items()}
-    for name in [name for name in vlms if "langbridge" in name]:
-        vlm = vlms[name]
+    for name, vlm in vlms.items():
+        if getattr(vlm.adapter, "coefficients", None) != "softmax":  # raw weights are no shares
+            continue
         found[name] = {split: told(vlm.adapter, vlm.encoding, x, captions[split])
                        for split, x in features.items()}
         print(f"{name}: the heaviest word is in the caption " + ", ".join(

@@ -184,7 +184,7 @@ def check(s):
     for name in ("llm_source_C", "llm_target_C", "vit_D"):
         expect(name, getattr(s, name) % (2 * s.H) == 0, f"a multiple of twice the {s.H} heads")
     expect("align_word_loss", s.align_word_loss == 0 or s.align_coefficients == "softmax",
-           "0 with linear weights, which are no shares")
+           "0 with linear weights, which are no shares: add --align_word_loss 0")
     expect("vit_size", s.vit_size % (3 * s.vit_patch) == 0 and s.vit_size <= 16 * s.vit_patch,
            f"3, 6, .. or 15 times --vit_patch {s.vit_patch}; 6 is best, as in rasters")
 
@@ -425,7 +425,7 @@ def answer_loss(s, vlm, part, features):
 def word_loss(s, vlm, part, features):
     """Do the patches of a LangBridge say the n content words of the caption? Summed over pictures.
 
-        loss = - mean over these words of ln p - ln n     (p: LangBridge.spoken; 0 is perfect)
+        loss = - mean over these words of ln p - ln n     (p: LangBridge.spoken; perfect: near 0)
 
     The LLM sees v = beta @ E alone. If there are more words than E has dimensions, many beta give
     one v: whichever W finds, its LLM is content, and another LLM reads nonsense. This loss says
