@@ -142,7 +142,7 @@ class LangBridge(nn.Module):
         m = m * torch.tensor([t != EMPTY for t in self.tokens], device=m.device)
         return m / (1 + m.sum(-1, keepdim=True))
 
-    def words_in(self, encoding, answers):
+    def said_in(self, encoding, answers):
         """Which words stand in answers, given as lists of ids; stop words and signs do not count:
         (B, K), 1 or 0"""
         said = [{*map(encoding.decode_single_token_bytes, ids)} for ids in answers]

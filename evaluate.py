@@ -210,7 +210,7 @@ def told(adapter, encoding, features, captions):
         weight          of the weights: what these words have; the empty word apart
     """
     p = torch.cat([adapter.spoken(x) for x in features.split(100)])  # (B, K)
-    said = adapter.words_in(encoding, [encoding.encode_ordinary(f" {text}") for text in captions])
+    said = adapter.said_in(encoding, [encoding.encode_ordinary(f" {text}") for text in captions])
     rare = p * (said.mean(0) < 0.1)  # (B, K)
     return {"heaviest": said.gather(1, p.argmax(1, keepdim=True)).mean().item(),
             "heaviest_rare": said.gather(1, rare.argmax(1, keepdim=True)).mean().item(),

@@ -432,7 +432,7 @@ def word_loss(s, vlm, part, features):
     which words, but not where they belong: that only the LLM knows.
     """
     x = features[[sample.picture for sample in part]].float().to(s.device)  # (B, N, D)
-    said = vlm.adapter.words_in(vlm.encoding, [
+    said = vlm.adapter.said_in(vlm.encoding, [
         [i for i, weight in zip(sample.ids, sample.weights) if weight] for sample in part])
     said, log_p = said.to(s.device), vlm.adapter.spoken(x).clamp_min(1e-12).log()  # 2 x (B, K)
     n = said.sum(1).clamp_min(1)  # (B,)

@@ -67,7 +67,7 @@ def test_words_of_answers_are_those_that_say_something():
     encoding = SOURCE[1]
     answers = [encoding.encode_ordinary(text) for text in (" a red circle.\n", " . at the top")]
     tokens = [*WORDS, b" the", b"."]
-    found = LangBridge(16, tokens).words_in(encoding, answers).bool()
+    found = LangBridge(16, tokens).said_in(encoding, answers).bool()
     assert [[t for t, there in zip(tokens, row) if there] for row in found] == [
         [b" red", b" circle"], [b" top"]]
 
