@@ -200,14 +200,14 @@ def load_settings(out):
 
 def open_stage(s, name):
     """A stage's folder and the settings that decide its result: its own, and those of the stages
-    that it builds on."""
+    that it builds on. Only transfer.py's stages, whose names have a slash, build on both LLMs."""
     last = name.split("/")[-1]
     parts = {"vit": ["vit_"], "llm_source": ["llm_"], "llm_target": ["llm_"]}.get(
         last, ["llm_", "vit_", "align_"] + ["instruct_"] * (not last.endswith("_align")))
     parts += ["H", "seed", "precision", "pictures", "test_pictures"]
-    other = {"llm_source": "llm_target", "llm_target": "llm_source"}.get(last, "none")
+    unread = "llm_source" if last == "llm_target" else "none" if "/" in name else "llm_target"
     settings = {k: v for k, v in asdict(s).items()
-                if k.startswith(tuple(parts)) and not k.startswith(other)}
+                if k.startswith(tuple(parts)) and not k.startswith(unread)}
     return Stage(s.out, name, settings | s.dataset.sums)
 
 

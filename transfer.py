@@ -17,14 +17,16 @@
     blind                      no picture                                                  yes
 
     with --rows all
-    paper_zero_shot, paper_transferred   raw weights of plain features, as in the paper's code
+    FORM_zero_shot, _aligned, _transferred    other LangBridges, see FORMS
+    zero_shot_own_mark         E is swapped, ' .' is the target's empty word      no       no
     tuned_linear_map, tuned_nearest_words, tuned_shuffled   as above              no       yes
     fresh_langbridge, _mlp     untrained                                          no       yes
     zero_shot_blind            no picture                                         no       no
     zero_shot_after_instruct, transferred_after_instruct    from the source's adapter after stage 2
 
 Stage 2 has the same budget in every row, by default half of train.py's: short enough for the
-start to matter. Finished rows are kept. Writes transfer.json into --out.
+start to matter. Each row has the learning rates that suit it best (RATES). Finished rows are kept.
+Writes transfer.json into --out.
 """
 import math
 import os
@@ -41,7 +43,7 @@ import torch.nn as nn
 import torch.nn.functional as F
 
 from adapter import EMPTY, LangBridge, MLPAdapter, fingerprint, load_adapter, token, written
-from data.corpus import GRID
+from data.corpus import DIALECTS, GRID
 from data.files import Refused, lock, write_json
 from data.run import Job, Parser, command, make_stages, number, say
 from evaluate import (TEMPERATURES, best_adapter, guesses, held_out, nearest_words, score_line,
@@ -53,7 +55,12 @@ from vision import ridge
 
 RIDGES = [0.1, 0.3, 1.0, 3.0]  # of the linear map; one is chosen on val
 PROBED = 1500  # labelled pictures that the probe has seen
-PAPER = dict(align_coefficients="linear", align_whiten=False, align_word_loss=0.0)
+FORMS = {  # the paper's LangBridge, and those between it and ours: settings of stage 1
+    "paper": dict(align_coefficients="linear", align_whiten=False, align_word_loss=0.0),
+    "linear": dict(align_coefficients="linear", align_word_loss=0.0),
+    "unwhitened": dict(align_whiten=False)}
+RATES = {  # of a row: times stage 2's learning rates. The best on val of seed 0, by budgets.py
+}
 
 
 # ---- swap the embeddings, and controls ----------------------------------------------------------
@@ -64,6 +71,13 @@ PAPER = dict(align_coefficients="linear", align_whiten=False, align_word_loss=0.
 def swap_embeddings(s, adapter, source, target):
     """The target's embeddings of the same words; W stays as it is. (For a native adapter this
     changes nothing.)"""
+    return adapter.set_basis(*target)
+
+
+def swap_own_mark(s, adapter, source, target):
+    """E is swapped, and the target's own word for an empty tile takes the place of ours."""
+    mark = DIALECTS[s.llm_target_dialect].empty.encode()
+    adapter.tokens = [mark if t == EMPTY else t for t in adapter.tokens]
     return adapter.set_basis(*target)
 
 
@@ -227,7 +241,13 @@ def all_rows(source, target):
     here, there = folders[source], folders[target]
     bridge, mlp, tuned = f"{here}langbridge_align", f"{here}mlp_align", f"{here}langbridge_instruct"
     own_bridge, own_mlp = f"{there}langbridge_align", f"{there}mlp_align"
-    paper = dict(start=f"paper_{source}/langbridge_align", changes=PAPER)
+    formed = []
+    for form, changes in FORMS.items():
+        its = dict(make=swap_embeddings, headline=False, changes=changes)
+        aligned, own = (f"{form}_{llm}/langbridge_align" for llm in (source, target))
+        formed += [Row(f"{form}_zero_shot", start=aligned, **its),
+                   Row(f"{form}_aligned", start=own, stage1=True, **its),
+                   Row(f"{form}_transferred", start=aligned, stage2=True, **its)]
     return [  # the most telling first
         Row("zero_shot_langbridge", swap_embeddings, bridge),
         Row("zero_shot_shuffled", shuffle_words, bridge),
@@ -242,8 +262,8 @@ def all_rows(source, target):
         Row("text_langbridge", swap_embeddings, bridge, text=True),
         Row("text_mlp", mix_nearest_words, mlp, text=True),
         Row("text_probe", probe, text=True),
-        Row("paper_zero_shot", swap_embeddings, **paper, headline=False),
-        Row("paper_transferred", swap_embeddings, **paper, stage2=True, headline=False),
+        *formed,
+        Row("zero_shot_own_mark", swap_own_mark, bridge, headline=False),
         Row("tuned_linear_map", map_linearly, mlp, stage2=True, headline=False),
         Row("tuned_nearest_words", mix_nearest_words, mlp, stage2=True, headline=False),
         Row("tuned_shuffled", shuffle_words, bridge, stage2=True, headline=False),
@@ -287,15 +307,18 @@ def adapter_jobs(s, start, llm):
     return jobs
 
 
-def jobs_for(s, tuned, rows, source, target, folder):
+def jobs_for(s, tuned, rows, source, target, folder, rate):
     """({row's name: the stage that holds its scores}, the Jobs that these rows need). Adapters are
-    made with the settings s, rows with `tuned`, whose stage 2 may be of another length."""
+    made with the settings s, rows with `tuned`, whose stage 2 may be of another length; a rate, if
+    given, is for all of them."""
     stages, jobs = {}, {}
     for row in rows:
         if "/" in row.start:  # train.py has not made this adapter
             llm = target if row.stage1 else source
             jobs |= adapter_jobs(replace(s, **row.changes), row.start, llm)
-        its = replace(tuned, **row.changes)
+        times = rate or RATES.get(row.name, 1.0)
+        its = replace(tuned, instruct_lr=times * s.instruct_lr,
+                      instruct_matrix_lr=times * s.instruct_matrix_lr, **row.changes)
         if row.stage1 and not row.stage2:  # a native adapter was scored when it was made
             stages[row.name] = open_stage(its, row.start)
             continue
@@ -323,27 +346,26 @@ def main():
     add("--reverse", action="store_true", help="from the target LLM to the source LLM")
     add("--rows", type=rows_asked, default="headline", help="headline (default), all, or names")
     add("--steps", type=number(1), help="steps of stage 2 (default: half of train.py's)")
-    add("--rate", type=number(0, 100, float), default=1.0, help="times stage 2's learning rates")
+    add("--rate", type=number(0, 100, float), help="times stage 2's learning rates, in all rows")
     add("--threads", type=number(0), default=0, help="CPU threads in all; 0: as many as cores")
     add("--device", help="cpu, cuda or mps (default: what train.py used)")
     args, began = parser.parse_args(), time.perf_counter()
     s = load_settings(args.out)
     s.threads, s.device = args.threads or os.cpu_count(), args.device or s.device
-    rates = {name: args.rate * getattr(s, name) for name in ("instruct_lr", "instruct_matrix_lr")}
-    tuned = replace(s, instruct_steps=args.steps or s.instruct_steps // 2, **rates)
+    tuned = replace(s, instruct_steps=args.steps or s.instruct_steps // 2)
     check(tuned)
     torch.set_num_threads(s.threads)
     lock(s.out)
     source, target, name = "llm_source", "llm_target", "transfer"
     if args.reverse:
         source, target, name = target, source, "transfer_reverse"
-    if args.steps or args.rate != 1:  # another budget than the usual one
-        name += f"_steps{tuned.instruct_steps}_rate{args.rate:g}"
+    if args.steps or args.rate:  # another budget than the usual one
+        name += f"_steps{tuned.instruct_steps}" + (f"_rate{args.rate:g}" if args.rate else "")
     for made in ("vit", source, target):  # refused now, not after training; so are other settings
         if open_stage(s, made).config() is None:
             raise Refused(f"{s.out!r} lacks {made}: run python train.py --out {quote(s.out)} first")
     rows = [r for r in all_rows(source, target) if r.name in args.rows and can_be_made(r, s)]
-    stages, jobs = jobs_for(s, tuned, rows, source, target, name)
+    stages, jobs = jobs_for(s, tuned, rows, source, target, name, args.rate)
     say(f"{source} to {target}: {len(rows)} rows, stage 2 of {tuned.instruct_steps} steps, "
         f"device {s.device}, {s.threads} threads")
     make_stages(s, jobs, say_scores)

@@ -63,17 +63,20 @@ TARGET = Dialect(PATTERNS["target"], sentences=[
      "ancient coins", "silk maps"],
     ["during winter", "for the gallery", "under glass", "by request", "without gloves",
      "since the flood"]])
+# targets that were not made to match the source, by one change and by all three
+MARK = dict(empty=" -", stop=" .")  # its empty word; ' .' is a full stop
+LINES = dict(lines=1)  # 3 lines of 6 words
+PHRASES = dict(sentences=[
+    "a {object} lies in the {place} part.", "in the {place} part, a {object}."])
 DIALECTS = {
-    "source": SOURCE, "target": TARGET,
-    # a target that was not made to match the source: ' -' is its empty word, ' .' a full stop; its
-    # grids have 3 lines of 6 words
-    "foreign": TARGET._replace(empty=" -", stop=" .", lines=1, sentences=[
-        "a {object} lies in the {place} part.", "in the {place} part, a {object}."])}
+    "source": SOURCE, "target": TARGET, "mark": TARGET._replace(**MARK),
+    "lines": TARGET._replace(**LINES), "phrases": TARGET._replace(**PHRASES),
+    "foreign": TARGET._replace(**MARK, **LINES, **PHRASES)}
 
 
 def raster(scene, rng, dialect="source"):
     """GRID lines of words. An object fills 2 x 2 tiles; each of its rows holds its colour and its
-    shape, in random order. (In 'foreign' half as many lines: an object fills 1 x 2 tiles.)"""
+    shape, in random order. (In 'lines' half as many: an object fills 1 x 2 tiles.)"""
     empty, lines = DIALECTS[dialect].empty, DIALECTS[dialect].lines
     tiles = [[empty] * GRID for _ in range(3 * lines)]
     for obj in scene:

@@ -1,10 +1,10 @@
-"""How much training does a transfer save? Stage 2 of several lengths, at the best learning rates.
+"""How much training does a transfer save? Stage 2 of several lengths.
 
-    python results/budgets.py     after train.py: the scores of many transfer.py, into budgets.json
+    python results/budgets.py            after train.py: many transfer.py, into budgets.json
+    python results/budgets.py --rates    how RATES of transfer.py were chosen, into rates.json
 
-Each length has a learning-rate schedule of its own: no run is the middle of a longer one. The
-learning rate of a row is the best of three on val, at the middle length. Interrupted? Run the same
-command again. `python results/report.py OUT` shows the scores as a table.
+Each length has a learning-rate schedule of its own: no run is the middle of a longer one.
+Interrupted? Run the same command again. `python results/report.py OUT` shows the scores as a table.
 """
 import subprocess
 import sys
@@ -16,9 +16,10 @@ sys.path.insert(0, str(ROOT))  # the project, one folder up
 from data.files import Refused, read_json, write_json
 from data.run import Parser, command
 from train import load_settings
+from transfer import all_rows
 
 LENGTHS = [50, 100, 200, 400, 800]  # steps of stage 2
-RATES = [0.5, 1.0, 2.0]  # times its learning rates
+GRID = [0.25, 0.5, 1.0, 2.0, 4.0, 8.0]  # times its learning rates
 ROWS = {  # of transfer.py: the same before stage 2, or None where that is untrained
     "native_langbridge": "aligned_langbridge", "transferred_langbridge": "zero_shot_langbridge",
     "native_mlp": "aligned_mlp", "tuned_linear_map": "zero_shot_linear_map",
@@ -32,36 +33,44 @@ def run(script, **flags):
         raise Refused(f"{script} has failed, for the reason above")
 
 
-def transfer(s, rows, steps, rate):
-    """The scores of some rows with so many steps of stage 2, {row: scores}"""
-    run("transfer.py", out=s.out, rows=",".join(rows), threads=s.threads, steps=steps, rate=rate)
-    made = read_json(Path(s.out) / f"transfer_steps{steps}_rate{rate:g}.json")
+def transfer(s, rows, **flags):
+    """The scores of some rows, {row: scores}, with such a --steps or --rate."""
+    run("transfer.py", out=s.out, rows=",".join(rows), threads=s.threads, **flags)
+    suffix = "".join(f"_{name}{value:g}" for name, value in flags.items())
+    made = read_json(Path(s.out) / f"transfer{suffix}.json")
     return {row["name"]: row["scores"] for row in made["rows"]}
 
 
-def measure(s):
-    """Every row at every length: its name, its rate, and its scores as points."""
-    middle = LENGTHS[len(LENGTHS) // 2]
-    before = transfer(s, filter(None, ROWS.values()), middle, 1.0)
-    tried = {rate: transfer(s, ROWS, middle, rate) for rate in RATES}
-    best, points = {}, {}
-    for row, start in ROWS.items():
-        points[row] = [{"samples": 0} | before[start]] if start else []
-        val = {rate: tried[rate][row]["val"] for rate in RATES}
-        best[row] = max(RATES, key=lambda rate: val[rate]["vqa"] + val[rate]["caption_f1"])
+def curves(s):
+    """Every row at every length: its name, and its scores as points."""
+    before = transfer(s, filter(None, ROWS.values()), steps=LENGTHS[0])
+    points = {row: [{"samples": 0} | before[start]] if start else []
+              for row, start in ROWS.items()}
     for steps in LENGTHS:
-        for rate in {*best.values()}:
-            rows = [row for row in ROWS if best[row] == rate]  # one command makes them all
-            for row, scores in transfer(s, rows, steps, rate).items():
-                points[row].append({"samples": steps * s.instruct_batch} | scores)
-    return [{"name": row, "rate": best[row], "points": points[row]} for row in ROWS]
+        for row, scores in transfer(s, ROWS, steps=steps).items():
+            points[row].append({"samples": steps * s.instruct_batch} | scores)
+    return [{"name": row, "points": its} for row, its in points.items()]
+
+
+def rates(s):
+    """Every row with stage 2 at every rate: its name, the rate that is best on val, and val's vqa
+    and caption F1 at each."""
+    rows = [row.name for row in all_rows("llm_source", "llm_target") if row.stage2]
+    made = {rate: transfer(s, rows, steps=s.instruct_steps // 2, rate=rate) for rate in GRID}
+    tried = {row: {rate: [made[rate][row]["val"][score] for score in ("vqa", "caption_f1")]
+                   for rate in GRID} for row in rows}
+    return [{"name": row, "best": max(GRID, key=lambda rate: sum(its[rate])), "val": its}
+            for row, its in tried.items()]
 
 
 def main():
     parser = Parser(__doc__)
     parser.add_argument("--out", default="out", help="the folder of train.py (default: out)")
-    s = load_settings(parser.parse_args().out)
-    path = Path(s.out) / "budgets.json"
+    parser.add_argument("--rates", action="store_true", help="try the learning rates of GRID")
+    args = parser.parse_args()
+    s = load_settings(args.out)
+    measure = rates if args.rates else curves
+    path = Path(s.out) / ("rates.json" if args.rates else "budgets.json")
     write_json(path, {"seed": s.seed, "rows": measure(s)})
     print(f"\nScores: {path}. As a table: python results/report.py {s.out}")
 

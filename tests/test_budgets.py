@@ -1,26 +1,44 @@
 """results/budgets.py: each length is a run of its own, at the rate that is best on val."""
 import shutil
 from dataclasses import replace
+from pathlib import Path
 
+import pytest
 from conftest import run_flags
 
 from data.files import read_json
 from results import budgets
 from train import load_settings
-from transfer import all_rows
+from transfer import RATES, all_rows
+
+TUNED = [row.name for row in all_rows("llm_source", "llm_target") if row.stage2]
 
 
-def test_each_length_is_run_at_the_rate_that_is_best_on_val(out, tmp_path, monkeypatch):
-    assert {*budgets.ROWS, *budgets.ROWS.values()} <= {
-        None, *(row.name for row in all_rows("llm_source", "llm_target"))}
-    folder = shutil.copytree(out, tmp_path / "out")
-    starts = {"transferred_langbridge": "zero_shot_langbridge", "fresh_mlp": None}
-    for name, value in (("ROWS", starts), ("LENGTHS", [2, 4]), ("RATES", [0.5, 2.0])):
-        monkeypatch.setattr(budgets, name, value)
+@pytest.fixture
+def s(out, tmp_path, monkeypatch):
+    """The settings of a copy of the smoke run, and a few short runs to make."""
+    monkeypatch.setattr(budgets, "ROWS", {
+        "transferred_langbridge": "zero_shot_langbridge", "fresh_mlp": None})
+    monkeypatch.setattr(budgets, "LENGTHS", [2, 4])
     monkeypatch.setattr(budgets, "run", run_flags)
-    bridge, mlp = budgets.measure(replace(load_settings(folder), threads=1))
+    return replace(load_settings(shutil.copytree(out, tmp_path / "out")), threads=1)
+
+
+def test_each_length_is_a_run_of_its_own(s):
+    bridge, mlp = budgets.curves(s)
     assert [of["samples"] for of in bridge["points"] + mlp["points"]] == [0, 16, 32, 16, 32]
-    made = sorted(folder.glob("transfer_steps4_rate*/fresh_mlp/config.json"))
-    vals = [read_json(path)["scores"]["val"] for path in made]
-    low, high = (val["vqa"] + val["caption_f1"] for val in vals)
-    assert mlp["rate"] == (2.0 if high > low else 0.5)
+    made = read_json(Path(s.out, "transfer_steps4/fresh_mlp/config.json"))
+    assert mlp["points"][-1]["vqa"] == made["scores"]["vqa"]
+
+
+def test_the_rate_of_a_row_is_the_best_on_val(s, monkeypatch):
+    assert {*budgets.ROWS, *RATES} <= {*TUNED}
+    monkeypatch.setattr(budgets, "GRID", [0.5, 50.0])
+    monkeypatch.setattr(budgets, "all_rows", lambda *llms: [
+        row for row in all_rows(*llms) if row.name == "fresh_mlp"])
+    row, = budgets.rates(s)
+    low, high = (sum(row["val"][rate]) for rate in budgets.GRID)
+    assert row["best"] == budgets.GRID[high > low]
+    made = read_json(Path(s.out, "transfer_steps10_rate50/fresh_mlp/config.json"))
+    assert made["scores"]["val"]["vqa"] == row["val"][50.0][0]
+    assert made["settings"]["instruct_lr"] == pytest.approx(50 * s.instruct_lr)

@@ -18,7 +18,8 @@ from data.world import make_scene, patches_of
 from evaluate import load_vlm
 from model import GPT, load_llm
 from train import load_settings, new_adapter
-from transfer import Probe, TopWords, all_rows, from_tiles, in_tiles, linear_map, shuffle_words
+from transfer import (RATES, Probe, TopWords, all_rows, from_tiles, in_tiles, linear_map,
+                      shuffle_words, swap_own_mark)
 
 LLMS = "llm_source", "llm_target"
 ROWS = all_rows(*LLMS)
@@ -77,11 +78,19 @@ def test_shuffled_words_are_the_same_words_in_an_order_of_the_seed():
         assert sorted(order) == sorted(WORDS) and order.index(EMPTY) == WORDS.index(EMPTY)
 
 
+def test_the_targets_own_mark_takes_the_place_of_the_empty_word():
+    target = make_llm("mark", 32)
+    for dialect, mark in (("mark", b" -"), ("target", EMPTY)):
+        s, adapter = SimpleNamespace(llm_target_dialect=dialect), LangBridge(16, WORDS)
+        assert swap_own_mark(s, adapter, None, target).tokens == [mark, *WORDS[1:]]
+        assert torch.equal(adapter.E[0], transfer.embed(*target, [mark])[0])
+
+
 # ---- rows ----------------------------------------------------------------------------------------
 
 def test_rows_have_names_of_their_own_and_can_be_sent_to_other_processes(out):
-    assert len({row.name for row in pickle.loads(pickle.dumps(ROWS))}) == len(ROWS) == 23
-    assert [row.headline for row in ROWS] == [True] * 13 + [False] * 10
+    assert len({row.name for row in pickle.loads(pickle.dumps(ROWS))}) == len(ROWS) == 31
+    assert [row.headline for row in ROWS] == [True] * 13 + [False] * 18
     s = replace(load_settings(out), vit_patch=16)
     assert sum(not transfer.can_be_made(row, s) for row in ROWS) == 3  # those of text
 
@@ -147,7 +156,8 @@ def test_a_tuned_row_is_loaded_as_it_was_trained_and_others_hold_no_model(moved)
 
 
 @pytest.mark.parametrize("args, name, rates", [  # the rates of what is made
-    (["all"], "transfer", []), (["blind", "--steps", 3], "transfer_steps3_rate1", [1e-3]),
+    (["all"], "transfer", []),
+    (["blind", "--steps", 3], "transfer_steps3", [1e-3 * RATES.get("blind", 1)]),
     (["transferred_after_instruct", "--reverse", "--rate", 2], "transfer_reverse_steps10_rate2",
      [1e-3, 2e-3])])  # of the adapter that this row needs, and of its own stage 2
 def test_again_redoes_nothing_and_another_budget_has_files_of_its_own(moved, args, name, rates):
