@@ -183,6 +183,7 @@ def check(s):
         open_encoding(name)  # refused now, not after training
     for name in ("llm_source_C", "llm_target_C", "vit_D"):
         expect(name, getattr(s, name) % (2 * s.H) == 0, f"a multiple of twice the {s.H} heads")
+    expect("align_K", s.align_K != 1, "0, or at least 2: the empty word is one of them")
     expect("align_word_loss", s.align_word_loss == 0 or s.align_coefficients == "softmax",
            "0 with linear weights, which are no shares: add --align_word_loss 0")
     expect("vit_size", s.vit_size % (3 * s.vit_patch) == 0 and s.vit_size <= 16 * s.vit_patch,

@@ -183,7 +183,8 @@ class GGUF:
 
     def string(self):
         try:
-            return str(self.take(self.number("Q")), "utf-8")
+            n = int.from_bytes(self.take(8), "little")  # there are many: sooner than self.number
+            return str(self.take(n), "utf-8")
         except UnicodeDecodeError:
             self.expect(False, f"it is damaged: no text at byte {self.at}")
 
@@ -242,7 +243,8 @@ class GGUF:
         shape, blocks, decode = self.tensors[name]
         with np.errstate(all="ignore"):  # damaged weights are reported below
             values = decode(blocks).reshape(shape)
-        self.expect(np.isfinite(values).all(), f"it is damaged: not all of {name!r} is finite")
+        ends = values.min(), values.max()  # not a number, if one of them is none
+        self.expect(np.isfinite(ends).all(), f"it is damaged: not all of {name!r} is finite")
         return values
 
 

@@ -7,7 +7,8 @@
 
 results/json/seed0/ holds what the commands wrote into the --out folder of seed 0, and so on. A cell
 has the mean over the seeds and, for two or more of them, half the width of its 95% interval
-(Student's t). Nothing is measured here, and nothing of the project is imported.
+(Student's t). A row that only some seeds have says how many. Nothing is measured here, and nothing
+of the project is imported.
 
 A table's NAME is one of TABLES; "NAME in FOLDER" is made from another folder of results/json/.
 """
@@ -26,8 +27,10 @@ RESULTS = Path(__file__).parent
 JSON = RESULTS / "json"
 SCORES = {"vqa": "vqa", "caption_f1": "caption F1", "pope_acc": "yes/no",
           "comp_vqa": "unseen pairs"}
+BOTH = ("vqa", "caption_f1")
 OWN_SCORES = {"exact_match": "exact match", "token_f1": "token F1", "names_right": "right names"}
 T = [12.706, 4.303, 3.182, 2.776, 2.571, 2.447, 2.365, 2.306, 2.262]  # for 2 to 10 seeds
+LEVEL = 0.97, 1.03  # two rows are level if the interval of their ratio lies within
 
 
 # ---- numbers and cells ---------------------------------------------------------------------------
@@ -47,6 +50,12 @@ def cell(values):
     return f"{mean:.3f} ± {half:.3f}" if half >= 0.0005 else f"{mean:.3f}"
 
 
+def ratio_cell(values):
+    mean, half = interval(values)
+    level = len(values) > 1 and LEVEL[0] <= mean - half and mean + half <= LEVEL[1]
+    return cell(values) + " (level)" * level
+
+
 def mean_cell(values):
     """The mean alone, as .987"""
     return f"{np.mean(values):.3f}".removeprefix("0")
@@ -60,16 +69,31 @@ def look_up(runs, path):
     return values
 
 
+def having(runs, *paths):
+    """The runs that have all of these rows."""
+    return [run for run in runs if {path.split(".")[0] for path in paths} <= {*run}]
+
+
 def ratios(runs, above, below, score):
-    """A score of one row over that of another, paired: one for each run."""
+    """A score of one row over that of another, paired: one for each run that has both."""
+    runs = having(runs, above, below)
     a, b = (look_up(runs, f"{row}.{score}") for row in (above, below))
     return [x / max(y, 1e-9) for x, y in zip(a, b)]
 
 
 def score_rows(runs, where, scores, show=cell):
     """For each {title: path}: the title, and a cell for each score at this path."""
-    return [[title, *(show(look_up(runs, f"{path}.{score}")) for score in scores)]
-            for title, path in where.items()]
+    rows = []
+    for title, path in where.items():
+        its = having(runs, path)
+        few = f" ({len(its)} seeds)" * (len(its) < len(runs))
+        rows.append([title + few, *(show(look_up(its, f"{path}.{score}")) for score in scores)])
+    return rows
+
+
+def both(runs, path):
+    """Mean vqa and caption F1 at a path, as .938 / .802"""
+    return " / ".join(mean_cell(look_up(runs, f"{path}.{score}")) for score in BOTH)
 
 
 def markdown_table(header, rows):
@@ -156,7 +180,8 @@ def types_table(runs):
 
 RATIOS = [("zero_shot_langbridge", "aligned_langbridge"),  # both after align
           ("transferred_langbridge", "native_langbridge"), ("transferred_langbridge", "native_mlp"),
-          ("transferred_langbridge", "tuned_linear_map")]
+          ("transferred_langbridge", "tuned_linear_map"),
+          *((f"{form}_zero_shot", f"{form}_aligned") for form in ("paper", "linear", "unwhitened"))]
 HEADLINE = {"LangBridge, zero-shot: swap E, train nothing": "zero_shot_langbridge",
             "LangBridge, native: aligned on this LLM": "aligned_langbridge",
             "control: LangBridge with its words shuffled": "zero_shot_shuffled",
@@ -185,20 +210,41 @@ TUNED = {"native MLP": "native_mlp", "native LangBridge": "native_langbridge",
 
 
 def transfer_table(runs):
-    """Several transfer.json: the rows that all of them have, and ratios between rows."""
-    first, where = runs[0], {}
+    """Several transfer.json: all rows, and ratios between rows."""
+    first = runs[0]
     scores = SCORES if "vqa" in first["chance"] else OWN_SCORES
-    for row in first["rows"]:
-        if all(row["name"] in run for run in runs):
-            where[row["name"] + " *" * (row["stage1"] or row["stage2"])] = row["name"]
-    paired = [[f"{a} / {b}", *(cell(ratios(runs, a, b, score)) for score in scores)]
+    where = {row["name"] + " *" * (row["stage1"] or row["stage2"]): row["name"]
+             for row in first["rows"]}
+    paired = [[f"{a} / {b}", *(ratio_cell(ratios(runs, a, b, score)) for score in scores)]
               for a, b in RATIOS if {a, b} <= {*where.values()}]
     where |= {"majority": "majority", "chance": "chance"}
     return "\n\n".join([
-        f"{first['source']} to {first['target']}. {seeds_line(runs)} Ratios are within a seed.\n"
+        f"{first['source']} to {first['target']}. {seeds_line(runs)} Ratios are within a seed; "
+        f"level: all of the interval in {LEVEL[0]} to {LEVEL[1]}.\n"
         f"(* trained on the target LLM, {first['stage2_samples']:,} samples in stage 2)",
         score_table(runs, "on the target LLM", where, scores),
         markdown_table(["ratio", *scores.values()], paired)])
+
+
+def rates_table(runs):
+    """rates.json: val's scores at each learning rate of stage 2."""
+    rows = [[row["name"], f"{row['best']:g}", *(" / ".join(map(mean_cell, its))
+             for its in row["val"].values())] for row in runs[0]["rows"]]
+    tried = [f"{float(rate):g}" for rate in runs[0]["rows"][0]["val"]]
+    return markdown_table(["val: vqa / caption F1", "best", *tried], rows)
+
+
+def targets_table(runs, moved):
+    """Several targets.json, beside the usual target of transfer.json."""
+    rows = {"usual": having(moved, "text_probe")} | {
+        row["name"]: look_up(runs, row["name"]) for row in runs[0]["rows"]}
+    columns = {"true words, as text": "text_probe", "its words, as text": "text_langbridge",
+               "zero-shot": "zero_shot_langbridge", "with its mark": "zero_shot_own_mark",
+               "native": "aligned_langbridge", "transferred": "transferred_langbridge",
+               "native, after instruct": "native_langbridge"}
+    cells = [[name, *(both(having(its, row), row) if having(its, row) else ""
+                      for row in columns.values())] for name, its in rows.items()]
+    return markdown_table(["vqa / caption F1", *columns], cells)
 
 
 def rows_table(rows, runs):
@@ -248,6 +294,33 @@ def transcript_table(runs):
     return markdown_table(["question", "truth", "wrong answers"], rows)
 
 
+# ---- more words than dimensions ------------------------------------------------------------------
+
+LOSSES = {"LLM": "the LLM's loss", "both": "half of both", "words": "the word loss alone"}
+NATIVE, ZERO_SHOT = "aligned_langbridge", "zero_shot_langbridge"
+MEASURED = [f"{NATIVE}.names_right", f"{ZERO_SHOT}.names_right",
+            *(f"langbridge_align.{split}.{share}" for share in ("heaviest_rare", "weight")
+              for split in ("train", "test"))]
+
+
+def glyphs_table(runs):
+    """glyphs.json: in each world, a row for each loss."""
+    rows = [[str(world["names"]), f"{world['K/C']:.1f}", LOSSES[row["name"]],
+             *(mean_cell(look_up([row], path)) for path in MEASURED)]
+            for world in runs[0]["worlds"] for row in world["rows"]]
+    return markdown_table(["names", "K / C", "trained by", "native", "zero-shot", "heaviest, train",
+                           "test", "weight, train", "test"], rows)
+
+
+def plot_glyphs(path, runs):
+    """glyphs.json: what zero-shot keeps of a native adapter's right names."""
+    lines = {title: [(world["K/C"], *ratios([row], ZERO_SHOT, NATIVE, "names_right"))
+                     for world in runs[0]["worlds"] for row in world["rows"] if row["name"] == name]
+             for name, title in LOSSES.items()}
+    line_plot(path, "Right names: zero-shot / native, by what trains W", lines,
+              "words / width (log)", high=1.25)
+
+
 # ---- the words of the adapters -------------------------------------------------------------------
 
 def findings_table(runs):
@@ -293,17 +366,21 @@ def reaches(curve, goal):
 
 
 def budgets_table(runs):
-    """Several budgets.json: a row for each start, a column for each length of stage 2."""
-    longest, rows = budget_curve(runs, "native_mlp", "vqa"), []
-    goal, samples = 0.95 * longest[-1][1], [x for x, *_ in longest]
+    """Several budgets.json: a row for each start, a column for each length of stage 2; then the
+    samples at which its mean curves reach shares of a native MLP's last scores."""
+    goals, rows = [], []
+    for score in BOTH:
+        longest = budget_curve(runs, "native_mlp", score)
+        goals += [(score, share * longest[-1][1]) for share in (0.9, 0.95)]
+    samples = [point["samples"] for point in runs[0]["native_mlp"]["points"]]
     for name in (row["name"] for row in runs[0]["rows"]):
-        vqa, f1 = (budget_curve(runs, name, score) for score in ("vqa", "caption_f1"))
-        cells = {a[0]: f"{mean_cell(a[1])} / {mean_cell(b[1])}" for a, b in zip(vqa, f1)}
-        rates = {f"{rate:g}" for rate in look_up(runs, f"{name}.rate")}
-        rows.append([name, "; ".join(sorted(rates)), *(cells.get(x, "") for x in samples),
-                     reaches(vqa, goal)])
+        cells = {point["samples"]: both(runs, f"{name}.points.{i}")
+                 for i, point in enumerate(runs[0][name]["points"])}
+        rows.append([name, *(cells.get(x, "") for x in samples),
+                     *(reaches(budget_curve(runs, name, score), goal) for score, goal in goals)])
+    header = [f"{SCORES[score]} {goal:.3f} at" for score, goal in goals]
     return f"{seeds_line(runs)}\n\n" + markdown_table(
-        ["vqa / caption F1", "rate", *(f"{x:,}" for x in samples), f"vqa {goal:.3f} at"], rows)
+        ["vqa / caption F1", *(f"{x:,}" for x in samples), *header], rows)
 
 
 def plot_budgets(path, runs):
@@ -330,12 +407,14 @@ TABLES = {  # NAME: what makes it, from which files; NAME in FOLDER: the same of
     "main results": (main_table, "transfer", "results"),
     "results": (models_table, "results"), "types": (types_table, "results"),
     "transfer": (transfer_table, "transfer"), "reverse": (transfer_table, "transfer_reverse"),
+    "glyphs": (glyphs_table, "glyphs"), "rates": (rates_table, "rates"),
+    "targets": (targets_table, "targets", "transfer"),
     "real": (partial(real_table, rows=REAL_FEW, scores=NAMED), "real_*"),
     "real types": (real_table, "real_*"),
     "transcript": (transcript_table, "real_*"),
     "findings": (findings_table, "evaluate"), "budgets": (budgets_table, "budgets")}
 FIGURES = {"subspace": (plot_subspace, "evaluate"), "budgets": (plot_budgets, "budgets"),
-           "bench": (plot_bench, "bench")}
+           "glyphs": (plot_glyphs, "glyphs"), "bench": (plot_bench, "bench")}
 MARKED = re.compile(r"<!-- (?!end -->)([^\n]+?) -->\n.*?<!-- end -->", flags=re.DOTALL)
 
 
