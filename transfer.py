@@ -56,9 +56,10 @@ from vision import ridge
 RIDGES = [0.1, 0.3, 1.0, 3.0]  # of the linear map; one is chosen on val
 PROBED = 1500  # labelled pictures that the probe has seen
 FORMS = {  # the paper's LangBridge, and those between it and ours: settings of stage 1
-    "paper": dict(align_coefficients="linear", align_whiten=False, align_word_loss=0.0),
-    "linear": dict(align_coefficients="linear", align_word_loss=0.0),
-    "unwhitened": dict(align_whiten=False)}
+    "paper": dict(align_coefficients="linear", align_whiten=False, align_word_loss=0.0,
+                  align_lr=0.002),  # the best of five on val
+    "linear": dict(align_coefficients="linear", align_word_loss=0.0, align_lr=0.002),  # again
+    "unwhitened": dict(align_whiten=False)}  # .006, as for ours, is the best of three
 RATES = {  # of a row: times stage 2's learning rates. The best on val of seed 0, by budgets.py
 }
 

@@ -183,8 +183,7 @@ class GGUF:
 
     def string(self):
         try:
-            n = int.from_bytes(self.take(8), "little")  # there are many: sooner than self.number
-            return str(self.take(n), "utf-8")
+            return str(self.take(int.from_bytes(self.take(8), "little")), "utf-8")
         except UnicodeDecodeError:
             self.expect(False, f"it is damaged: no text at byte {self.at}")
 
@@ -243,8 +242,7 @@ class GGUF:
         shape, blocks, decode = self.tensors[name]
         with np.errstate(all="ignore"):  # damaged weights are reported below
             values = decode(blocks).reshape(shape)
-        ends = values.min(), values.max()  # not a number, if one of them is none
-        self.expect(np.isfinite(ends).all(), f"it is damaged: not all of {name!r} is finite")
+        self.expect(np.isfinite(values).all(), f"it is damaged: not all of {name!r} is finite")
         return values
 
 

@@ -428,7 +428,7 @@ def compare(s, args):
     sets, jobs = {}, []
     llms = {known_as(path): path for path in args.files} | dict(zip(OURS, OURS))
     for name, path in llms.items():
-        settings = open_stage(s, "real").settings | {
+        settings = open_stage(s, "real/set").settings | {
             "shots": 0 if name in OURS else args.shots, "about": s.test_pictures}
         sets[name] = [Stage(s.out, f"real/{name}/set{seed}", settings | {"examples": seed})
                       for seed in range(1 if name in OURS else SETS)]
