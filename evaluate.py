@@ -21,7 +21,6 @@ from pathlib import Path
 
 import numpy as np
 import torch
-import torch.nn.functional as F
 
 with suppress(ImportError):
     import readline  # noqa: F401  arrow keys in a conversation, where Python has it
@@ -230,34 +229,29 @@ def subspace(vlm, features, data, pictures=100):
     """Do visual tokens lie near the words that describe them? (the paper's study of stage 1)
 
     Tokens and embeddings both have a large common component, so means are removed first.
-      own_cos, other_cos: mean cosine of an object's patches to its own words, and to the other
-                          words for objects
-      explained_own: share of these patches' energy in the span of the words for the picture's
+      explained_own: share of the energy of objects' patches in the span of the words for these
                      objects and their places, |P v|^2 / |v|^2
       explained_random: the same for as many random words of the vocabulary
     Each is [mean, half-width of its 95% interval over pictures].
     """
     v = vlm.adapter(features[:pictures])  # (B, N, C)
     v = v - v.mean((0, 1))
-    names = [word for words in data.kinds.values() for word in words]
     vocabulary = readable(vlm.encoding.token_byte_values())
-    E = {word: vlm.embed(vlm.encoding.encode_ordinary(f" {word}"))[0].mean(0)  # (C,), of its tokens
-         for word in {*vocabulary, *names, *data.place_words}}
-    mean = torch.stack([E[word] for word in vocabulary]).mean(0)  # (C,)
-    E = {word: e - mean for word, e in E.items()}
-    unit = F.normalize(torch.stack([E[name] for name in names]), dim=-1)  # (names, C)
+
+    def embed(words):
+        """The mean of each word's tokens: (words, C)"""
+        ids = [vlm.encoding.encode_ordinary(f" {word}") for word in words]
+        return torch.stack([vlm.embed(its)[0].mean(0) for its in ids])
+
+    mean = embed(vocabulary).mean(0)  # (C,)
 
     def explained(patches, words):
-        basis = torch.linalg.qr(torch.stack([E[word] for word in words]).T)[0]  # (C, words)
+        basis = torch.linalg.qr((embed(words) - mean).T)[0]  # (C, words)
         return ((patches @ basis).square().sum() / patches.square().sum()).item()
 
     measured, rng = defaultdict(list), np.random.default_rng(0)
     for _, objects in groupby(data.seen("test", v), key=lambda pair: pair[0].picture):
         seen, patches = zip(*objects)  # what they are, and the patches of each (patches, C)
-        cos = (F.normalize(torch.stack(patches), dim=-1) @ unit.T).mean(1)  # (objects, names)
-        own = torch.tensor([[name in o.words.values() for name in names] for o in seen])
-        measured["own_cos"].append(cos[own].mean().item())
-        measured["other_cos"].append(cos[~own].mean().item())
         true = sorted({word for o in seen for word in [*o.words.values(), *o.place]})
         others = [word for word in vocabulary if word not in true]
         some = rng.choice(others, min(len(true), len(others)), replace=False)

@@ -55,7 +55,6 @@ class Shapes:
     request = CAPTION_REQUESTS[0]  # asks for a caption
     example_picture = "results/picture.png"
     kinds = {"color": COLORS, "shape": SHAPES}
-    place_words = sorted(set(" ".join(PLACES).split()))
     texts = staticmethod(corpus.texts_of)
     document = staticmethod(corpus.document)
     examine = staticmethod(scoring.examine)
