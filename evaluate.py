@@ -51,12 +51,10 @@ def open_data(out):
 
 
 def held_out(out, device="cpu", splits=None, data=None):
-    """The frozen features of the exam's splits, or of others: {split: (pictures, N, D)}; no more
-    pictures than `data` has, where given."""
-    data = data or open_data(out)
+    """The frozen features of the exam's splits, or of others: {split: (pictures, N, D)}"""
+    splits = splits or (data or open_data(out)).EXAM
     features = read_tensors(Path(out) / "vit" / "features.pt", mmap=True)
-    return {split: features[split][:data.count(split)].float().to(device)
-            for split in splits or data.EXAM}
+    return {split: features[split].float().to(device) for split in splits}
 
 
 def load_vlm(out, name):

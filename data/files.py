@@ -12,8 +12,8 @@ A file of a finished stage is compared with its hash before it is used.
 import functools
 import hashlib
 import json
-import shutil
 import subprocess
+from contextlib import suppress
 from pathlib import Path
 
 import torch
@@ -144,16 +144,11 @@ def lock(out):
         pass
 
 
-def find_commit():
-    """The commit of this code, with a + if files were changed since; "" where git knows none."""
-    if not shutil.which("git"):
-        return ""
-    command = ["git", "describe", "--always", "--dirty=+", "--exclude=*"]
-    where = {"cwd": Path(__file__).parent}
-    return subprocess.run(command, capture_output=True, text=True, **where).stdout.strip()
-
-
-COMMIT = find_commit()  # when the code was loaded
+COMMIT = ""  # of this code, when it was loaded, with a + if files were changed since
+with suppress(OSError):  # there may be no git
+    describe = ["git", "describe", "--always", "--dirty=+", "--exclude=*"]
+    COMMIT = subprocess.run(describe, capture_output=True, text=True,
+                            cwd=Path(__file__).parent).stdout.strip()
 
 
 class Stage:
