@@ -14,7 +14,7 @@ from conftest import ROOT, WORDS, make_llm
 from adapter import LangBridge, MLPAdapter
 from data.dataset import Shapes
 from data.files import Refused
-from model import GPT, VLM, GPTConfig, ShortConv, attention, pick
+from model import GPT, VLM, GPTConfig, ShortConv, attention
 from transfer import Probe, TopWords
 from vision import CLIP, ViT, ViTConfig, probe
 
@@ -69,15 +69,6 @@ def test_cached_and_uncached_generation_agree_and_each_row_stops_where_it_should
     stop = answers[0][5]
     until = [answer[:[*answer, stop].index(stop)] for answer in answers]
     assert llm.generate(x, stops=[stop], max_tokens=12) == until
-
-
-def test_a_cache_goes_on_with_several_tokens_and_rows_can_be_picked_twice(llm):
-    x, y, z = (llm.embed(some_ids(n, T)) for n, T in ((2, 7), (3, 4), (2, 3)))
-    cache, rows = llm.new_cache(), [1, 1, 0]
-    llm.hidden(x, cache)
-    for some, begun, more in ((x[rows], pick(cache, rows), y), (x, cache, z)):
-        expected = llm(torch.cat([some, more], dim=1))[:, 7:]
-        assert torch.allclose(llm(more, begun), expected, atol=1e-4)
 
 
 def test_the_context_ends_answers_and_refuses_longer_texts(llm):
