@@ -8,7 +8,6 @@ Files: one file of a finished run at a time is cut, emptied, zeroed (all or a bl
 another one or gets a bit flipped, and a command that reads it is run. It may refuse in one line, or
 say what it says about the whole run; a traceback, or another answer, is a fault.
 """
-import argparse
 import collections
 import functools
 import hashlib
@@ -20,6 +19,8 @@ import tempfile
 from pathlib import Path
 
 from conftest import ROOT, command, run, run_here
+
+from data.run import Parser
 
 TRAIN = ("train.py", "--preset", "smoke", "--save_every", 0)
 TRANSFER = ("transfer.py", "--rows", "zero_shot_langbridge,transferred_langbridge,native_mlp")
@@ -111,13 +112,10 @@ def check_files(out, files, rng):
 
 
 def main():
-    parser = argparse.ArgumentParser(description=__doc__,
-                                     formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = Parser(__doc__)
     parser.add_argument("--kills", type=int, default=5, help="(default: 5)")
     parser.add_argument("--files", type=int, default=50, help="(default: 50)")
-    parser.add_argument("--seed", type=int, default=0, help="of moments and damages (default: 0)")
-    args = parser.parse_args()
-    rng = random.Random(args.seed)
+    args, rng = parser.parse_args(), random.Random(0)
     with tempfile.TemporaryDirectory() as folder:
         out = Path(folder) / "left-alone"
         for script, *flags in (TRAIN, TRANSFER):

@@ -18,13 +18,7 @@ def test_the_rival_is_a_language_model_as_large_as_ours():
     assert 0.85 < size_of(rival) / size_of(GPT(GPTConfig(V=512))) < 1  # head and embedding are one
 
 
-def test_a_bench_resumes(out, tmp_path, monkeypatch, capsys):
-    s = replace(load_settings(out), out=tmp_path, threads=1, save_every=0, llm_source_steps=5)
+def test_both_are_examined_on_the_way_the_rival_three_times_as_long(out, tmp_path, monkeypatch):
     monkeypatch.setattr(bench, "RATES", [0.001])
-    with monkeypatch.context() as patch, pytest.raises(StopIteration):  # "killed" in step 3
-        documents = iter([bench.documents_of(s, bench.new_llm(s)[2], i) for i in range(3)])
-        patch.setattr(bench, "documents_of", lambda *_: next(documents))
-        bench.bench(s)
-    designs = bench.bench(s)
-    assert "bench/ours: resuming from step 3" in capsys.readouterr().out
-    assert [len(design["curve"]) for design in designs.values()] == [6, 16]
+    s = replace(load_settings(out), out=tmp_path, threads=1, llm_source_steps=5)
+    assert [len(design["curve"]) for design in bench.bench(s).values()] == [6, 16]

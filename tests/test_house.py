@@ -121,9 +121,9 @@ def test_the_top_level_holds_what_was_asked_for_and_nothing_else():
     assert {path.stem for path in ROOT.glob("*.py")} == set().union(*ORDER) - {"data", "results"}
 
 
-@pytest.mark.parametrize("readme", ["README.md", "results/README.md"])
+@pytest.mark.parametrize("readme", ["README.md", "data/README.md", "results/README.md"])
 def test_every_flag_that_a_readme_names_exists(readme):
-    text = (ROOT / readme).read_text(encoding="utf-8")
+    text = (ROOT / readme).read_text(encoding="utf-8").replace("\\\n", " ")
     named = re.findall(r"python ((?:results/)?\w+\.py)([^\n`]*)", text)
     assert named
     for script, rest in named:
