@@ -132,14 +132,13 @@ def best_adapter(adapters, llm, encoding, out, data):
 
 def show_mistakes(path, vlm, features, data, count):
     """A model's answers about test pictures, wrong ones first: a PNG and a list."""
-    said, rows = examine_vlm(vlm, {"test": features["test"]}, data)["test"].questions, []
+    said = examine_vlm(vlm, {"test": features["test"]}, data)["test"].questions
+    shown = sorted(said, key=lambda a: a.right)[:count]
     print(f"\n{count} of {len(said)} answers about test pictures, wrong ones first, in {path}:")
-    for a in sorted(said, key=lambda a: a.right)[:count]:
-        picture = data.pictures("test", [a.picture])[0]
-        rows.append((picture, a.qa.question, a.answer, a.qa.answer, a.right))
+    for a in shown:
         print(f"  {'right' if a.right else 'WRONG'}  {a.qa.question}  {a.answer}  "
               f"(truth: {a.qa.answer})")
-    contact_sheet(path, rows)
+    contact_sheet(path, data.pictures("test", [a.picture for a in shown]), shown)
 
 
 # ---- the words of an adapter --------------------------------------------------------------------

@@ -157,18 +157,15 @@ def draw_patch(pen, x, y, words):
                      font_size=10 + 8 * min(weight, 1), anchor="mm")
 
 
-def contact_sheet(path, rows):
-    """Pictures with a question, the answer given and the true one, three side by side, as a PNG.
-
-    rows: [(picture (size, size, 3) uint8, question, answer, truth, whether it is right)]
-    """
+def contact_sheet(path, pictures, answered):
+    """Pictures (n, size, size, 3) uint8, each with what was Answered about it, green if it is
+    right, three side by side, as a PNG."""
     width, height = 280, 290  # of one of them
-    sheet = Image.new("RGB", (3 * width, math.ceil(len(rows) / 3) * height), "white")
+    sheet = Image.new("RGB", (3 * width, math.ceil(len(pictures) / 3) * height), "white")
     pen = ImageDraw.Draw(sheet)
-    for k, (picture, question, answer, truth, right) in enumerate(rows):
+    for k, (picture, a) in enumerate(zip(pictures, answered)):
         x, y = k % 3 * width + 25, k // 3 * height
         sheet.paste(enlarged(picture, 200), (x, y + 10))
-        inks = ("black", "darkgreen" if right else "darkred", "black")
-        for j, text in enumerate((question, f"answer: {answer}", f"truth: {truth}")):
-            pen.text((x, y + 216 + 20 * j), text, fill=inks[j], font_size=14)
+        text = f"{a.qa.question}\nanswer: {a.answer}\ntruth: {a.qa.answer}"
+        pen.text((x, y + 216), text, "darkgreen" if a.right else "darkred", font_size=14, spacing=6)
     sheet.save(path)
