@@ -84,9 +84,8 @@ class Shapes:
         return np.stack(pictures), [keywords(scene) for scene in scenes]
 
     def test_pairs(self, split, n=100):
-        indices = range(n)
-        texts = [keywords(make_scene(split, 0, i)) for i in indices]
-        return self.pictures(split, indices), texts
+        texts = [keywords(make_scene(split, 0, i)) for i in range(n)]
+        return self.pictures(split, range(n)), texts
 
     def examine_reading(self, answer, dialect):
         return scoring.join_splits({

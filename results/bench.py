@@ -54,7 +54,7 @@ class GPT2(nn.Module):
         return self.blocks(x + self.position.weight[:T], earlier, is_causal=True)  # (B, T, C)
 
 
-def new_llm(s, rate=None):
+def new_llm(s, rate):
     """(model, its optimisers, its vocabulary): ours, or the rival at a learning rate of AdamW."""
     llm, encoding, _ = train.new_llm(s, "llm_source")
     if rate is None:

@@ -54,13 +54,6 @@ def test_whitened_features_differ_as_much_in_every_direction():
     assert white.mean(0).abs().max() < 1e-3 and torch.allclose(adapter.scale, adapter.scale.T)
 
 
-def test_what_a_picture_says_is_the_sum_of_its_patches_without_the_empty_word():
-    adapter, x = bridge(), some_features(2)
-    m = adapter.weights(x).sum(1)[:, 1:]  # the empty word comes first
-    assert torch.allclose(adapter.spoken(x)[:, 1:], m / (1 + m.sum(1, keepdim=True)))
-    assert (adapter.spoken(x)[:, 0] == 0).all()
-
-
 def test_words_of_answers_are_those_that_say_something():
     encoding = SOURCE[1]
     answers = [encoding.encode_ordinary(text) for text in (" a red circle.\n", " . at the top")]

@@ -192,8 +192,3 @@ def test_a_second_command_is_refused(tmp_path):
     assert_refused(done, f"{str(tmp_path)!r} is in use by another command")
     holder.close()  # as when a process ends, however that ends
     lock(tmp_path)
-
-
-def test_a_folder_that_cannot_be_made_is_one_line(picture):
-    done = run_here("train.py", "--preset", "smoke", "--out", picture / "out")
-    assert_refused(done, str(picture))

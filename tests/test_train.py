@@ -288,11 +288,6 @@ def test_a_folder_s_name_may_be_no_text_and_a_log_may_lack_letters(tmp_path, mon
     assert done.returncode == 0 == run_here("evaluate.py", "--out", out).returncode
 
 
-def test_a_flag_beats_the_preset_and_the_preset_beats_the_default():
-    s = smoke("--vit_steps", "7", "--allow_bad")
-    assert (s.vit_steps, s.allow_bad, s.vit_D, s.vit_patch) == (7, True, 32, 8)
-
-
 def test_a_loaded_model_scores_what_the_trained_one_scored(out):
     features, data = held_out(out), open_data(out)
     for name in ("langbridge_align", "langbridge_instruct", "mlp_instruct"):
