@@ -17,8 +17,7 @@ import torch
 from conftest import ROOT, assert_refused, command, run_here
 
 import train
-from data.files import (LOCK, Refused, Stage, lock, read_json, read_tensors, write_json,
-                        write_tensors)
+from data.files import LOCK, Refused, Stage, lock, read_json, read_tensors, write_tensors
 from data.pictures import read_picture
 from data.run import command as told
 from train import STAGES
@@ -31,7 +30,6 @@ def folder(tmp_path):
         stage = Stage(tmp_path, name, {"lr": 0.1})
         stage.folder.mkdir()
         write_tensors(stage.folder / "weights.pt", {"w": torch.full((300,), ord(name[0]))})
-        write_json(stage.folder / "words.json", {"words": ["red", name]})
         stage.finish(vqa=0.5, of=name)
     return stage.folder
 
@@ -48,7 +46,6 @@ def of_another_stage(path):
 
 @pytest.mark.parametrize("name, spoil, says", [
     ("weights.pt", changed(b"data", b"date"), "not as its stage left it.*delete the folder"),
-    ("words.json", changed(b"red", b"rad"), "not as its stage left it.*delete the folder"),
     ("weights.pt", of_another_stage, "not as its stage left it"),
     ("weights.pt", Path.unlink, "it is missing; delete the folder"),
     ("config.json", of_another_stage, "not as its stage left it"),
@@ -56,11 +53,9 @@ def of_another_stage(path):
     ("SHA256SUMS", of_another_stage, "not as its stage left it")])
 def test_a_file_is_read_as_its_stage_left_it_or_named_with_what_to_do(folder, name, spoil, says):
     assert torch.equal(read_tensors(folder / "weights.pt")["w"], torch.full((300,), ord("a")))
-    assert read_json(folder / "words.json") == {"words": ["red", "a_stage"]}
     assert read_json(folder / "config.json")["vqa"] == 0.5
     spoil(folder / name)  # after it has been checked
-    for file, read in (("weights.pt", read_tensors), ("words.json", read_json),
-                       ("config.json", read_json)):
+    for file, read in (("weights.pt", read_tensors), ("config.json", read_json)):
         if name in (file, "SHA256SUMS"):
             with pytest.raises(Refused, match=f"{file}.*{says}"):
                 read(folder / file)

@@ -1,9 +1,9 @@
 """The net: a tiny world in which everything really learns, and broken variants that must fail.
 
-A picture has 3 x 3 tiles; one of them holds a colour, or a white shape. Two tiny LLMs with
-different vocabularies learn to read grids of words, a ViT learns to see, and a LangBridge that was
-aligned on one LLM is used on the other. In a grid the word may stand in several tiles: a ViT lets
-all patches know what one of them shows, so visual tokens repeat it.
+A picture has 3 x 3 tiles; one of them holds a colour. Two tiny LLMs with different vocabularies
+learn to read grids of words, a ViT learns to see, and a LangBridge that was aligned on one LLM is
+used on the other. In a grid the word may stand in several tiles: a ViT lets all patches know what
+one of them shows, so visual tokens repeat it.
 """
 import random
 from pathlib import Path
@@ -11,20 +11,18 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from PIL import Image, ImageDraw
 
 from adapter import LangBridge, load_adapter
 from data.bpe import BOS
 from data.corpus import EMPTY, in_scene, turn
 from data.files import Stage
+from data.world import PAINTS, rgb
 from evaluate import held_out
 from model import VLM, load_llm
 from train import Settings, pretrain_llm, pretrain_vit, train_vlm
 from transfer import shuffle_words, swap_embeddings
 
-COLORS = {"red": "#e02020", "green": "#20c040", "blue": "#3050ff", "yellow": "#f0e020"}
-SHAPES = {"bar": [1, 3, 5, 3], "box": [1, 1, 5, 5], "dot": [2, 2, 3, 3], "line": [3, 0, 3, 5]}
-WORDS = [*COLORS, *SHAPES]
+WORDS = [*PAINTS]  # its colours
 REQUESTS = {"source": "what is this?", "target": "name the thing."}
 
 
@@ -48,12 +46,10 @@ class Tiny:
         return np.stack([self.draw(*self.scene(split, i)) for i in indices])
 
     def draw(self, word, tile):
-        picture = Image.new("RGB", (18, 18), "black")
-        pen, x, y = ImageDraw.Draw(picture), tile % 3 * 6, tile // 3 * 6
-        box = SHAPES.get(word, [0, 0, 5, 5])
-        pen.rectangle([x + box[0], y + box[1], x + box[2], y + box[3]],
-                      fill=COLORS.get(word, "white"))
-        return np.asarray(picture)
+        hue, saturation, value = PAINTS[word]
+        tiles = np.zeros((3, 6, 3, 6, 3), dtype=np.uint8)  # row, y, column, x, channel
+        tiles[tile // 3, :, tile % 3] = rgb(hue / 360, saturation, value)
+        return tiles.reshape(18, 18, 3)
 
     def alt_texts(self, seed, n):
         return [f" {word}" for word in WORDS]
