@@ -12,7 +12,7 @@ from train import load_settings
 
 def test_the_adapter_is_moved_to_another_target(out, tmp_path, monkeypatch):
     monkeypatch.setattr(budgets, "run", run_flags)
-    monkeypatch.setattr(targets, "OTHERS", ["mark"])
+    monkeypatch.setattr(targets, "OTHERS", {"mark": targets.OTHERS["mark"]})
     monkeypatch.setattr(targets, "ROWS", ["zero_shot_langbridge", "zero_shot_own_mark"])
     s = replace(load_settings(shutil.copytree(out, tmp_path / "out")), threads=1)
     row, = targets.measure(s)
