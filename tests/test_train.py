@@ -229,11 +229,11 @@ def test_the_results_have_every_field(out):
 
 @pytest.mark.parametrize("name, groups", [
     ("llm_source", "llm"), ("vit", "vit"), ("mlp_align", "llm vit align"),
-    ("blind_instruct", "llm vit align instruct")])
+    ("blind_instruct", "llm vit align instruct"), ("transfer/blind", "llm vit align instruct")])
 def test_every_stage_keeps_the_settings_that_decide_it(name, groups):
     kept, always = open_stage(smoke(), name).settings, "H seed precision pictures test"
     assert {setting.split("_")[0] for setting in kept} == {*groups.split(), *always.split()}
-    assert ("llm_target_C" in kept) == (name not in ("llm_source", "vit"))
+    assert ("llm_target_C" in kept) == ("/" in name)  # only transfer.py builds on both LLMs
 
 
 def test_running_again_redoes_nothing_and_tells_the_results(out):
