@@ -269,14 +269,18 @@ def by_llm(runs):
 
 
 def real_table(runs, rows=REAL, scores=READ):
-    """A column for each LLM; a cell has the mean of each group of scores."""
+    """A column for each LLM; a cell has the mean of each group of scores, and half of its interval
+    over the seeds if there is one group."""
     llms, made = by_llm(runs), []
     for title, row in rows.items():
         made.append([title])
         for its in llms.values():
-            groups = [[x for name in names for x in look_up(its, f"{row}.{name}")]
+            groups = [np.mean([look_up(its, f"{row}.{name}") for name in names], axis=0)
                       for names in scores.values() if row in its[0]]  # older files lack some
-            made[-1].append(" / ".join(f"{np.mean(group):.2f}"[1:] for group in groups))
+            text = " / ".join(f"{np.mean(group):.2f}" for group in groups)
+            if len(scores) == 1 and (half := interval(groups[0])[1]) >= 0.005:
+                text += f" ± {half:.2f}"
+            made[-1].append(text.replace("0.", "."))
     return markdown_table([" / ".join(scores), *llms], made)
 
 
