@@ -60,8 +60,11 @@ FORMS = {  # the paper's LangBridge, and those between it and ours: settings of 
                   align_lr=0.002),  # the best of five on val
     "linear": dict(align_coefficients="linear", align_word_loss=0.0, align_lr=0.002),  # again
     "unwhitened": dict(align_whiten=False)}  # .006, as for ours, is the best of three
-RATES = {  # of a row: times stage 2's learning rates. The best on val of seed 0, by budgets.py
-}
+RATES = {  # of a row: times stage 2's learning rates. The best on val, by results/budgets.py
+    "transferred_langbridge": 2.0, "native_langbridge": 2.0, "native_mlp": 2.0, "blind": 2.0,
+    "paper_transferred": 2.0, "linear_transferred": 2.0, "unwhitened_transferred": 1.0,
+    "tuned_linear_map": 4.0, "tuned_nearest_words": 4.0, "tuned_shuffled": 8.0,
+    "fresh_langbridge": 8.0, "fresh_mlp": 2.0, "transferred_after_instruct": 2.0}
 
 
 # ---- swap the embeddings, and controls ----------------------------------------------------------
@@ -317,7 +320,7 @@ def jobs_for(s, tuned, rows, source, target, folder, rate):
         if "/" in row.start:  # train.py has not made this adapter
             llm = target if row.stage1 else source
             jobs |= adapter_jobs(replace(s, **row.changes), row.start, llm)
-        times = rate or RATES.get(row.name, 1.0)
+        times = rate or RATES.get(row.name, 1.0)  # 1: nothing is tuned
         its = replace(tuned, instruct_lr=times * s.instruct_lr,
                       instruct_matrix_lr=times * s.instruct_matrix_lr, **row.changes)
         if row.stage1 and not row.stage2:  # a native adapter was scored when it was made

@@ -19,7 +19,7 @@ from train import load_settings
 from transfer import all_rows
 
 LENGTHS = [50, 100, 200, 400, 800]  # steps of stage 2
-GRID = [0.25, 0.5, 1.0, 2.0, 4.0, 8.0]  # times its learning rates
+GRID = [0.25, 0.5, 1.0, 2.0, 4.0, 8.0, 16.0]  # times its learning rates
 ROWS = {  # of transfer.py: the same before stage 2, or None where that is untrained
     "native_langbridge": "aligned_langbridge", "transferred_langbridge": "zero_shot_langbridge",
     "native_mlp": "aligned_mlp", "tuned_linear_map": "zero_shot_linear_map",

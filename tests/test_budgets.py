@@ -4,7 +4,7 @@ from dataclasses import replace
 from pathlib import Path
 
 import pytest
-from conftest import run_flags
+from conftest import ROOT, run_flags
 
 from data.files import read_json
 from results import budgets
@@ -31,8 +31,16 @@ def test_each_length_is_a_run_of_its_own(s):
     assert mlp["points"][-1]["vqa"] == made["scores"]["vqa"]
 
 
+def test_the_rates_of_transfer_are_the_best_on_val_and_none_is_at_the_edge():
+    rows = read_json(ROOT / "results" / "json" / "seed0" / "rates.json")["rows"]
+    assert {row["name"]: row["best"] for row in rows} == RATES
+    for row in rows:
+        tried = {float(rate): sum(val) for rate, val in row["val"].items()}
+        assert row["best"] == max(tried, key=tried.get) in [*tried][1:-1]
+
+
 def test_the_rate_of_a_row_is_the_best_on_val(s, monkeypatch):
-    assert {*budgets.ROWS, *RATES} <= {*TUNED}
+    assert {*budgets.ROWS} <= {*TUNED} == {*RATES}
     monkeypatch.setattr(budgets, "GRID", [0.5, 50.0])
     monkeypatch.setattr(budgets, "all_rows", lambda *llms: [
         row for row in all_rows(*llms) if row.name == "fresh_mlp"])
