@@ -25,7 +25,7 @@
     zero_shot_after_instruct, transferred_after_instruct    from the source's adapter after stage 2
 
 Stage 2 has the same budget in every row, by default half of train.py's: short enough for the
-start to matter. Each row has the learning rates that suit it best (RATES). Finished rows are kept.
+start to matter. Each row has the learning rates that suit it (RATES). Finished rows are kept.
 Writes transfer.json into --out.
 """
 import math
@@ -60,7 +60,8 @@ FORMS = {  # the paper's LangBridge, and those between it and ours: settings of 
                   align_lr=0.002),  # the best of five on val
     "linear": dict(align_coefficients="linear", align_word_loss=0.0, align_lr=0.002),  # again
     "unwhitened": dict(align_whiten=False)}  # .006, as for ours, is the best of three
-RATES = {  # of a row: times stage 2's learning rates. The best on val, by results/budgets.py
+RATES = {  # of a row: times stage 2's learning rates; with --data, 1. The best on val, seed 0,
+    # by results/budgets.py
     "transferred_langbridge": 2.0, "native_langbridge": 2.0, "native_mlp": 2.0, "blind": 2.0,
     "paper_transferred": 2.0, "linear_transferred": 2.0, "unwhitened_transferred": 1.0,
     "tuned_linear_map": 4.0, "tuned_nearest_words": 4.0, "tuned_shuffled": 8.0,
@@ -320,7 +321,7 @@ def jobs_for(s, tuned, rows, source, target, folder, rate):
         if "/" in row.start:  # train.py has not made this adapter
             llm = target if row.stage1 else source
             jobs |= adapter_jobs(replace(s, **row.changes), row.start, llm)
-        times = rate or RATES.get(row.name, 1.0)  # 1: nothing is tuned
+        times = rate or ({} if s.data else RATES).get(row.name, 1.0)
         its = replace(tuned, instruct_lr=times * s.instruct_lr,
                       instruct_matrix_lr=times * s.instruct_matrix_lr, **row.changes)
         if row.stage1 and not row.stage2:  # a native adapter was scored when it was made

@@ -32,7 +32,7 @@ def test_each_length_is_a_run_of_its_own(s):
 
 
 def test_the_rates_of_transfer_are_the_best_on_val_and_none_is_at_the_edge():
-    rows = read_json(ROOT / "results" / "json" / "seed0" / "rates.json")["rows"]
+    rows = read_json(ROOT / "results" / "json" / "rates" / "rates.json")["rows"]
     assert {row["name"]: row["best"] for row in rows} == RATES
     for row in rows:
         tried = {float(rate): sum(val) for rate, val in row["val"].items()}
