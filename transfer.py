@@ -64,7 +64,7 @@ RATES = {  # of a row: times stage 2's learning rates; with --data, 1. The best 
     # by results/budgets.py
     "transferred_langbridge": 2.0, "native_langbridge": 2.0, "native_mlp": 2.0, "blind": 2.0,
     "paper_transferred": 2.0, "linear_transferred": 2.0, "unwhitened_transferred": 1.0,
-    "tuned_linear_map": 4.0, "tuned_nearest_words": 4.0, "tuned_shuffled": 8.0,
+    "tuned_linear_map": 4.0, "tuned_nearest_words": 4.0, "tuned_shuffled": 16.0,
     "fresh_langbridge": 8.0, "fresh_mlp": 2.0, "transferred_after_instruct": 2.0}
 
 

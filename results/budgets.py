@@ -19,7 +19,8 @@ from train import load_settings
 from transfer import all_rows
 
 LENGTHS = [50, 100, 200, 400, 800]  # steps of stage 2
-GRID = [0.25, 0.5, 1.0, 2.0, 4.0, 8.0, 16.0]  # times its learning rates
+GRID = [0.25, 0.5, 1.0, 2.0, 4.0]  # times its learning rates;
+HIGHER = [8.0, 16.0, 32.0, 64.0]  # for rows of which the highest so far is the best
 ROWS = {  # of transfer.py: the same before stage 2, or None where that is untrained
     "native_langbridge": "aligned_langbridge", "transferred_langbridge": "zero_shot_langbridge",
     "native_mlp": "aligned_mlp", "tuned_linear_map": "zero_shot_linear_map",
@@ -55,18 +56,24 @@ def curves(s):
 def rates(s):
     """Every row with stage 2 at every rate: its name, the rate that is best on val, and val's vqa
     and caption F1 at each."""
-    rows = [row.name for row in all_rows("llm_source", "llm_target") if row.stage2]
-    made = {rate: transfer(s, rows, steps=s.instruct_steps // 2, rate=rate) for rate in GRID}
-    tried = {row: {rate: [made[rate][row]["val"][score] for score in ("vqa", "caption_f1")]
-                   for rate in GRID} for row in rows}
-    return [{"name": row, "best": max(GRID, key=lambda rate: sum(its[rate])), "val": its}
-            for row, its in tried.items()]
+    tried = {row.name: {} for row in all_rows("llm_source", "llm_target") if row.stage2}
+
+    def best(row):
+        return max(tried[row], key=lambda rate: sum(tried[row][rate]))
+
+    for rate in GRID + HIGHER:
+        rows = [row for row in tried if rate in GRID or best(row) == max(tried[row])]
+        if rows:
+            made = transfer(s, rows, steps=s.instruct_steps // 2, rate=rate)
+        for row in rows:
+            tried[row][rate] = [made[row]["val"][score] for score in ("vqa", "caption_f1")]
+    return [{"name": row, "best": best(row), "val": its} for row, its in tried.items()]
 
 
 def main():
     parser = Parser(__doc__)
     parser.add_argument("--out", default="out", help="the folder of train.py (default: out)")
-    parser.add_argument("--rates", action="store_true", help="try the learning rates of GRID")
+    parser.add_argument("--rates", action="store_true", help="try learning rates")
     args = parser.parse_args()
     s = load_settings(args.out)
     measure = rates if args.rates else curves

@@ -228,9 +228,11 @@ def transfer_table(runs):
 
 def rates_table(runs):
     """rates.json: the mean of vqa and caption F1 on val, at each learning rate of stage 2."""
-    rows = [[row["name"], *map(mean_cell, row["val"].values())] for row in runs[0]["rows"]]
-    tried = [f"{float(rate):g}" for rate in runs[0]["rows"][0]["val"]]
-    return markdown_table(["times the rates", *tried], rows)
+    rows = {row["name"]: row["val"] for row in runs[0]["rows"]}
+    tried = max(rows.values(), key=len)  # only where the highest is the best, there are higher ones
+    cells = [[name, *(mean_cell(val[rate]) if rate in val else "" for rate in tried)]
+             for name, val in rows.items()]
+    return markdown_table(["times the rates", *(f"{float(rate):g}" for rate in tried)], cells)
 
 
 def targets_table(runs, moved):
