@@ -6,6 +6,7 @@
 Each length has a learning-rate schedule of its own: no run is the middle of a longer one.
 Interrupted? Run the same command again. `python results/report.py OUT` shows the scores as a table.
 """
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -32,6 +33,14 @@ def run(script, **flags):
     flags = [f"--{name}={value}" for name, value in flags.items()]
     if subprocess.run([sys.executable, str(ROOT / script), *flags]).returncode:
         raise Refused(f"{script} has failed, for the reason above")
+
+
+def copy_whole(folder, copy):
+    """Copy a folder: all of it or, when killed, nothing under this name."""
+    if not copy.exists():
+        copy.parent.mkdir(parents=True, exist_ok=True)
+        shutil.copytree(folder, copy.with_name("unfinished"), dirs_exist_ok=True)
+        copy.with_name("unfinished").rename(copy)
 
 
 def transfer(s, rows, **flags):

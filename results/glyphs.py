@@ -9,7 +9,6 @@ that are 64 wide and a ViT are trained once; then LangBridges by the LLM's loss,
 and by half of both. Interrupted? Run the same command again.
 """
 import random
-import shutil
 import sys
 from itertools import combinations
 from pathlib import Path
@@ -23,7 +22,7 @@ from data.files import read_json, write_json
 from data.run import Parser, command
 from data.words import STOP_WORDS
 from data.world import COLORS
-from results.budgets import run
+from results.budgets import copy_whole, run
 
 NAMES = [50, 200, 800]
 LOSSES = {"LLM": 0.0, "both": 0.5, "words": 1.0}  # what trains W: the share of the word loss
@@ -62,9 +61,7 @@ def measure(folder, n, threads):
     run("train.py", out=models, stages="llm_source,vit,llm_target", **given)
     for name, share in LOSSES.items():
         out = folder / name
-        if not out.exists():
-            shutil.copytree(models, folder / "copy", dirs_exist_ok=True)
-            (folder / "copy").rename(out)  # whole, whenever it is killed
+        copy_whole(models, out)
         run("train.py", out=out, stages="langbridge_align", align_word_loss=share, **given)
         run("transfer.py", out=out, rows="zero_shot_langbridge,aligned_langbridge", threads=threads)
         run("evaluate.py", out=out)

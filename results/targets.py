@@ -5,7 +5,6 @@
 A target for each of OTHERS is trained in a folder of its own, and the adapter is moved to it.
 Interrupted? Run the same command again.
 """
-import shutil
 import sys
 from dataclasses import asdict, replace
 from functools import partial
@@ -16,7 +15,7 @@ sys.path.insert(0, str(Path(__file__).parent.parent))  # the project, one folder
 from data.corpus import DIALECTS
 from data.files import write_json
 from data.run import Job, Parser, command, make_stages
-from results.budgets import transfer
+from results.budgets import copy_whole, transfer
 from train import load_settings, open_stage, pretrain_llm, say_scores
 
 OTHERS = {"pieces": dict(llm_target_V=360)}  # a target's changes: 24 words are several tokens;
@@ -30,10 +29,7 @@ def prepare(s, target):
     """The settings of a run with another target; the rest is copied."""
     its = replace(s, out=f"{s.out}/targets/{target}", **OTHERS[target])
     for name in COPIED:
-        if not Path(its.out, name).exists():
-            shutil.copytree(Path(s.out, name), f"{its.out}.new", dirs_exist_ok=True)
-            Path(its.out).mkdir(exist_ok=True)
-            Path(f"{its.out}.new").rename(Path(its.out, name))  # whole, whenever it is killed
+        copy_whole(Path(s.out, name), Path(its.out, name))
     write_json(Path(its.out, "settings.json"), asdict(its))
     return its
 
