@@ -321,7 +321,7 @@ def jobs_for(s, tuned, rows, source, target, folder, rate):
         if "/" in row.start:  # train.py has not made this adapter
             llm = target if row.stage1 else source
             jobs |= adapter_jobs(replace(s, **row.changes), row.start, llm)
-        times = rate or ({} if s.data else RATES).get(row.name, 1.0)
+        times = ({} if s.data else RATES).get(row.name, 1.0) if rate is None else rate
         its = replace(tuned, instruct_lr=times * s.instruct_lr,
                       instruct_matrix_lr=times * s.instruct_matrix_lr, **row.changes)
         if row.stage1 and not row.stage2:  # a native adapter was scored when it was made
@@ -364,8 +364,8 @@ def main():
     source, target, name = "llm_source", "llm_target", "transfer"
     if args.reverse:
         source, target, name = target, source, "transfer_reverse"
-    if args.steps or args.rate:  # another budget than the usual one
-        name += f"_steps{tuned.instruct_steps}" + (f"_rate{args.rate:g}" if args.rate else "")
+    rate = "" if args.rate is None else f"_rate{args.rate:g}"
+    name += f"_steps{tuned.instruct_steps}{rate}" * bool(args.steps or rate)  # an unusual budget
     for made in ("vit", source, target):  # refused now, not after training; so are other settings
         if open_stage(s, made).config() is None:
             raise Refused(f"{s.out!r} lacks {made}: run python train.py --out {quote(s.out)} first")
