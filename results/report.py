@@ -7,7 +7,7 @@
 
 results/json/seed0/ holds what the commands wrote into the --out folder of seed 0, and so on. A cell
 has the mean over the seeds and, for two or more of them, half the width of its 95% interval
-(Student's t). A row that only some seeds have says how many. Nothing is measured here, and nothing
+(Student's t). A row that only n seeds have ends in (n). Nothing is measured here, and nothing
 of the project is imported.
 
 A table's NAME is one of TABLES; "NAME in FOLDER" is made from another folder of results/json/.
@@ -45,9 +45,14 @@ def interval(values):
     return float(np.mean(values)), float(half)
 
 
-def cell(values):
+def cell(values, digits=3):
+    """The mean and half of its interval, as .912 ± .043"""
     mean, half = interval(values)
-    return f"{mean:.3f} ± {half:.3f}" if half >= 0.0005 else f"{mean:.3f}"
+    text = f"{mean:.{digits}f}" + f" ± {half:.{digits}f}" * (round(half, digits) > 0)
+    return text.replace("0.", ".")
+
+
+short_cell = partial(cell, digits=2)
 
 
 def ratio_cell(values):
@@ -86,7 +91,7 @@ def score_rows(runs, where, scores, show=cell):
     rows = []
     for title, path in where.items():
         its = having(runs, path)
-        few = f" ({len(its)} seeds)" * (len(its) < len(runs))
+        few = f" ({len(its)})" * (len(its) < len(runs))
         rows.append([title + few, *(show(look_up(its, f"{path}.{score}")) for score in scores)])
     return rows
 
@@ -190,7 +195,7 @@ HEADLINE = {"LangBridge, zero-shot: swap E, train nothing": "zero_shot_langbridg
 CLAIM = {"native MLP, after align *": "aligned_mlp",
          "nearest words, MLP": "zero_shot_nearest_words",
          "text baseline, LangBridge": "text_langbridge", "text baseline, MLP": "text_mlp",
-         "text baseline, a probe with labels": "text_probe"} | GUESSES
+         "text baseline, a classifier with labels": "text_probe", "chance": "chance"}
 REAL = {"true words": "reads_list", "zero-shot LangBridge": "zero_shot_langbridge",
         "control: shuffled words": "zero_shot_shuffled", "linear map, MLP": "zero_shot_linear_map",
         "nearest words, MLP": "zero_shot_nearest_words",
@@ -206,7 +211,7 @@ READ = KINDS | {"caption F1": ["caption_f1"]}  # of real_FILE_HASH.json
 NAMED = {"color and shape": KINDS["color"] + KINDS["shape"]}
 TUNED = {"native MLP": "native_mlp", "native LangBridge": "native_langbridge",
          "transferred LangBridge": "transferred_langbridge", "fresh MLP": "fresh_mlp",
-         "MLP, linear map": "tuned_linear_map", "MLP, nearest words": "tuned_nearest_words"}
+         "fresh LangBridge": "fresh_langbridge", "MLP, linear map": "tuned_linear_map"}
 
 
 def transfer_table(runs):
@@ -220,7 +225,7 @@ def transfer_table(runs):
     where |= {"majority": "majority", "chance": "chance"}
     return "\n\n".join([
         f"{first['source']} to {first['target']}. {seeds_line(runs)} Ratios are within a seed; "
-        f"level: all of the interval in {LEVEL[0]} to {LEVEL[1]}.\n"
+        f"(n): of n seeds; level: all of the interval in {LEVEL[0]} to {LEVEL[1]}.\n"
         f"(* trained on the target LLM, {first['stage2_samples']:,} samples in stage 2)",
         score_table(runs, "on the target LLM", where, scores),
         markdown_table(["ratio", *scores.values()], paired)])
@@ -250,13 +255,13 @@ def targets_table(runs, moved):
 
 def rows_table(rows, runs):
     """Some rows on the target LLM."""
-    return score_table(runs, "on an LLM the adapter never saw", rows, SCORES, mean_cell)
+    return score_table(runs, "on an LLM the adapter never saw", rows, SCORES, short_cell)
 
 
 def main_table(moved, trained):
     """Both adapters on the source LLM after each stage, and all ways to have one on the target."""
-    rows = [["source", *cells] for cells in score_rows(trained, TRAINED, SCORES, mean_cell)]
-    rows += [["target", *cells] for cells in score_rows(moved, TUNED, SCORES, mean_cell)]
+    rows = [["source", *cells] for cells in score_rows(trained, TRAINED, SCORES, short_cell)]
+    rows += [["target", *cells] for cells in score_rows(moved, TUNED, SCORES, short_cell)]
     return markdown_table(["LLM", "adapter", *SCORES.values()], rows)
 
 
@@ -278,19 +283,18 @@ def real_table(runs, rows=REAL, scores=READ):
         for its in llms.values():
             groups = [np.mean([look_up(its, f"{row}.{name}") for name in names], axis=0)
                       for names in scores.values() if row in its[0]]  # older files lack some
-            text = " / ".join(f"{np.mean(group):.2f}" for group in groups)
-            if len(scores) == 1 and (half := interval(groups[0])[1]) >= 0.005:
-                text += f" ± {half:.2f}"
-            made[-1].append(text.replace("0.", "."))
+            if len(scores) > 1:  # no room for intervals
+                groups = np.mean(groups, axis=1, keepdims=True)
+            made[-1].append(" / ".join(map(short_cell, groups)))
     return markdown_table([" / ".join(scores), *llms], made)
 
 
 def transcript_table(runs):
-    """Of one seed, the first ten questions about test pictures, and all answers of zero-shot visual
+    """Of one seed, the first six questions about test pictures, and all answers of zero-shot visual
     tokens: who gave the right one, and the wrong ones."""
     llms = by_llm(run for run in runs if run["seed"] == runs[0]["seed"])
     names = [name.split("-")[0] for name in llms]
-    said = zip(*(run["zero_shot_langbridge_says"][:10] for run, in llms.values()))
+    said = zip(*(run["zero_shot_langbridge_says"][:6] for run, in llms.values()))
     rows = []
     for lines in said:
         (_, question, truth, _), *_ = parts = [line.split(" | ") for line in lines]
