@@ -83,8 +83,8 @@ class LangBridge(nn.Module):
     def whiten(self, x, floor=0.1):
         """Let W read (x - mean) S^(-1/2), S the covariance of features x (n, D), no labels needed.
 
-        Features differ far more in some directions than in others; without this, answers after
-        stage 1 are worse. `floor`, times the mean eigenvalue, keeps noise from being blown up.
+        Features differ far more in some directions than in others; without this, answers on another
+        LLM are worse. `floor`, times the mean eigenvalue, keeps noise from being blown up.
         Returns the adapter.
         """
         self.mean.copy_(x.mean(0))

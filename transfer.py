@@ -4,7 +4,7 @@
     python transfer.py --rows all       more rows
     python transfer.py --reverse        from the target LLM to the source LLM
 
-    row                        the adapter on the target LLM                    stage 1, 2 there
+    row                        the adapter on the target LLM        trained there: stage 1, stage 2
     zero_shot_langbridge       E is swapped: the target's embeddings              no       no
     zero_shot_shuffled         control: the same, word order permuted             no       no
     transferred_langbridge     E is swapped (the paper's protocol)                no       yes
@@ -12,13 +12,13 @@
     native_langbridge, _mlp    native                                             yes      yes
     zero_shot_linear_map       an MLP, then a linear map between embeddings       no       no
     zero_shot_nearest_words    an MLP, its tokens mixed of their nearest words    no       no
-    text_langbridge, _mlp      a tile's top two words, written as text            no       no
+    text_langbridge, _mlp      a place's top two words, written as text           no       no
     text_probe                 no adapter: a classifier with labels, as text      no       no
-    blind                      no picture                                                  yes
+    blind                      no picture                                         no       yes
 
     with --rows all
     FORM_zero_shot, _aligned, _transferred    other LangBridges, see FORMS
-    zero_shot_own_mark         E is swapped, ' .' is the target's empty word      no       no
+    zero_shot_own_mark         E is swapped, with the target's own empty word     no       no
     tuned_linear_map, tuned_nearest_words, tuned_shuffled   as above              no       yes
     fresh_langbridge, _mlp     untrained                                          no       yes
     zero_shot_blind            no picture                                         no       no
@@ -55,7 +55,7 @@ from vision import ridge
 
 RIDGES = [0.1, 0.3, 1.0, 3.0]  # of the linear map; one is chosen on val
 PROBED = 1500  # labelled pictures that the probe has seen
-FORMS = {  # the paper's LangBridge, and those between it and ours: settings of stage 1
+FORMS = {  # the paper's raw weights, and what lies between them and ours: settings of stage 1
     "paper": dict(align_coefficients="linear", align_whiten=False, align_word_loss=0.0,
                   align_lr=0.002),  # the best of five on val
     "linear": dict(align_coefficients="linear", align_word_loss=0.0, align_lr=0.002),  # again
@@ -80,7 +80,7 @@ def swap_embeddings(s, adapter, source, target):
 
 
 def swap_own_mark(s, adapter, source, target):
-    """E is swapped, and the target's own word for an empty tile takes the place of ours."""
+    """E is swapped, and the target's own empty word takes the place of ours."""
     mark = DIALECTS[s.llm_target_dialect].empty.encode()
     adapter.tokens = [mark if t == EMPTY else t for t in adapter.tokens]
     return adapter.set_basis(*target)
@@ -155,7 +155,7 @@ def linear_map(mlp, v, e, e_target, strength):
 class TopWords(nn.Module):
     """The text baseline: whole words instead of mixtures.
 
-    The 2 x 2 patches of a tile vote. A tile whose top word is the empty word gets it four times;
+    The 2 x 2 patches of a place vote. A place whose top word is the empty word gets it four times;
     any other gets its two top words in both rows, as rasters have them. What is known is the form
     of a raster, not which words are colours or shapes.
     """
@@ -166,64 +166,64 @@ class TopWords(nn.Module):
 
     def weights(self, x):
         """x (B, N, D) -> one word per patch (B, N, K)"""
-        votes = in_tiles(self.adapter.weights(x)).sum(2)  # (B, tiles, K)
+        votes = in_places(self.adapter.weights(x)).sum(2)  # (B, places, K)
         empty = self.tokens.index(EMPTY)
-        is_empty = votes.argmax(-1, keepdim=True) == empty  # (B, tiles, 1)
+        is_empty = votes.argmax(-1, keepdim=True) == empty  # (B, places, 1)
         votes[..., empty] = -torch.inf
-        pair = votes.topk(2).indices.masked_fill(is_empty, empty)  # (B, tiles, 2)
-        words = from_tiles(torch.cat([pair, pair], dim=-1))  # (B, N)
+        pair = votes.topk(2).indices.masked_fill(is_empty, empty)  # (B, places, 2)
+        words = from_places(torch.cat([pair, pair], dim=-1))  # (B, N)
         return F.one_hot(words, len(self.tokens)).float()  # (B, N, K)
 
     def forward(self, x):
         return self.weights(x) @ self.E  # (B, N, C)
 
 
-def in_tiles(x):
-    """Patches in tiles of 2 x 2: (B, N, ..) -> (B, N / 4, 4, ..), each in raster order"""
+def in_places(x):
+    """Patches by place, 2 x 2 each: (B, N, ..) -> (B, N / 4, 4, ..), each in raster order"""
     g = math.isqrt(x.size(1)) // 2
     x = x.unflatten(1, (g, 2, g, 2)).transpose(2, 3)  # (B, g, g, 2, 2, ..)
     return x.flatten(3, 4).flatten(1, 2)
 
 
-def from_tiles(x):
+def from_places(x):
     """The way back: (B, N / 4, 4, ..) -> (B, N, ..)"""
-    moved = in_tiles(torch.arange(4 * x.size(1))[None]).flatten()  # (N,), where patches have gone
+    moved = in_places(torch.arange(4 * x.size(1))[None]).flatten()  # (N,), where patches have gone
     return x.flatten(1, 2)[:, moved.argsort()]  # (B, N, ..)
 
 
 class Probe(LangBridge):
-    """A classifier that needs labels: ridge regression from a tile's 2 x 2 patches to the words for
-    what it shows. (A LangBridge whose weights come from `solution`; its W is not used.)
+    """A classifier that needs labels: ridge regression from a place's 2 x 2 patches to the words
+    for what it shows. (A LangBridge whose weights come from `solution`; its W is not used.)
 
-    x (n, N, D); words: those of each tile (n, tiles, K), 1 for those that it shows
+    x (n, N, D); words: those of each place (n, places, K), 1 for those that it shows
     """
 
     def __init__(self, tokens, x, words):
         super().__init__(x.size(2), tokens)
-        x, y = self.tiles(x).flatten(0, 1).double(), words.flatten(0, 1).double()
+        x, y = self.places(x).flatten(0, 1).double(), words.flatten(0, 1).double()
         self.solution = ridge(x.cpu(), y.cpu()).float().to(words.device)  # (4 D + 1, K)
 
-    def tiles(self, x):
-        """x (B, N, D) -> (B, tiles, 4 D + 1)"""
-        return F.pad(in_tiles(x).flatten(2), (0, 1), value=1.0)  # a 1 at the end: an offset
+    def places(self, x):
+        """x (B, N, D) -> (B, places, 4 D + 1)"""
+        return F.pad(in_places(x).flatten(2), (0, 1), value=1.0)  # a 1 at the end: an offset
 
     def weights(self, x):
-        """x (B, N, D) -> (B, N, K); the patches of a tile have the same"""
-        scores = self.tiles(x) @ self.solution  # (B, tiles, K)
+        """x (B, N, D) -> (B, N, K); the patches of a place have the same"""
+        scores = self.places(x) @ self.solution  # (B, places, K)
         scores = scores.masked_fill(~self.present, -torch.inf)
-        return from_tiles(scores[:, :, None].expand(-1, -1, 4, -1))  # (B, N, K)
+        return from_places(scores[:, :, None].expand(-1, -1, 4, -1))  # (B, N, K)
 
 
 def probe(s, adapter, source, target):
     """A Probe that has seen labelled training pictures."""
     tokens = [EMPTY, *(token(word) for words in s.dataset.kinds.values() for word in words)]
     x = training_features(s)[:PROBED].float().to(s.device)  # (n, N, D)
-    patches = in_tiles(torch.arange(x.size(1))[None])[0].tolist()  # of each tile
+    patches = in_places(torch.arange(x.size(1))[None])[0].tolist()  # of each place
     words = torch.zeros(len(x), len(patches), len(tokens), device=x.device)
     for seen, _ in s.dataset.seen("train", x):
         shown = [tokens.index(token(word)) for word in seen.words.values()]
         words[seen.picture, patches.index(seen.patches), shown] = 1.0
-    words[..., tokens.index(EMPTY)] = 1.0 - words.amax(-1)  # of the tiles that show nothing
+    words[..., tokens.index(EMPTY)] = 1.0 - words.amax(-1)  # of the places that show nothing
     return Probe(tokens, x, words).to(s.device).set_basis(*target)
 
 

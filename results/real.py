@@ -12,8 +12,8 @@
     zero_shot_shuffled        control: word order permuted
     zero_shot_nearest_words   an MLP, its tokens mixed of their nearest words
     zero_shot_linear_map      an MLP, then a linear map; nearest words say which places are occupied
-    text_langbridge, _mlp     a tile's top two words, written as text
-    zero_shot_swap_alone      a LangBridge, E swapped: all 6 x 6 visual tokens, no rule about tiles
+    text_langbridge, _mlp     a place's top two words, written as text
+    zero_shot_swap_alone      a LangBridge, E swapped: all 6 x 6 visual tokens, no rule about places
 
 Nobody has taught such an LLM to read rasters, but it follows examples. So it reads solved ones, as
 text, and then the picture as a table of its occupied places. Of the possible answers we take the
@@ -47,7 +47,7 @@ from evaluate import as_asked, ask, chat, draw_word_map, held_out, load_vlm
 from model import GPT, VLM, length, load_llm, pick, rotate, same_length
 from results.report import load, real_table
 from train import check, load_settings, open_stage
-from transfer import (TopWords, in_tiles, map_linearly, mix_nearest_words, shuffle_words,
+from transfer import (TopWords, in_places, map_linearly, mix_nearest_words, shuffle_words,
                       swap_embeddings)
 
 SCENE, HEAD = "scene:\n", "place | object\n"  # how a scene begins, as for our LLMs, and a table
@@ -262,8 +262,8 @@ class Prompted(VLM):
             return [self.embed(self.prefix + self.ids(text))[0] for text in features]
         if self.write is as_raster:
             return [*self.picture(features)]
-        v = in_tiles(self.adapter(features)).unflatten(2, (2, 2)).mean(2)  # (B, places, 2, C)
-        votes = in_tiles(self.adapter.weights(features)).sum(2)  # (B, places, K)
+        v = in_places(self.adapter(features)).unflatten(2, (2, 2)).mean(2)  # (B, places, 2, C)
+        votes = in_places(self.adapter.weights(features)).sum(2)  # (B, places, K)
         occupied = votes.argmax(-1) != self.adapter.tokens.index(EMPTY)  # (B, places)
         tables = []
         for tokens, places in zip(v, occupied):
@@ -339,7 +339,7 @@ MLPS = {"zero_shot_nearest_words": mix_nearest_words, "zero_shot_linear_map": ma
 
 def exam(split, n):
     """(n scenes, [(picture, QA), ..]): a question of each type, where there is one; of the first
-    two scenes another place: with their captions, these are the ten questions of the transcript"""
+    two scenes another place: with their captions, the transcript begins with these"""
     rng, scenes = random.Random(f"real/{split}"), [world.make_scene(split, 0, i) for i in range(n)]
     asked = [(i, world.ask(scene, type, rng)) for i, scene in enumerate(scenes)
              for type in [*OPTIONS, *["where"] * (i < 2)]]

@@ -18,7 +18,7 @@ from data.world import make_scene, patches_of
 from evaluate import load_vlm
 from model import GPT, load_llm
 from train import load_settings, new_adapter
-from transfer import (RATES, Probe, TopWords, all_rows, from_tiles, in_tiles, linear_map,
+from transfer import (RATES, Probe, TopWords, all_rows, from_places, in_places, linear_map,
                       shuffle_words, swap_own_mark)
 
 LLMS = "llm_source", "llm_target"
@@ -36,35 +36,35 @@ def test_a_linear_map_is_exact_where_the_target_is_a_linear_map_of_the_source():
     assert torch.allclose(mapped, scale * expected, atol=1e-2)
 
 
-def test_tiles_are_the_patches_of_places_and_there_is_a_way_back():
-    assert in_tiles(torch.arange(36)[None])[0].tolist() == [patches_of(k, 6) for k in range(9)]
+def test_in_places_gathers_the_patches_of_each_and_there_is_a_way_back():
+    assert in_places(torch.arange(36)[None])[0].tolist() == [patches_of(k, 6) for k in range(9)]
     x = torch.randn(2, 144, 5)
-    assert torch.equal(from_tiles(in_tiles(x)), x)
+    assert torch.equal(from_places(in_places(x)), x)
 
 
-def test_as_text_a_tile_is_its_two_top_words_in_both_rows_or_four_times_the_empty_word():
+def test_as_text_a_place_is_its_two_top_words_in_both_rows_or_four_times_the_empty_word():
     empty, red, circle = map(WORDS.index, (EMPTY, b" red", b" circle"))
-    beta = torch.zeros(1, 9, 4, 6)  # (B, tiles, 4, K)
+    beta = torch.zeros(1, 9, 4, 6)  # (B, places, 4, K)
     beta[..., empty] = 0.5
     beta[0, 4, :, red] = torch.tensor([1.0, 0.0, 0.0, 1.2])  # more than all four for the empty word
     beta[0, 5, :2, red] = 0.9  # less
     beta[0, 4:6, 1, circle] = 1.9
     text = TopWords(Mock(tokens=WORDS, E=torch.randn(6, 32), weights=lambda x: x))
-    words = text.weights(from_tiles(beta)).argmax(-1)  # (B, N)
-    assert in_tiles(words)[0, 4].tolist() == [red, circle, red, circle]
-    assert (words == empty).sum() == 32 and torch.equal(text(from_tiles(beta)), text.E[words])
+    words = text.weights(from_places(beta)).argmax(-1)  # (B, N)
+    assert in_places(words)[0, 4].tolist() == [red, circle, red, circle]
+    assert (words == empty).sum() == 32 and torch.equal(text(from_places(beta)), text.E[words])
 
 
-def test_a_probe_is_taught_what_each_tile_shows_and_omits_what_an_llm_lacks(out, monkeypatch):
+def test_a_probe_is_taught_what_each_place_shows_and_omits_what_an_llm_lacks(out, monkeypatch):
     taught = Mock(wraps=Probe)
     monkeypatch.setattr(transfer, "Probe", taught)
     probe = transfer.probe(load_settings(out), None, None, load_llm(out / "llm_target"))
-    tokens, x, words = taught.call_args.args  # words (pictures, tiles, K)
-    for i, tiles in enumerate(words):
+    tokens, x, words = taught.call_args.args  # words (pictures, places, K)
+    for i, its in enumerate(words):
         shown = {o.place: {token(o.color), token(o.shape)} for o in make_scene("train", 0, i)}
-        for place, tile in enumerate(tiles):
-            assert {tokens[k] for k in tile.nonzero()} == shown.get(place, {EMPTY})
-    found = in_tiles(probe.weights(x))[:, :, 0].argmax(-1, keepdim=True)  # (pictures, tiles, 1)
+        for place, shows in enumerate(its):
+            assert {tokens[k] for k in shows.nonzero()} == shown.get(place, {EMPTY})
+    found = in_places(probe.weights(x))[:, :, 0].argmax(-1, keepdim=True)  # (pictures, places, 1)
     assert words.gather(2, found).mean() > 0.6  # a smoke run's features tell little
     probe.present[0] = False
     assert not (probe.weights(x).argmax(-1) == 0).any()
