@@ -54,7 +54,9 @@ class LangBridge(nn.Module):
 
     tokens        the K words as byte strings: the adapter knows words, not ids, and looks up
                   their ids in the tokenizer at hand
-    coefficients  softmax, or linear: v = W(x) @ E, raw weights as in the paper's code
+    coefficients  how W's outputs become weights beta: softmax, or linear, beta = W(x), as in the
+                  paper's code
+    E             the basis: an LLM's embeddings of the words, from set_basis
     """
 
     def __init__(self, D, tokens, hidden=256, coefficients="softmax"):
@@ -125,7 +127,7 @@ class LangBridge(nn.Module):
         return copy.deepcopy(self).set_basis(llm, encoding)
 
     def weights(self, x):
-        """The weight of each word in each patch: x (B, N, D) -> (B, N, K)"""
+        """beta, the weight of each word in each patch: x (B, N, D) -> (B, N, K)"""
         if self.E is None:
             raise RuntimeError("this LangBridge has no LLM yet: call set_basis(llm, encoding)")
         logits = self.W((x - self.mean) @ self.scale).float()  # (B, N, K)
@@ -134,9 +136,11 @@ class LangBridge(nn.Module):
         return logits * self.present
 
     def spoken(self, x):
-        """What the patches of a picture say together: x (B, N, D) -> p (B, K)
+        """What the patches of a picture say together, for the word loss: x (B, N, D) -> p (B, K)
 
             m = sum over patches of beta, 0 for the empty word;  p = m / (1 + sum over words of m)
+
+        The 1 stands for saying nothing: few weights in all give every word a small p.
         """
         m = self.weights(x).sum(1)  # (B, K)
         m = m * torch.tensor([t != EMPTY for t in self.tokens], device=m.device)
