@@ -375,7 +375,7 @@ def budgets_table(runs):
         rows.append([name, *(cells.get(x, "") for x in samples),
                      *(reaches(budget_curve(runs, name, score), goal) for score, goal in goals)])
     header = [f"{SCORES[score]} {goal:.3f} at" for score, goal in goals]
-    return f"{seeds_line(runs)}\n\n" + markdown_table(
+    return f"Seeds: {len(runs)}; means.\n\n" + markdown_table(
         ["vqa / caption F1", *(f"{x:,}" for x in samples), *header], rows)
 
 

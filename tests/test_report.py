@@ -67,5 +67,5 @@ def test_tables_over_out_folders():
     first, second = report.JSON / "seed0", report.JSON / "seed1"
     said = run_here("results/report.py", first, second).stdout
     assert "## transfer\n\nllm_source to llm_target. 2 seeds: mean ±" in said
-    assert "## budgets" not in said  # only one of them has these
+    assert "## glyphs" not in said  # only one of them has these
     assert_refused(run_here("results/report.py", first, first), "another seed")
