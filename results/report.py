@@ -13,7 +13,6 @@ of the project is imported.
 A table's NAME is one of TABLES; "NAME in FOLDER" is made from another folder of results/json/.
 """
 import json
-import math
 import re
 from argparse import ArgumentParser, RawTextHelpFormatter
 from contextlib import suppress
@@ -115,12 +114,11 @@ def seeds_line(runs):
 INKS = "#1b6ca8 #d1495b #2e8b57 #e08e0b #7b4fa3 #5c6670 #b56576 #00868b #8a6d3b #333333".split()
 WIDTH, HEIGHT = 560, 330  # of the axes, in pixels
 LEFT, TOP = 60, 60  # room for the numbers on the y axis, and for the title
-POWERS = [0, *(10 ** i for i in range(7))]  # of ten, as marks of a logarithmic axis
 
 
 def line_plot(path, title, lines, xlabel, high=1.0):
-    """Write a PNG. lines: {name: [(x, y), ..]}, y from 0 to `high`, x from 0 on a logarithmic axis
-    that has a zero"""
+    """Write a PNG. lines: {name: [(x, y), ..]}, y from 0 to `high`, x from 0 on an axis of square
+    roots, which shows the start better than a linear one"""
     size = (LEFT + WIDTH + 40, TOP + HEIGHT + 60 + 22 * len(lines))
     picture = Image.new("RGB", size, "white")
     pen = ImageDraw.Draw(picture)
@@ -128,20 +126,22 @@ def line_plot(path, title, lines, xlabel, high=1.0):
     xmax = max(x for line in lines.values() for x, _ in line)
 
     def place(x, y):
-        """Where (x, y) is on the picture, in pixels; log(1 + x) has a zero."""
-        return LEFT + WIDTH * math.log1p(x) / math.log1p(xmax), TOP + HEIGHT * (1 - y / high)
+        """Where (x, y) is on the picture, in pixels"""
+        return LEFT + WIDTH * (x / xmax) ** 0.5, TOP + HEIGHT * (1 - y / high)
 
     write((LEFT, 16), title, font_size=19)
     for tick in np.linspace(0, high, 6):
         pen.line([place(0, tick), place(xmax, tick)], fill="#dddddd")
         write((LEFT - 8, place(0, tick)[1]), f"{tick:.2g}", anchor="rm")
-    for n in POWERS:
-        if n <= xmax:
-            write((place(n, 0)[0], TOP + HEIGHT + 6), f"{n:,}", anchor="ma")
+    for x in (0, xmax / 16, xmax / 4, xmax * 9 / 16, xmax):  # at equal distances
+        text = f"{x:,.0f}" if xmax > 20 else f"{x:.1f}"
+        write((place(x, 0)[0], TOP + HEIGHT + 6), text, anchor="ma")
     write((LEFT + WIDTH, TOP + HEIGHT + 26), xlabel, anchor="ra")
     for k, (name, line) in enumerate(lines.items()):
         points, y = [place(*point) for point in line], TOP + HEIGHT + 58 + 22 * k
         pen.line(points, fill=INKS[k], width=2, joint="curve")
+        for point in points:
+            pen.circle(point, 3, fill=INKS[k])
         pen.line([(LEFT, y), (LEFT + 24, y)], fill=INKS[k], width=4)
         write((LEFT + 32, y), name, anchor="lm")
     picture.save(path)
@@ -314,7 +314,7 @@ def plot_glyphs(path, runs):
                      for world in runs[0]["worlds"] for row in world["rows"] if row["name"] == name]
              for name, title in LOSSES.items()}
     line_plot(path, "Right names: zero-shot / native, by what trains W", lines,
-              "words / width (log)", high=1.25)
+              "words / width", high=1.25)
 
 
 # ---- the words of the adapters -------------------------------------------------------------------
@@ -339,7 +339,7 @@ def plot_subspace(path, runs):
             energy = [mean for mean, _ in study[kind][f"explained_{words}"]]
             lines[f"{title}, {words} words"] = [*zip(study["steps"], energy)]
     line_plot(path, "Energy of an object's patches that words explain", lines,
-              "steps of stage 1 (log)", high=0.6)
+              "steps of stage 1", high=0.6)
 
 
 # ---- budgets -------------------------------------------------------------------------------------
@@ -384,7 +384,7 @@ def plot_budgets(path, runs):
     lines = {row["name"]: [(x, y) for x, y, _ in budget_curve(runs, row["name"], "vqa")]
              for row in runs[0]["rows"]}
     line_plot(path, "vqa on the target, after stage 2 of several lengths", lines,
-              "samples of stage 2 (log)")
+              "samples of stage 2")
 
 
 # ---- time ----------------------------------------------------------------------------------------
@@ -392,7 +392,7 @@ def plot_budgets(path, runs):
 def plot_bench(path, runs):
     lines = {name: of["curve"] for name, of in runs[0]["skill"]["designs"].items()}
     line_plot(path, "Learning to read a grid of words: exact match", lines,
-              "seconds of training (log)")
+              "seconds of training")
 
 
 # ---- into the READMEs ----------------------------------------------------------------------------
