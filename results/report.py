@@ -44,11 +44,15 @@ def interval(values):
     return float(np.mean(values)), float(half)
 
 
+def shown(value, digits=3):
+    """A number as .912"""
+    return f"{value:.{digits}f}".removeprefix("0")
+
+
 def cell(values, digits=3):
     """The mean and half of its interval, as .912 ± .043"""
     mean, half = interval(values)
-    text = f"{mean:.{digits}f}" + f" ± {half:.{digits}f}" * (round(half, digits) > 0)
-    return text.replace("0.", ".")
+    return shown(mean, digits) + f" ± {shown(half, digits)}" * (round(half, digits) > 0)
 
 
 short_cell = partial(cell, digits=2)
@@ -61,8 +65,8 @@ def ratio_cell(values):
 
 
 def mean_cell(values):
-    """The mean alone, as .987"""
-    return f"{np.mean(values):.3f}".removeprefix("0")
+    """The mean alone"""
+    return shown(np.mean(values))
 
 
 def look_up(runs, path):
@@ -183,8 +187,7 @@ RATIOS = [("zero_shot_langbridge", "aligned_langbridge"),  # both after align
           ("transferred_langbridge", "tuned_linear_map"),
           *((f"{form}_zero_shot", f"{form}_aligned") for form in ("paper", "linear", "unwhitened"))]
 HEADLINE = {"LangBridge, zero-shot: swap E, train nothing": "zero_shot_langbridge",
-            "LangBridge, native": "aligned_langbridge",
-            "MLP, native": "aligned_mlp",
+            "LangBridge, native": "aligned_langbridge", "MLP, native": "aligned_mlp",
             "control: LangBridge, its words shuffled": "zero_shot_shuffled",
             "blind: no picture, after instruct": "blind", "chance": "chance"}
 CLAIM = {"linear map, MLP": "zero_shot_linear_map", "nearest words, MLP": "zero_shot_nearest_words",
