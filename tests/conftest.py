@@ -2,6 +2,7 @@
 import contextlib
 import functools
 import io
+import os
 import runpy
 import subprocess
 import sys
@@ -18,6 +19,8 @@ sys.path.insert(0, str(ROOT))
 from data.corpus import texts_of, train_tokenizer
 from data.files import LOCK
 from model import GPT, GPTConfig
+
+os.environ["CUDA_VISIBLE_DEVICES"] = ""  # all tests run on a CPU, whatever the machine has
 
 WORDS = [b" .", b" red", b" blue", b" circle", b" square", b" top"]
 
