@@ -239,15 +239,12 @@ def rates_table(runs):
 
 def targets_table(runs, moved):
     """Several targets.json, beside the usual target of transfer.json."""
-    rows = {"usual": having(moved, "text_probe")} | {
+    rows = ["text_probe", "text_langbridge", "zero_shot_langbridge", "zero_shot_own_mark",
+            "aligned_langbridge", "transferred_langbridge", "native_langbridge"]
+    targets = {"usual": having(moved, *rows)} | {
         row["name"]: look_up(runs, row["name"]) for row in runs[0]["rows"]}
-    columns = {"true words, as text": "text_probe", "its words, as text": "text_langbridge",
-               "zero-shot": "zero_shot_langbridge", "with its mark": "zero_shot_own_mark",
-               "native": "aligned_langbridge", "transferred": "transferred_langbridge",
-               "native, after instruct": "native_langbridge"}
-    cells = [[name, *(both(having(its, row), row) if having(its, row) else ""
-                      for row in columns.values())] for name, its in rows.items()]
-    return markdown_table(["vqa / caption F1", *columns], cells)
+    cells = [[name, *(both(its, row) for row in rows)] for name, its in targets.items() if its]
+    return markdown_table(["vqa / caption F1", *rows], cells)
 
 
 def rows_table(rows, runs):
