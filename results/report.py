@@ -221,9 +221,9 @@ def transfer_table(runs):
               for a, b in RATIOS if {a, b} <= {*where.values()}]
     where |= {"majority": "majority", "chance": "chance"}
     return "\n\n".join([
-        f"{first['source']} to {first['target']}. {seeds_line(runs)} Ratios are within a seed; "
-        f"(n): of n seeds; level: all of the interval in {LEVEL[0]} to {LEVEL[1]}.\n"
-        f"(* trained on the target LLM, {first['stage2_samples']:,} samples in stage 2)",
+        f"{first['source']} to {first['target']}. {seeds_line(runs)} Ratios: within a seed; (n): "
+        f"n seeds; level: interval within {LEVEL[0]} to {LEVEL[1]}; *: trained on the target LLM "
+        f"({first['stage2_samples']:,} samples in stage 2).",
         score_table(runs, "on the target LLM", where, scores),
         markdown_table(["ratio", *scores.values()], paired)])
 
@@ -239,8 +239,8 @@ def rates_table(runs):
 
 def targets_table(runs, moved):
     """Several targets.json, beside the usual target of transfer.json."""
-    rows = ["text_probe", "text_langbridge", "zero_shot_langbridge", "zero_shot_own_mark",
-            "aligned_langbridge", "transferred_langbridge", "native_langbridge"]
+    rows = ["text_probe", "zero_shot_langbridge", "zero_shot_own_mark", "aligned_langbridge",
+            "transferred_langbridge", "native_langbridge"]
     targets = {"usual": having(moved, *rows)} | {
         row["name"]: look_up(runs, row["name"]) for row in runs[0]["rows"]}
     cells = [[name, *(both(its, row) for row in rows)] for name, its in targets.items() if its]
