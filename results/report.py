@@ -100,12 +100,12 @@ def markdown_table(header, rows):
 
 
 def score_table(runs, header, where, scores, show=cell):
-    """A row for each {title: path}, a column for each {score: title}."""
+    """A row for each {title: path} that a run has, a column for each {score: title}."""
     rows = []
     for title, path in where.items():
-        its = having(runs, path)
-        few = f" ({len(its)})" * (len(its) < len(runs))
-        rows.append([title + few, *(show(look_up(its, f"{path}.{score}")) for score in scores)])
+        if its := having(runs, path):
+            few = f" ({len(its)})" * (len(its) < len(runs))
+            rows.append([title + few, *(show(look_up(its, f"{path}.{score}")) for score in scores)])
     return markdown_table([header, *scores.values()], rows)
 
 

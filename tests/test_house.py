@@ -42,7 +42,7 @@ def top(module):
 
 READING_PATH = {"model.py", "vision.py", "adapter.py", "train.py", "transfer.py", "evaluate.py",
                 "data/world.py", "data/corpus.py", "data/bpe.py", "data/scoring.py"}
-LINES = 4101  # of code outside the tests: a promise to the reader,
+LINES = 4098  # of code outside the tests: a promise to the reader,
 ON_PATH = 2013  # and on the reading path
 DENSITY = 38  # lines with comments or docstrings for 100 lines of code on the reading path
 

@@ -56,6 +56,12 @@ def test_ratios_are_taken_within_a_seed():
     assert report.ratios(runs, "a", "b", "vqa") == pytest.approx([0.5, 1.5])
 
 
+def test_a_row_that_no_run_has_is_left_out():
+    runs = [{"a": {"vqa": 0.2}}]
+    table = report.score_table(runs, "row", {"a": "a", "b": "b"}, {"vqa": "vqa"})
+    assert "| a | .200 |" in table and "b" not in table
+
+
 def test_every_figure_is_drawn(tmp_path):
     for name, (plot, file) in report.FIGURES.items():
         plot(tmp_path / f"{name}.png", report.load(report.JSON.glob("seed*"), file))
