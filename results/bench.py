@@ -114,7 +114,6 @@ def learn_to_read(s, stage, rate, steps):
 
 def bench(s):
     """How each design learns, {name: {"params": .., "curve": [[seconds, exact match], ..]}}"""
-    s = replace(s, device="cpu", precision="fp32")
     settings, jobs = train.open_stage(s, "llm_source").settings, []
     for name, rate, longer in [("ours", None, 1)] + [(f"gpt2-{r}-3x", r, 3) for r in RATES]:
         about = {"rate": rate, "steps": longer * s.llm_source_steps}
@@ -128,8 +127,9 @@ def main():
     parser = Parser(__doc__)
     parser.add_argument("--out", default="out", help="the folder of train.py (default: out)")
     s = train.load_settings(parser.parse_args().out)
+    s = replace(s, device="cpu", precision="fp32", threads=2)
     write_json(Path(s.out) / "bench.json",
-               {"torch": torch.__version__, "skill": {"designs": bench(replace(s, threads=2))}})
+               {"torch": torch.__version__, "skill": {"designs": bench(s)}})
 
 
 if __name__ == "__main__":

@@ -364,17 +364,17 @@ def reaches(curve, goal):
 def budgets_table(runs):
     """Several budgets.json: a row for each start, a column for each length of stage 2; then, for
     each seed, the samples after which shares of the last scores of its native MLP are reached."""
-    goals = [(score, share) for score in BOTH for share in (0.9, 0.95)]
+    goals = [(score, share, look_up(runs, f"native_mlp.points.-1.{score}"))
+             for score in BOTH for share in (0.9, 0.95)]
     samples, rows = [point["samples"] for point in runs[0]["native_mlp"]["points"]], []
     for name in (row["name"] for row in runs[0]["rows"]):
         cells = {point["samples"]: both(runs, f"{name}.points.{i}")
                  for i, point in enumerate(runs[0][name]["points"])}
         rows.append([name, *(cells.get(x, "") for x in samples)])
-        for score, share in goals:
-            rows[-1].append(" / ".join(
-                reaches(budget_curve([run], name, score),
-                        share * budget_curve([run], "native_mlp", score)[-1][1]) for run in runs))
-    header = [f"{share:.0%} of {SCORES[score]} at" for score, share in goals]
+        for score, share, lasts in goals:
+            rows[-1].append(" / ".join(reaches(budget_curve([run], name, score), share * last)
+                                       for run, last in zip(runs, lasts)))
+    header = [f"{share:.0%} of {SCORES[score]} at" for score, share, _ in goals]
     return f"Seeds: {len(runs)}; means.\n\n" + markdown_table(
         ["vqa / caption F1", *(f"{x:,}" for x in samples), *header], rows)
 

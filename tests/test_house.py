@@ -86,10 +86,12 @@ def test_the_smallest_run_needs_no_lab_and_works_in_the_bfloat16_of_a_gpu(tmp_pa
     shutil.copytree(ROOT / "data", tmp_path / "data")
     for path in ROOT.glob("*.py"):
         shutil.copy(path, tmp_path)
+    few = [flag for stage in ("llm_source", "llm_target", "vit", "align", "instruct")
+           for flag in (f"--{stage}_steps", "3")]
     said = ""
     for script, *flags in (
             ("train.py", "--preset", "smoke", "--threads", "1", "--device", "cpu", "--precision",
-             "bf16", "--align_K", "3"),
+             "bf16", "--pictures", "24", "--align_K", "3", "--llm_source_V", "300", *few),
             ("transfer.py", "--threads", "1", "--rows", "zero_shot_langbridge"),
             ("evaluate.py", "--image", picture, "--ask", "what do you see?")):
         done = subprocess.run([sys.executable, script, *flags], cwd=tmp_path, capture_output=True,

@@ -19,7 +19,7 @@ def test_the_page_shows_what_the_run_holds_and_loads_nothing(out):
     source, mlp = (load_vlm(out, f"{kind}_align")[1] for kind in ("langbridge", "mlp"))
     bridge, words = source.adapter, with_words(mlp, out)
     target = VLM(bridge.moved_to(*llm), *llm)
-    for _, i, image, steps, nearest, about, swaps, _ in map(dict.values, pictures[::4]):
+    for _, i, image, steps, nearest, about, swaps, _ in map(dict.values, pictures):
         assert image == as_url(data.pictures("test", [i])[0])
         for adapter, patches in ((bridge, steps[-1]), (words, nearest)):
             its, weights = torch.tensor(patches).unbind(-1)  # 2 x (N, count)

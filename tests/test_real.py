@@ -16,7 +16,7 @@ from evaluate import held_out, load_vlm
 from model import GPT
 from results import real
 
-SCRIPT, FEW = "results/real.py", ["--shots", 2, "--pictures", 4, "--threads", 1]
+SCRIPT, FEW = "results/real.py", ["--shots", 2, "--pictures", 8, "--threads", 1]
 
 
 @pytest.fixture(scope="module")
@@ -105,7 +105,7 @@ def test_all_files_get_all_rows_once_under_names_of_their_own(out, files, tmp_pa
             "reads_list", "nothing", *real.BRIDGES, *real.MLPS]
         assert result["chance"]["vqa_by_type"]["color"] == 1 / 8
         talk = [line.split(" | ")[0] for line in result["zero_shot_langbridge_says"]]
-        assert talk.count("0") == talk.count("1") == 5 and {*talk} == {*map(str, range(4))}
+        assert talk.count("0") == talk.count("1") == 5 and {*talk} == {*map(str, range(8))}
         for row in result["rows"]:
             for kind, of_kind in row["scores"]["vqa_by_type"].items():
                 low, high = row["scores"]["intervals"][kind]
